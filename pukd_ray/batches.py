@@ -1,0 +1,30 @@
+"""Seeded global batches with random access: every rank, and a restarted one, computes the same batch of a step."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class EndlessOrder:
+    """An endless concatenation of seeded permutations of range(count), cut into batches of `size`."""
+
+    def __init__(self, count: int, size: int, *seed: int) -> None:
+        if count < 1:
+            raise ValueError("an order needs at least one element")
+        self._count, self._size, self._seed = count, size, seed
+        self._cached: dict[int, np.ndarray] = {}
+
+    def _pass(self, number: int) -> np.ndarray:
+        if number not in self._cached:
+            if len(self._cached) > 2 + self._size // self._count:
+                self._cached.clear()
+            self._cached[number] = np.random.default_rng([*self._seed, number]).permutation(self._count)
+        return self._cached[number]
+
+    def batch(self, step: int) -> np.ndarray:
+        """Indices int64 [size] of step `step` (from 0)."""
+        start, stop = step * self._size, (step + 1) * self._size
+        passes = range(start // self._count, (stop - 1) // self._count + 1)
+        joined = np.concatenate([self._pass(n) for n in passes])
+        offset = start - passes[0] * self._count
+        return joined[offset : offset + self._size]

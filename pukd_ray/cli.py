@@ -1,0 +1,90 @@
+"""What the jobs share: their arguments, their exit codes, their last lines."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pukd_ray.config import ConfigError
+from pukd_ray.engine import under_job
+from pukd_ray.errors import RunError
+from pukd_ray.preflight import parse_value
+from pukd_ray.run_folder import STAGES
+
+DEMO_CONFIG = Path(str(files("pukd_ray.demo") / "demo.yaml"))
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A job's command line."""
+
+    config: Path
+    overrides: dict[str, Any]
+    redo: str | None
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise ConfigError([f"arguments: {message}"])
+
+
+def parse_arguments(argv: Sequence[str], description: str, *, demo: bool = False, redo: bool = True) -> Arguments:
+    """`[--config FILE] [--key.sub VALUE ...] [--redo STAGE]`; ConfigError for anything else."""
+    parser = _Parser(
+        description=description,
+        epilog="Any config key can be set as --key.sub VALUE, for example --selector.prior 0.2.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config", type=Path, required=not demo, help="YAML file" + (" (default: the bundled demo)" if demo else "")
+    )
+    if redo:
+        parser.add_argument(
+            "--redo", choices=STAGES, help="do this stage and all after it again; old results move to old/"
+        )
+    known, rest = parser.parse_known_args(argv)
+    overrides: dict[str, Any] = {}
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--"):
+            raise ConfigError([f"arguments: unexpected {flag!r}"])
+        key, equals, value = flag[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise ConfigError([f"arguments: --{key} needs a value"])
+            value = rest.pop(0)
+        overrides[key] = parse_value(value)
+    if known.config is None and "output" not in overrides and under_job():
+        # The demo under a job: its working directory vanishes with the job.
+        overrides["output"] = str(Path.home() / "pukd_ray" / "runs" / "demo")
+    return Arguments(known.config or DEMO_CONFIG, overrides, getattr(known, "redo", None))
+
+
+def run_job(main: Callable[[], None]) -> int:
+    """Run a job's body and return its exit code: 0 done, 2 bad config or arguments, 1 the run failed."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        main()
+    except ConfigError as error:
+        for fault in error.faults:
+            print(fault, file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"failed: {error}", file=sys.stderr, flush=True)
+        return 1
+    except KeyboardInterrupt:
+        print("failed: interrupted; start again to go on where it stopped", file=sys.stderr)
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        first = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        print(f"failed: {type(error).__name__}: {first}; mend the cause and start again to go on", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,1 @@
+"""Pictures in: sources -> units -> rows; encoded bytes -> pixels or a reason."""

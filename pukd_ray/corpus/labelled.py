@@ -1,0 +1,122 @@
+"""Labelled sources (P, test, train): which rows, and which teacher class each row is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import ray
+
+from pukd_ray.config import SourceConfig
+from pukd_ray.corpus.reading import Wanted, read_rows
+from pukd_ray.corpus.units import Unit
+
+
+class LabelError(ValueError):
+    """Labels that cannot be those of the teacher's classes."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Rows of one role with resolved labels, and how names became indices."""
+
+    wanted: tuple[Wanted, ...]
+    classes: tuple[str, ...] | None
+    """Class names in teacher order, where labels are names."""
+    left_out: int
+    """Rows whose label `label_map` does not list."""
+
+    @property
+    def count(self) -> int:
+        """Labelled rows."""
+        return sum(len(w.positions) for w in self.wanted if w.positions is not None)
+
+    def class_counts(self, num_classes: int) -> np.ndarray:
+        """Images per class, int64 [num_classes]."""
+        labels = [w.labels for w in self.wanted if w.labels is not None]
+        return np.bincount(np.concatenate(labels) if labels else np.zeros(0, np.int64), minlength=num_classes)
+
+
+@ray.remote(num_cpus=0.25)
+def _read_labels(units: list[Unit], source: SourceConfig) -> list[list[int | str | None]]:
+    return [[row.label for row in read_rows(unit, source, images=False)] for unit in units]
+
+
+def index_labelled(
+    role: str,
+    units: list[Unit],
+    sources: tuple[SourceConfig, ...],
+    *,
+    num_classes: int,
+    classes: tuple[str, ...] | None,
+) -> Labelled:
+    """Read the labels of `role` (not its pixels), resolve them, apply `label_map` and `per_class`.
+
+    Integers are teacher indices. Strings are looked up in `classes`, else numbered in sorted order.
+    Raises LabelError naming the file and row of the first label that does not fit.
+    """
+    mine = [[u for u in units if u.role == role and u.source == i] for i in range(len(sources))]
+    sources = tuple(_with_default_label(s) for s in sources)
+    raw = ray.get([_read_labels.remote(many, source) for many, source in zip(mine, sources, strict=True)])
+    left_out = 0
+    chosen: list[tuple[Unit, int, int | str, SourceConfig]] = []
+    for many, source, labels_of_units in zip(mine, sources, raw, strict=True):
+        mapping = {str(k): v for k, v in source.label_map.items()} if source.label_map else None
+        per_class: Counter[int | str] = Counter()
+        for unit, labels in zip(many, labels_of_units, strict=True):
+            for position, label in enumerate(labels):
+                if mapping is not None and label is not None:
+                    if str(label) not in mapping:
+                        left_out += 1
+                        continue
+                    label = mapping[str(label)]
+                if label is None:
+                    where = unit.files[position if unit.format == "images" else 0]
+                    raise LabelError(
+                        f"{role}: {where} row {unit.start + position} has no label"
+                        + (f": {unit.error}" if unit.error else _label_hint(unit, source))
+                    )
+                per_class[label] += 1
+                if source.per_class is None or per_class[label] <= source.per_class:
+                    chosen.append((unit, position, label, source))
+    names = sorted({label for _, _, label, _ in chosen if isinstance(label, str)})
+    if names and classes is None:
+        if len(names) != num_classes:
+            raise LabelError(
+                f"{role}: {len(names)} label names ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}), but "
+                f"teacher.num_classes is {num_classes}: list the names in teacher order in teacher.classes"
+            )
+        classes = tuple(names)
+    number = {name: i for i, name in enumerate(classes or ())}
+    resolved: dict[str, tuple[Unit, list[int], list[int]]] = {}
+    for unit, position, label, _ in chosen:
+        index = number.get(label) if isinstance(label, str) else int(label)
+        where = f"{role}: {unit.files[position if unit.format == 'images' else 0]} row {unit.start + position}"
+        if index is None:
+            raise LabelError(f"{where}: label {label!r} is not in teacher.classes ({', '.join(classes or ())})")
+        if not 0 <= index < num_classes:
+            raise LabelError(
+                f"{where}: label {index} is not a teacher index in [0, {num_classes}): "
+                f"are the labels shifted, or is teacher.num_classes wrong? `label_map` translates labels"
+            )
+        entry = resolved.setdefault(unit.unit_id, (unit, [], []))
+        entry[1].append(position)
+        entry[2].append(index)
+    wanted = tuple(
+        Wanted(unit, np.array(positions, np.int64), np.array(labels, np.int64))
+        for unit, positions, labels in resolved.values()
+    )
+    return Labelled(wanted, classes, left_out)
+
+
+def _with_default_label(source: SourceConfig) -> SourceConfig:
+    return source if source.label_column else SourceConfig(**{**vars(source), "label_column": "label"})
+
+
+def _label_hint(unit: Unit, source: SourceConfig) -> str:
+    if unit.format == "parquet":
+        return f": is label_column {source.label_column!r} right?"
+    if unit.format == "images":
+        return ": put it into a sub-folder named after its class"
+    return ""

@@ -1,0 +1,232 @@
+"""Stage `plan`: list P, U and test, count their rows, cut them into units."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from pukd_ray.config import ConfigError, RunConfig, SourceConfig
+from pukd_ray.corpus.reading import content_hash, read_rows
+from pukd_ray.corpus.sources import SourceFile, list_source
+from pukd_ray.corpus.units import FileFacts, Unit, make_units, measure, units_from_table, units_to_table
+from pukd_ray.run_folder import RunFolder
+
+FILES_PER_TASK = 256
+
+FILES_SCHEMA = pa.schema(
+    [
+        ("role", pa.string()),
+        ("source", pa.int32()),
+        ("format", pa.string()),
+        ("uri", pa.string()),
+        ("relative", pa.string()),
+        ("size", pa.int64()),
+        ("mtime", pa.string()),
+    ]
+)
+
+
+def sources_by_role(config: RunConfig) -> dict[str, tuple[SourceConfig, ...]]:
+    """Sources of each role that the config has."""
+    roles = {"positives": config.positives, "corpus": config.corpus, "test": config.test}
+    return {role: sources for role, sources in roles.items() if sources is not None}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All files of all sources as `files.parquet` holds them, and remarks for the user."""
+
+    table: pa.Table
+    remarks: tuple[str, ...]
+
+
+def list_inputs(sources: dict[str, tuple[SourceConfig, ...]]) -> Listing:
+    """List every source. ConfigError with all faults at once."""
+    rows: list[dict[str, object]] = []
+    faults: list[str] = []
+    remarks: list[str] = []
+    for role, many in sources.items():
+        for index, source in enumerate(many):
+            key = role if len(many) == 1 else f"{role}.{index}"
+            try:
+                format_name, files, left_out = list_source(source, key)
+            except ConfigError as error:
+                faults += error.faults
+                continue
+            except (ValueError, OSError) as error:
+                faults.append(f"{key}.uri: cannot be listed: {error}")
+                continue
+            if left_out:
+                what = ", ".join(f"{n} {suffix}" for suffix, n in sorted(left_out.items()))
+                remarks.append(f"{key}: left out, not {format_name} by name: {what}")
+            rows += [{"role": role, "source": index, "format": format_name, **vars(file)} for file in files]
+    if faults:
+        raise ConfigError(faults)
+    return Listing(pa.Table.from_pylist(rows, schema=FILES_SCHEMA), tuple(remarks))
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How the files differ from those planned."""
+
+    added: int
+    faults: tuple[str, ...]
+
+
+def compare_listing(planned: pa.Table, listing: pa.Table) -> Drift:
+    """New corpus files are welcome; files that changed or vanished, and any change of P or test, are faults."""
+
+    def index(table: pa.Table) -> dict[tuple[str, int, str], tuple[int, str]]:
+        return {(r["role"], r["source"], r["uri"]): (r["size"], r["mtime"]) for r in table.to_pylist()}
+
+    before, now = index(planned), index(listing)
+    faults = []
+    for (role, source, uri), stamp in before.items():
+        current = now.get((role, source, uri))
+        if current is None:
+            faults.append(f"{role}: {uri} was planned and is gone")
+        elif current != stamp:
+            faults.append(f"{role}: {uri} has changed since it was planned")
+    added = now.keys() - before.keys()
+    faults += [f"{role}: {uri} is new" for role, _, uri in sorted(added) if role != "corpus"]
+    return Drift(len(added), tuple(faults))
+
+
+@ray.remote(num_cpus=0.25)
+def _measure_files(files: list[SourceFile], format_name: str, source: SourceConfig) -> list[FileFacts]:
+    return [measure(file, format_name, source) for file in files]
+
+
+def plan_inputs(
+    folder: RunFolder, sources: dict[str, tuple[SourceConfig, ...]], listing: pa.Table, tell: Callable[[str], None]
+) -> dict[str, int]:
+    """Measure the files that are not in `plan.parquet` yet and append their units; returns image counts per role."""
+    known: list[Unit] = []
+    new = listing.to_pylist()
+    if folder.exists("plan.parquet") and folder.exists("files.parquet"):
+        known = units_from_table(folder.read_table("plan.parquet"))
+        before = folder.read_table("files.parquet")
+        planned = {(r["role"], r["source"], r["uri"]) for r in before.to_pylist()}
+        new = [r for r in new if (r["role"], r["source"], r["uri"]) not in planned]
+        # Planned files stay first, so that their ids stay as they are.
+        listing = pa.concat_tables([before, pa.Table.from_pylist(new, schema=FILES_SCHEMA)])
+    units = known + measure_units(sources, listing, tell, only={(r["role"], r["source"], r["uri"]) for r in new})
+    _check_overlap(units)
+    units = _mark_repeated_ids(units, sources)
+    counts = Counter[str]()
+    for unit in units:
+        counts[unit.role] += unit.rows
+    for role in sources:
+        if not counts[role]:
+            raise ConfigError([f"{role}: its files hold no images"])
+    folder.write_table("plan.parquet", units_to_table(units))
+    folder.write_table("files.parquet", listing)  # last: without it the plan is made anew
+    return dict(counts)
+
+
+def measure_units(
+    sources: dict[str, tuple[SourceConfig, ...]],
+    listing: pa.Table,
+    tell: Callable[[str], None],
+    only: set[tuple[str, int, str]] | None = None,
+) -> list[Unit]:
+    """Units of the listed files (of those in `only`, if given); `tell` hears of files that cannot be read."""
+    prefixes = _id_prefixes(listing)
+    units: list[Unit] = []
+    rows = [r for r in listing.to_pylist() if only is None or (r["role"], r["source"], r["uri"]) in only]
+    for role, many in sources.items():
+        for index, source in enumerate(many):
+            mine = [r for r in rows if r["role"] == role and r["source"] == index]
+            if not mine:
+                continue
+            files = [SourceFile(r["uri"], r["relative"], r["size"], r["mtime"]) for r in mine]
+            facts = _measure_all(files, mine[0]["format"], source)
+            for file, fact in zip(files, facts, strict=True):
+                if fact.note or fact.error:
+                    tell(fact.note or f"{file.uri}: {fact.error}")
+            ids = [prefixes[role, index, file.uri] for file in files]
+            units += make_units(role, index, source, mine[0]["format"], list(zip(files, facts, ids, strict=True)))
+    return units
+
+
+def _measure_all(files: list[SourceFile], format_name: str, source: SourceConfig) -> list[FileFacts]:
+    if format_name == "images":
+        return [measure(file, format_name, source) for file in files]  # one row each: nothing to read
+    batches = [files[i : i + FILES_PER_TASK] for i in range(0, len(files), FILES_PER_TASK)]
+    return [f for facts in ray.get([_measure_files.remote(b, format_name, source) for b in batches]) for f in facts]
+
+
+def _id_prefixes(listing: pa.Table) -> dict[tuple[str, int, str], str]:
+    """Prefix of each file's image ids: its relative path, or its URI if an earlier file has that relative path."""
+    owner: dict[tuple[str, str], str] = {}
+    prefixes = {}
+    for r in listing.to_pylist():
+        first = owner.setdefault((r["role"], r["relative"]), r["uri"])
+        prefixes[r["role"], r["source"], r["uri"]] = r["relative"] if first == r["uri"] else r["uri"]
+    return prefixes
+
+
+def _check_overlap(units: list[Unit]) -> None:
+    """Two sources must not hold the same rows: every corpus image counts once."""
+    ends: dict[str, tuple[int, int]] = {}
+    for unit in sorted((u for u in units if u.role == "corpus"), key=lambda u: u.start):
+        for file in unit.files:
+            end, source = ends.get(file, (0, unit.source))
+            if unit.start < end:
+                raise ConfigError(
+                    [f"corpus.{unit.source}: {file} is in corpus.{source} too; use `rows` to keep them apart"]
+                )
+            ends[file] = (unit.start + max(unit.rows if len(unit.files) == 1 else 1, 1), unit.source)
+
+
+@ray.remote(num_cpus=0.25)
+def _id_hashes(units: list[Unit], source: SourceConfig, parts: int) -> list[np.ndarray]:
+    """(hash, unit index, row) of every user id, split by hash."""
+    rows = []
+    for number, unit in enumerate(units):
+        for row in read_rows(unit, source, images=False):
+            if row.image_id != f"{unit.ids[0]}#{row.row}":  # rows without an id of their own cannot repeat one
+                rows.append((content_hash(row.image_id.encode()) % 2**64, number, row.row))
+    table = np.array(rows, dtype=np.uint64).reshape(-1, 3)
+    pieces = [table[table[:, 0] % parts == p] for p in range(parts)]
+    return pieces if parts > 1 else pieces[0]  # type: ignore[return-value]
+
+
+@ray.remote(num_cpus=0.25)
+def _repeats(*pieces: np.ndarray) -> np.ndarray:
+    """(task, unit index, row) of each id that an earlier row has."""
+    table = np.concatenate([np.column_stack([np.full(len(p), task, np.uint64), p]) for task, p in enumerate(pieces)])
+    order = np.lexsort((table[:, 3], table[:, 2], table[:, 0], table[:, 1]))
+    table = table[order]
+    again = np.r_[False, table[1:, 1] == table[:-1, 1]] if len(table) else np.zeros(0, bool)
+    return table[again][:, [0, 2, 3]]
+
+
+def _mark_repeated_ids(units: list[Unit], sources: dict[str, tuple[SourceConfig, ...]]) -> list[Unit]:
+    """Find repeated user ids over the whole corpus by a shuffle on their hashes; only the id column is read."""
+    jobs: list[tuple[list[int], SourceConfig]] = []
+    for index, source in enumerate(sources["corpus"]):
+        if source.id_column is None:
+            continue
+        mine = [i for i, u in enumerate(units) if u.role == "corpus" and u.source == index and not u.error]
+        jobs += [(mine[i : i + 64], source) for i in range(0, len(mine), 64)]
+    if not jobs:
+        return units
+    parts = 1 + sum(units[i].rows for chosen, _ in jobs for i in chosen) // 20_000_000
+    hashed = [
+        _id_hashes.options(num_returns=parts).remote([units[i] for i in chosen], source, parts)
+        for chosen, source in jobs
+    ]
+    columns: Sequence[Sequence[ray.ObjectRef]] = [[h] if parts == 1 else h for h in hashed]
+    repeats: dict[int, list[int]] = {}
+    for table in ray.get([_repeats.remote(*(pieces[p] for pieces in columns)) for p in range(parts)]):
+        for task, number, row in table.tolist():
+            repeats.setdefault(jobs[task][0][number], []).append(row)
+    return [
+        Unit(**{**vars(u), "repeated": tuple(sorted(repeats[i]))}) if i in repeats else u for i, u in enumerate(units)
+    ]

@@ -1,0 +1,144 @@
+"""Listing: a configured source -> its files, in one fixed order."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import pyarrow.fs as pafs
+
+from pukd_ray.config import ConfigError, SourceConfig
+from pukd_ray.corpus.pixels import IMAGE_EXTENSIONS
+from pukd_ray.storage import list_files, open_storage
+
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a source; `relative` is its path relative to the source's `uri`."""
+
+    uri: str
+    relative: str
+    size: int
+    mtime: str
+
+
+def format_of(name: str) -> str | None:
+    """Format that a file name stands for, or None."""
+    base = PurePosixPath(name).name.lower()
+    if base.endswith((".parquet", ".pq")):
+        return "parquet"
+    if base.endswith(TAR_SUFFIXES):
+        return "webdataset"
+    if "idx3-ubyte" in base:
+        return "idx"
+    if base.endswith(".bin"):
+        return "cifar"
+    if PurePosixPath(base).suffix in IMAGE_EXTENSIONS:
+        return "images"
+    return None
+
+
+def _split_glob(uri: str) -> tuple[str, str | None]:
+    """(folder without wildcards, pattern below it or None)."""
+    head, sep, tail = uri.partition("://")
+    path = tail if sep else head
+    parts = path.split("/")
+    first = next((i for i, part in enumerate(parts) if re.search(r"[*?\[]", part)), None)
+    if first is None:
+        return uri, None
+    base = "/".join(parts[:first]) or ("/" if path.startswith("/") else ".")
+    return (f"{head}://{base}" if sep else base), "/".join(parts[first:])
+
+
+def _matches(relative: str, pattern: str) -> bool:
+    """Glob match in which `*` stays within a folder and `**` crosses them."""
+    translated = re.escape(pattern)
+    for escaped, meaning in ((r"\*\*/", "(?:.*/)?"), (r"\*\*", ".*"), (r"\*", "[^/]*"), (r"\?", "[^/]")):
+        translated = translated.replace(escaped, meaning)
+    if "[" in pattern:  # character sets are rare: let fnmatch do them, segment by segment
+        names, globs = relative.split("/"), pattern.split("/")
+        return len(names) == len(globs) and all(map(fnmatch.fnmatchcase, names, globs))
+    return re.fullmatch(translated, relative) is not None
+
+
+def check_reachable(source: SourceConfig, key: str) -> list[str]:
+    """Faults that show without listing: storage that cannot be opened, a path that does not exist."""
+    faults = []
+    for uri in source.uris:
+        base, pattern = _split_glob(uri)
+        try:
+            fs, path = open_storage(base)
+            info = fs.get_file_info(path)
+        except (ValueError, OSError) as error:
+            faults.append(f"{key}.uri: {uri} cannot be reached: {error}")
+            continue
+        if info.type == pafs.FileType.NotFound:
+            what = "folder" if pattern else "file or folder"
+            faults.append(f"{key}.uri: no such {what}: {base}")
+    return faults
+
+
+def list_source(source: SourceConfig, key: str) -> tuple[str, list[SourceFile], Counter[str]]:
+    """All files of `source`: (format, files in (uri, path) order, suffixes of files left out with counts).
+
+    Raises ConfigError naming `key` when nothing is found or the format cannot be told.
+    """
+    found: list[SourceFile] = []
+    for uri in source.uris:
+        base, pattern = _split_glob(uri)
+        fs, path = open_storage(base)
+        info = fs.get_file_info(path)
+        if info.type == pafs.FileType.File:
+            infos, root = [info], path.rpartition("/")[0]
+        else:
+            infos, root = list_files(fs, path), path
+        prefix = base.partition("://")[0] + "://" if "://" in base and not base.startswith("file://") else ""
+        scheme_path = base.partition("://")[2].rstrip("/") if prefix else ""
+        for item in infos:
+            relative = item.path[len(root) :].lstrip("/")
+            if pattern is not None and not _matches(relative, pattern):
+                continue
+            if any(part.startswith((".", "_")) for part in relative.split("/")) and pattern is None:
+                continue  # hidden files and writers' leftovers, by the lakes' convention
+            if not prefix:
+                full = item.path
+            elif info.type == pafs.FileType.File:
+                full = base
+            else:
+                full = f"{prefix}{scheme_path}/{relative}"
+            mtime = item.mtime_ns if item.mtime_ns is not None else ""
+            found.append(SourceFile(full, relative, item.size or 0, str(mtime)))
+    kinds = Counter(kind for f in found if (kind := format_of(f.relative)))
+    if source.format != "auto":
+        format_name = source.format
+    elif len(kinds) == 1:
+        format_name = next(iter(kinds))
+    elif not kinds:
+        what = f"{len(found)} files of no known format" if found else "no files"
+        raise ConfigError([f"{key}.uri: {what} under {', '.join(source.uris)}"])
+    else:
+        mix = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
+        raise ConfigError([f"{key}.format: {', '.join(source.uris)} holds several formats ({mix}): name one"])
+    files = [f for f in found if _belongs(f, format_name, explicit=source.format != "auto")]
+    if not files:
+        raise ConfigError([f"{key}.uri: no {format_name} files under {', '.join(source.uris)}"])
+    chosen = {f.uri for f in files}
+    left_out = Counter(
+        PurePosixPath(f.relative).suffix.lower() or PurePosixPath(f.relative).name
+        for f in found
+        if f.uri not in chosen and not (format_name == "idx" and "idx1-ubyte" in f.relative)
+    )
+    return format_name, files, left_out
+
+
+def _belongs(file: SourceFile, format_name: str, *, explicit: bool) -> bool:
+    kind = format_of(file.relative)
+    if kind == format_name:
+        return True
+    # A format that the user names covers unusual file names too, as long as no other format claims them.
+    return explicit and format_name in ("parquet", "webdataset", "cifar") and kind is None

@@ -1,0 +1,1 @@
+"""The student: class weights, worst-case weights, robust knowledge distillation."""

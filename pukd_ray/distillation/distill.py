@@ -1,0 +1,143 @@
+"""Stage `distill`: the compact student, by robust distillation on P + selected images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from pukd_ray.config import RunConfig
+from pukd_ray.corpus.labelled import index_labelled
+from pukd_ray.corpus.reading import read_blocks
+from pukd_ray.corpus.units import Unit
+from pukd_ray.distillation.training import effective_classes, train_loop
+from pukd_ray.engine import CPU_ACTOR_CPUS, IO_CPUS, Cluster, gpus_per_actor
+from pukd_ray.progress import remote_progress
+from pukd_ray.run_folder import RunFolder
+from pukd_ray.selection.inference import DecodeImages, pixel_spec
+from pukd_ray.selection.selector import train_run_config
+
+
+@ray.remote(num_cpus=IO_CPUS)
+def _encoded_positives(units: list[Unit], config: RunConfig) -> list[bytes | None]:
+    labelled = index_labelled(
+        "positives",
+        units,
+        config.positives,
+        num_classes=config.teacher.num_classes,
+        classes=config.teacher.classes,
+    )
+    blocks = (b for w in labelled.wanted for b in read_blocks(w, config.positives[w.unit.source]))
+    return [image for block in blocks for image in block.column("image").to_pylist()]
+
+
+class _ReadSelected:
+    """File names -> the encoded images in them."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        images = pa.concat_tables([self._folder.read_table(f, ["image"]) for f in table.column("file").to_pylist()])
+        return images.append_column("error", pa.nulls(images.num_rows, pa.string()))
+
+
+def _stream_of(folder: RunFolder, config: RunConfig, files: list[str], positives: list[bytes | None]) -> Any:
+    """Decoded P + selection as a dataset, for sets that do not fit the workers' memory."""
+    first = pa.table({"image": pa.array(positives, pa.binary()), "error": pa.nulls(len(positives), pa.string())})
+    read = _ReadSelected(folder)
+    selected = ray.data.from_items([{"file": f} for f in files], override_num_blocks=len(files)).map_batches(
+        read.__call__, batch_format="pyarrow", batch_size=1, num_cpus=IO_CPUS
+    )
+    decoded = (
+        ray.data.from_arrow(first)
+        .union(selected)
+        .map_batches(DecodeImages(pixel_spec(config.teacher)), batch_format="pyarrow", num_cpus=IO_CPUS)
+    )
+    return decoded.map_batches(_readable_pixels, batch_format="pyarrow", num_cpus=IO_CPUS)
+
+
+def _readable_pixels(table: pa.Table) -> pa.Table:
+    return table.select(["pixels"]).filter(pa.compute.is_valid(table.column("pixels")))
+
+
+def distill_student(
+    folder: RunFolder, config: RunConfig, cluster: Cluster, units: list[Unit], weights: bytes
+) -> dict[str, Any]:
+    """Run the stage; returns its counts. An interrupted training goes on from its last checkpoint."""
+    files = [f for f in folder.list("selected") if f.endswith(".parquet")]
+    n_selected = folder.read_json("selected/summary.json")["n_selected"]
+    positives = _encoded_positives.remote([u for u in units if u.role == "positives"], config)
+    t = config.teacher
+    n_positives = sum(u.rows for u in units if u.role == "positives")
+    streamed = (n_selected + n_positives) * t.channels * t.input_size**2 > config.distill.memory_gib * 2**30
+    gpus = gpus_per_actor(config.resources, cluster)
+    # A streaming worker leaves CPU for the readers that feed it, even on a cluster of one.
+    share = CPU_ACTOR_CPUS if streamed else 1.0
+    encoded = ray.get(positives)
+    with remote_progress("distill") as counter:
+        trainer = TorchTrainer(
+            train_loop,
+            train_loop_config={
+                "folder": folder,
+                "config": config,
+                "weights": ray.put(weights),
+                "positives": encoded,
+                "selected": files,
+                "count": n_selected + len(encoded),
+                "streamed": streamed,
+                "threads": max(1, int(cluster.cpus / cluster.nodes) // config.resources.train_workers),
+                "counter": counter,
+            },
+            scaling_config=ScalingConfig(
+                num_workers=config.resources.train_workers,
+                use_gpu=gpus > 0,
+                resources_per_worker={"CPU": share, "GPU": gpus} if gpus else {"CPU": share},
+            ),
+            run_config=train_run_config(folder, "student"),
+            datasets={"train": _stream_of(folder, config, files, encoded)} if streamed else None,
+        )
+        report: dict[str, Any] = trainer.fit().return_value
+    meta = folder.read_json("selector/meta.json")
+    folder.write_json(
+        "student/class_weights.json",
+        {
+            "classes": meta["classes"],
+            "kind": config.distill.class_weights,
+            **{k: report["arms"]["student"][k] for k in ("class_weights", "class_sums")},
+            "effective_classes": effective_classes(np.array(report["arms"]["student"]["class_sums"])),
+        },
+    )
+    folder.write_json(
+        "student/training.json",
+        {
+            "steps": report["steps"],
+            "images": report["images"],
+            "loss": {a: r["history"] for a, r in report["arms"].items()},
+        },
+    )
+    folder.write_json(
+        "student/meta.json",
+        {
+            "arch": config.student.arch,
+            "num_classes": t.num_classes,
+            "classes": meta["classes"],
+            "preprocessing": {
+                "input_size": t.input_size,
+                "channels": t.channels,
+                "mean": list(t.mean),
+                "std": list(t.std),
+                "resize": t.resize,
+            },
+            "teacher": t.arch,
+            "steps": report["steps"],
+            "images": report["images"],
+        },
+    )
+    folder.delete_folder("student/train")  # Ray Train's own checkpoints: the stage is done
+    return {"images": report["images"], "steps": report["steps"], "student": config.student.arch}

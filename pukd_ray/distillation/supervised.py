@@ -1,0 +1,84 @@
+"""Supervised training of a teacher, for users without one: cross-entropy on labelled images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+import torch
+import torch.nn.functional as F
+
+from pukd_ray.batches import EndlessOrder
+from pukd_ray.config import SourceConfig, TeacherConfig, TeacherTrainingConfig
+from pukd_ray.corpus.labelled import LabelError, Labelled, index_labelled
+from pukd_ray.corpus.plan import list_inputs, measure_units
+from pukd_ray.corpus.reading import read_blocks
+from pukd_ray.distillation.data import augment, decode_labelled
+from pukd_ray.distillation.training import lr_factor
+from pukd_ray.engine import Cluster
+from pukd_ray.errors import RunError
+from pukd_ray.networks.teacher import Normalise, dump_state, new_network, pick_device, use_threads
+from pukd_ray.progress import remote_progress
+from pukd_ray.selection.inference import pixel_spec
+from pukd_ray.storage import open_storage, write_bytes
+
+
+def _load(
+    role: str, sources: tuple[SourceConfig, ...], teacher: TeacherConfig
+) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...] | None]:
+    listing = list_inputs({role: sources})
+    units = measure_units({role: sources}, listing.table, lambda text: None)
+    labelled: Labelled = index_labelled(role, units, sources, num_classes=teacher.num_classes, classes=teacher.classes)
+    blocks = [block for w in labelled.wanted for block in read_blocks(w, sources[w.unit.source])]
+    pixels, labels = decode_labelled(blocks, pixel_spec(teacher))
+    return pixels, labels, labelled.classes
+
+
+@ray.remote
+def _train(config: TeacherTrainingConfig, threads: int, counter: Any) -> tuple[bytes, dict[str, Any]]:
+    use_threads(threads)
+    device = pick_device()
+    pixels, labels, classes = _load("train", config.train, config.teacher)
+    torch.manual_seed(config.seed)
+    network = new_network(config.teacher.arch, config.teacher).to(device).train()
+    normalise = Normalise(config.teacher).to(device)
+    steps = config.epochs * max(1, len(pixels) // config.batch_size)
+    optimizer = torch.optim.SGD(network.parameters(), config.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: lr_factor("cosine", s, steps))
+    order = EndlessOrder(len(pixels), config.batch_size, config.seed, 5)
+    for step in range(steps):
+        rows = torch.from_numpy(order.batch(step))
+        x = augment(pixels[rows], "crop_flip", (config.seed, 6, step), 0, 1, config.batch_size)
+        loss = F.cross_entropy(network(normalise(x.to(device))), labels[rows].to(device))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        if step % 20 == 0 or step + 1 == steps:
+            counter.set.remote(step + 1, steps, f"loss {loss.item():.4f}")
+    network.eval()
+    report: dict[str, Any] = {"images": len(pixels), "steps": steps, "classes": classes}
+    if config.test is not None:
+        test, test_labels, _ = _load("test", config.test, config.teacher)
+        with torch.inference_mode():
+            hits = [
+                (network(normalise(x.to(device))).argmax(1).cpu() == y)
+                for x, y in zip(test.split(512), test_labels.split(512), strict=True)
+            ]
+        report |= {"test_images": len(test), "top1": float(torch.cat(hits).float().mean())}
+    return dump_state(network.state_dict()), report
+
+
+def train_teacher(config: TeacherTrainingConfig, cluster: Cluster) -> dict[str, Any]:
+    """Train on the cluster (one GPU if it has any), write `teacher.weights`, return counts and test accuracy."""
+    threads = max(1, int(cluster.cpus / cluster.nodes))
+    with remote_progress("teacher") as counter:
+        task = _train.options(num_cpus=min(1.0, cluster.cpus), num_gpus=1.0 if cluster.gpus else 0.0)
+        try:
+            state, report = ray.get(task.remote(config, threads, counter))
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, LabelError):
+                raise RunError(str(error.cause)) from error
+            raise
+    write_bytes(*open_storage(config.teacher.weights), state)
+    return {**report, "bytes": len(state)}

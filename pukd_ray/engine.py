@@ -1,0 +1,116 @@
+"""Ray: starting or joining it, and what the cluster at hand allows. Nothing here knows about images."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext
+
+from pukd_ray.config import ConfigError, ResourcesConfig
+
+# CPU shares are fractions so that every stage fits a cluster of one CPU; threads are set apart from them.
+IO_CPUS = 0.25
+CPU_ACTOR_CPUS = 0.5
+NO_PROGRESS_SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The cluster as it is now."""
+
+    cpus: float
+    gpus: float
+    nodes: int
+    autoscales: bool
+
+    def describe(self) -> str:
+        """For people."""
+        text = f"{self.nodes} node{'s' * (self.nodes != 1)}, {self.cpus:g} CPUs, {self.gpus:g} GPUs"
+        return text + (", autoscaling" if self.autoscales else "")
+
+
+def under_job() -> bool:
+    """Whether `ray job submit` started this process."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+@contextmanager
+def engine() -> Iterator[Cluster]:
+    """Join the cluster of RAY_ADDRESS, or start a private one and stop it at the end."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_V2", "1")
+    # Ray would otherwise make every worker repeat `uv run`, environment set-up included.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    started = not ray.is_initialized()
+    if started:
+        address = os.environ.get("RAY_ADDRESS", "local")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    quiet()
+    try:
+        yield inspect_cluster()
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def quiet() -> None:
+    """Ray's own progress and plan lines off; a stuck pipeline fails after minutes, not after half an hour."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.verbose_progress = False
+    context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def inspect_cluster() -> Cluster:
+    """Resources of all living nodes."""
+    from ray._private.state import state  # the only place that knows about the autoscaler
+
+    resources = ray.cluster_resources()
+    groups = getattr(state.get_cluster_config(), "node_group_configs", None) or ()
+    autoscales = any(g.max_count == -1 or g.max_count > g.min_count for g in groups if g.resources and g.max_count)
+    nodes = sum(1 for node in ray.nodes() if node["Alive"])
+    return Cluster(float(resources.get("CPU", 0)), float(resources.get("GPU", 0)), nodes, autoscales)
+
+
+def gpus_per_actor(resources: ResourcesConfig, cluster: Cluster) -> float:
+    """GPUs of each scoring actor and Train worker, by the CLUSTER's hardware, never the driver's."""
+    if resources.gpus_per_actor != "auto":
+        return float(resources.gpus_per_actor)
+    if cluster.gpus:
+        return 1.0
+    if cluster.autoscales:
+        raise ConfigError(
+            [
+                "resources.gpus_per_actor: auto cannot tell: the cluster has an autoscaler and no GPU yet; "
+                "set 1 to wait for GPU nodes, or 0 to run on CPUs"
+            ]
+        )
+    return 0.0
+
+
+def actor_pool(resources: ResourcesConfig, cluster: Cluster, gpus: float, work: int) -> ActorPoolStrategy:
+    """Pool of scoring actors; `work` is the number of read tasks, more actors than that would idle."""
+    if isinstance(resources.score_actors, tuple):
+        low, high = resources.score_actors
+        return ActorPoolStrategy(min_size=low, max_size=high)
+    if resources.score_actors != "auto":
+        return ActorPoolStrategy(size=resources.score_actors)
+    size = int(cluster.gpus / gpus) if gpus else int(cluster.cpus // 2)
+    size = max(1, min(size, work))
+    if cluster.autoscales:
+        return ActorPoolStrategy(min_size=size, max_size=max(size, min(1000, work)))
+    return ActorPoolStrategy(size=size)
+
+
+def actor_options(gpus: float) -> dict[str, float]:
+    """Resources of one network actor."""
+    return {"num_gpus": gpus, "num_cpus": CPU_ACTOR_CPUS} if gpus else {"num_cpus": CPU_ACTOR_CPUS}

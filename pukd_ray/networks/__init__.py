@@ -1,0 +1,1 @@
+"""Teachers and students by name, their multi-scale features, and the attention head."""

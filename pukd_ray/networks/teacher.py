@@ -1,0 +1,86 @@
+"""The teacher as actors and workers hold it: weights loaded, preprocessing on the device, one forward."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pukd_ray.config import TeacherConfig
+from pukd_ray.networks.features import MultiScaleExtractor
+from pukd_ray.networks.zoo import build_network, load_weights
+
+
+def load_state(data: bytes) -> Mapping[str, Tensor]:
+    """A state_dict from bytes: tensors only, nothing executed."""
+    state: Mapping[str, Tensor] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return state
+
+
+def dump_state(state: Mapping[str, Tensor]) -> bytes:
+    """Inverse of `load_state`."""
+    sink = io.BytesIO()
+    torch.save({k: v.detach().cpu() for k, v in state.items()}, sink)
+    return sink.getvalue()
+
+
+def new_network(arch: str, teacher: TeacherConfig) -> nn.Module:
+    """A network of the teacher's input and output format, randomly initialised."""
+    return build_network(
+        arch, num_classes=teacher.num_classes, channels=teacher.channels, input_size=teacher.input_size
+    )
+
+
+def load_network(arch: str, teacher: TeacherConfig, weights: bytes, device: torch.device, *, what: str) -> nn.Module:
+    """Such a network with weights, in eval mode."""
+    network = new_network(arch, teacher)
+    load_weights(network, load_state(weights), what=what)
+    return network.to(device).eval()
+
+
+class Normalise(nn.Module):
+    """uint8 [B, C, H, W] -> float32, (x / 255 - mean) / std per channel."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, teacher: TeacherConfig) -> None:
+        super().__init__()
+        mean, std = (torch.tensor(v, dtype=torch.float32).view(1, -1, 1, 1) for v in (teacher.mean, teacher.std))
+        self.register_buffer("scale", 1 / (255 * std))
+        self.register_buffer("shift", -mean / std)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """As the class says."""
+        return pixels.float() * self.scale + self.shift
+
+
+class Teacher:
+    """Frozen teacher: pixels in, multi-scale features and logits out."""
+
+    def __init__(self, config: TeacherConfig, weights: bytes, device: torch.device) -> None:
+        self.device = device
+        network = load_network(config.arch, config, weights, device, what="teacher.weights")
+        self.extractor = MultiScaleExtractor(
+            network, config.taps, input_shape=(config.channels, config.input_size, config.input_size)
+        ).eval()
+        self.normalise = Normalise(config).to(device)
+
+    @torch.inference_mode()
+    def __call__(self, pixels: np.ndarray) -> tuple[Tensor, Tensor]:
+        """uint8 [B, C, H, W] -> (features [B, F], logits [B, K]), float32, on the device."""
+        features, logits = self.extractor.features_and_logits(self.normalise(torch.from_numpy(pixels).to(self.device)))
+        return features.float(), logits.float()
+
+
+def use_threads(count: int = 1) -> None:
+    """Threads of this process; Ray runs a process per core, and their threads would fight."""
+    torch.set_num_threads(count)
+
+
+def pick_device() -> torch.device:
+    """The GPU that Ray gave this process, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

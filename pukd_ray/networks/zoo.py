@@ -1,0 +1,191 @@
+"""Networks by name, and weights that must fit them."""
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pukd_ray.networks import small
+
+_SMALL: dict[str, Callable[..., nn.Module]] = {
+    "lenet5": small.lenet5,
+    "lenet5_half": small.lenet5_half,
+    "resnet20_cifar": small.resnet20_cifar,
+    "resnet18_cifar": small.resnet18_cifar,
+    "resnet34_cifar": small.resnet34_cifar,
+}
+_NAMED_IN_MESSAGE = 3
+
+
+def build_network(arch: str, *, num_classes: int, channels: int, input_size: int) -> nn.Module:
+    """Build a classifier with random weights: images [B, channels, S, S] float -> logits [B, num_classes].
+
+    `arch` is one of
+    - `lenet5`, `lenet5_half`, `resnet20_cifar`, `resnet18_cifar`, `resnet34_cifar`;
+    - a classification model of torchvision, e.g. `resnet50`;
+    - `timm:NAME`, a model of timm (extra `pukd_ray[timm]`);
+    - `package.module:factory`, called as `factory(num_classes=..., channels=..., input_size=...)`.
+
+    Raises ValueError naming `arch` if there is no such network or it cannot be built with these numbers.
+    """
+    factory = _factory(arch)
+    try:
+        network = factory(num_classes=num_classes, channels=channels, input_size=input_size)
+    except Exception as error:  # constructors raise all kinds, assertions among them
+        given = f"num_classes={num_classes}, channels={channels}, input_size={input_size}"
+        raise ValueError(f"{arch}: cannot be built with {given}: {error!r}") from error
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"{arch}: returned {type(network).__name__}, not a torch.nn.Module")
+    return network
+
+
+def check_weights(
+    arch: str, state_dict: Mapping[str, Any], *, num_classes: int, channels: int, input_size: int
+) -> str | None:
+    """Say in one line why these weights do not fit this network, or return None if they do.
+
+    Cheap enough for a driver: wherever the constructor allows it, no parameter is allocated.
+    Raises ValueError like `build_network`.
+    """
+    numbers = {"num_classes": num_classes, "channels": channels, "input_size": input_size}
+    try:
+        with torch.device("meta"):
+            network = build_network(arch, **numbers)
+    except (
+        ValueError
+    ):  # constructors that read a tensor's values need real ones; a real fault is raised again
+        network = build_network(arch, **numbers)
+    return _weights_fault(network, state_dict)
+
+
+def load_weights(model: nn.Module, state_dict: Mapping[str, Any], *, what: str) -> None:
+    """Load weights strictly, in place; a model on the meta device takes over the tensors themselves.
+
+    `what` tells the reader which weights these are, e.g. `teacher.weights`. Raises ValueError with one line
+    that names missing, unexpected and wrongly shaped entries; the model is then unchanged.
+    """
+    fault = _weights_fault(model, state_dict)
+    if fault is not None:
+        raise ValueError(f"{what}: {fault}")
+    model.load_state_dict(state_dict, assign=any(tensor.is_meta for tensor in model.parameters()))
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of scalar parameters, trainable or not; a shared one counts once, buffers do not count."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _factory(arch: str) -> Callable[..., nn.Module]:
+    if arch.startswith("timm:"):
+        return _timm_factory(arch)
+    if ":" in arch:
+        return _imported_factory(arch)
+    if arch in _SMALL:
+        return _SMALL[arch]
+    return _torchvision_factory(arch)
+
+
+def _imported_factory(arch: str) -> Callable[..., nn.Module]:
+    module, _, name = arch.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module), name)
+    except Exception as error:  # importing runs the user's module
+        raise ValueError(f"{arch}: cannot be imported: {error!r}") from error
+    if not callable(factory):
+        raise ValueError(f"{arch}: {name} is {type(factory).__name__}, not a callable")
+    return factory
+
+
+def _timm_factory(arch: str) -> Callable[..., nn.Module]:
+    try:
+        import timm
+    except ImportError as error:
+        raise ValueError(f"{arch}: timm is not installed: pip install 'pukd_ray[timm]'") from error
+    name = arch.removeprefix("timm:")
+    if not timm.is_model(name):
+        raise _unknown(arch, [f"timm:{known}" for known in timm.list_models()])
+    fixed_size = (config := timm.get_pretrained_cfg(name)) is not None and config.fixed_input_size
+
+    def build(*, num_classes: int, channels: int, input_size: int) -> nn.Module:
+        size: dict[str, Any] = {"img_size": input_size} if fixed_size else {}
+        return timm.create_model(name, num_classes=num_classes, in_chans=channels, **size)
+
+    return build
+
+
+def _torchvision_factory(arch: str) -> Callable[..., nn.Module]:
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if arch not in known:
+        raise _unknown(arch, [*_SMALL, *known])
+
+    def build(*, num_classes: int, channels: int, input_size: int) -> nn.Module:
+        options: dict[str, Any] = {}
+        if arch.startswith("vit_"):
+            options["image_size"] = input_size
+        elif arch.startswith("maxvit_"):
+            options["input_size"] = (input_size, input_size)
+        elif arch in ("googlenet", "inception_v3"):
+            options = {"aux_logits": False, "init_weights": True}  # their own default; None warns
+        network = models.get_model(arch, weights=None, num_classes=num_classes, **options)
+        if channels != 3:
+            _narrow_stem(network, channels)
+        return network
+
+    return build
+
+
+def _narrow_stem(network: nn.Module, channels: int) -> None:
+    """Give the first convolution another number of input channels.
+
+    Summed kernels keep the model's own initialisation: a gray image gives what its RGB copy would.
+    """
+    stem = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    kernel = stem.weight.detach().sum(dim=1, keepdim=True) / channels
+    stem.weight = nn.Parameter(kernel.repeat(1, channels, 1, 1))
+    stem.in_channels = channels
+
+
+def _unknown(arch: str, known: list[str]) -> ValueError:
+    close = difflib.get_close_matches(arch, known, n=_NAMED_IN_MESSAGE, cutoff=0.4)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    return ValueError(f"{arch}: no such network{hint}")
+
+
+def _weights_fault(model: nn.Module, state_dict: Mapping[str, Any]) -> str | None:
+    """One line on what keeps these weights from fitting this model, None if nothing does."""
+    if not isinstance(state_dict, Mapping):
+        return f"holds {type(state_dict).__name__}, not a state_dict"
+    for key in ("state_dict", "model"):
+        if isinstance(state_dict.get(key), Mapping):
+            return f"the weights lie under the key {key!r}; save that part alone"
+    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    if state_dict and all(name.startswith("module.") and name not in expected for name in state_dict):
+        return "every name starts with 'module.', as DataParallel writes it; save model.module.state_dict()"
+    found = {
+        name: list(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        for name, value in state_dict.items()
+    }
+    # Files older than PyTorch 0.4.1 lack the batch counters; BatchNorm fills them in by itself.
+    missing = [name for name in expected if name not in found and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in found if name not in expected]
+    misshaped = [
+        f"{name} is {found[name]} instead of {expected[name]}"
+        for name in expected
+        if name in found and found[name] != expected[name]
+    ]
+    parts = [
+        f"{title} {_first_few(names)}"
+        for title, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape:", misshaped))
+        if names
+    ]
+    return f"does not fit {type(model).__name__}: {'; '.join(parts)}" if parts else None
+
+
+def _first_few(names: list[str]) -> str:
+    more = len(names) - _NAMED_IN_MESSAGE
+    return ", ".join(names[:_NAMED_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")

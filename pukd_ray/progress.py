@@ -1,0 +1,97 @@
+"""What a person sees: one moving line while a stage runs, one plain line when it has ended."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from tqdm import tqdm
+
+
+def say(text: str) -> None:
+    """One line for the user, at once."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+@contextmanager
+def progress(stage: str, total: int | None, unit: str, done: int = 0) -> Iterator[tqdm[Any]]:
+    """Count, rate and time left; moves in place on a terminal, a line every ten seconds in a log."""
+    terminal = sys.stdout.isatty()
+    with tqdm(
+        total=total,
+        initial=done,
+        desc=f"{stage:<9}",
+        unit=f" {unit}",
+        file=sys.stdout,
+        mininterval=0.5 if terminal else 10,
+        maxinterval=10,
+        dynamic_ncols=terminal,
+        ncols=None if terminal else 100,
+        leave=False,
+        ascii=not terminal,
+        delay=0 if terminal else 5,
+        bar_format=None if terminal else "{desc} {n_fmt}/{total_fmt}{unit}  {rate_fmt}  {remaining} left\n",
+    ) as bar:
+        yield bar
+
+
+@ray.remote(num_cpus=0)
+class StepCounter:
+    """Holds how far remote training has come; workers write, the driver reads."""
+
+    def __init__(self) -> None:
+        self._state: tuple[int, int | None, str] = (0, None, "")
+
+    def set(self, done: int, total: int, note: str = "") -> None:
+        """Called by rank 0 every few steps."""
+        self._state = (done, total, note)
+
+    def get(self) -> tuple[int, int | None, str]:
+        """(steps done, total or None if not begun, note)."""
+        return self._state
+
+
+@contextmanager
+def remote_progress(stage: str, unit: str = "steps") -> Iterator[Any]:
+    """Show a `StepCounter` while the body waits for remote work; yields the actor handle for the workers."""
+    counter = StepCounter.remote()  # type: ignore[attr-defined]
+    stop = threading.Event()
+
+    def watch() -> None:
+        with progress(stage, None, unit) as bar:
+            while not stop.wait(1.0):
+                try:
+                    done, total, note = ray.get(counter.get.remote(), timeout=5)
+                except ray.exceptions.RayError:
+                    continue
+                if total is not None:
+                    bar.total = total
+                    bar.set_postfix_str(note, refresh=False)
+                    bar.update(done - bar.n)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield counter
+    finally:
+        stop.set()
+        thread.join(timeout=10)
+        ray.kill(counter)
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Elapsed so far."""
+        return time.monotonic() - self._start

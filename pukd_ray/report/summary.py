@@ -1,0 +1,53 @@
+"""The last lines of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pukd_ray.run_folder import RunFolder
+
+NAMES = {
+    "teacher": "teacher",
+    "student": "student (P + selected)",
+    "baseline_positives": "student (P alone, same steps)",
+}
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _interval(bounds: list[float]) -> str:
+    return f"[{bounds[0]:.3f}, {bounds[1]:.3f}]"
+
+
+def summary_lines(folder: RunFolder) -> list[str]:
+    """Networks, prior, selection and time of a finished run, and where its report is."""
+    metrics: dict[str, Any] = folder.read_json("metrics.json")
+    prior, selection, estimated = metrics["prior"], metrics["selection"], metrics["selection_estimated"]
+    true_prior = (folder.read_json("selector/prior.json") or {}).get("true_in_sample")
+    lines = ["", f"{'network':<32}{'top-1':>8}{'top-5':>8}{'parameters':>14}"]
+    for key, name in NAMES.items():
+        if key in metrics:
+            n = metrics[key]
+            lines.append(f"{name:<32}{_share(n['top1']):>8}{_share(n['top5']):>8}{n['parameters']:>14,}")
+    lines += [
+        "",
+        f"{'selection':<32}{'true':>8}{'estimated':>11}  90 % interval",
+        f"{'prior (' + prior['source'] + ')':<32}{_share(true_prior):>8}{prior['value']:>11.4f}  "
+        + _interval([prior["lower"], prior["upper"]]),
+    ]
+    for key in ("precision", "recall"):
+        lines.append(
+            f"{key:<32}{_share(selection[key]):>8}{estimated[key]:>11.4f}  {_interval(estimated[key + '_interval'])}"
+        )
+    rejected = ", ".join(f"{n} {reason}" for reason, n in metrics["rejected_by_reason"].items()) or "none"
+    lines += [
+        f"{'average precision':<32}{_share(selection['average_precision']):>8}",
+        "",
+        f"selected {metrics['n_selected']:,} of {metrics['n_corpus']:,} images; "
+        f"{metrics['n_duplicates']:,} copies dropped; unreadable: {rejected}",
+        "seconds: " + ", ".join(f"{stage} {s:.1f}" for stage, s in metrics.get("seconds", {}).items()),
+        f"report: {folder.display}/report.html",
+    ]
+    return lines

@@ -1,0 +1,195 @@
+"""What a run leaves on storage: schemas, markers, fingerprints. A run folder can live on any filesystem."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from pukd_ray.storage import is_local, list_files, move_tree, open_storage, read_bytes, write_atomically, write_json
+
+STAGES = ("plan", "selector", "score", "select", "distill", "evaluate", "report")
+
+# What each stage writes; `--redo` renames exactly this.
+OUTPUTS: dict[str, tuple[str, ...]] = {
+    "plan": ("plan.parquet", "files.parquet", "environment.json"),
+    "selector": ("selector",),
+    "score": ("scores",),
+    "select": ("selected",),
+    "distill": ("student",),
+    "evaluate": ("metrics.json",),
+    "report": ("report.html",),
+}
+
+# Raised when a stage's files change meaning: older runs are then redone, never misread.
+FORMAT_VERSION = dict.fromkeys(STAGES, 1)
+
+SCORES_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("source_row", pa.int64(), nullable=False),
+        pa.field("content_hash", pa.int64()),
+        pa.field("error", pa.string()),
+        pa.field("pu_logit", pa.float32()),
+        pa.field("pu_probability", pa.float32()),
+        pa.field("teacher_label", pa.int32()),
+        pa.field("teacher_confidence", pa.float32()),
+        pa.field("teacher_entropy", pa.float32()),
+        pa.field("relevant", pa.bool_()),
+        pa.field("image", pa.binary()),
+    ]
+)
+
+SELECTED_SCHEMA = pa.schema(
+    [
+        SCORES_SCHEMA.field(name)
+        for name in (
+            "image_id",
+            "source",
+            "source_row",
+            "pu_logit",
+            "pu_probability",
+            "teacher_label",
+            "teacher_confidence",
+            "image",
+        )
+    ]
+)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder: relative names in, storage out."""
+
+    uri: str
+
+    @property
+    def display(self) -> str:
+        """Absolute path or URI, for people."""
+        return self.root if is_local(self.uri) else self.uri.rstrip("/")
+
+    @cached_property
+    def _storage(self) -> tuple[pafs.FileSystem, str]:
+        return open_storage(self.uri)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"uri": self.uri}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        object.__setattr__(self, "uri", state["uri"])
+
+    @property
+    def fs(self) -> pafs.FileSystem:
+        """Filesystem that holds the folder."""
+        return self._storage[0]
+
+    @property
+    def root(self) -> str:
+        """Path of the folder in `fs`."""
+        return self._storage[1]
+
+    def path(self, name: str) -> str:
+        """Path of `name` in `fs`."""
+        return f"{self.root}/{name}"
+
+    def exists(self, name: str) -> bool:
+        """Whether the file or folder is there."""
+        return self.fs.get_file_info(self.path(name)).type != pafs.FileType.NotFound
+
+    def list(self, name: str) -> list[str]:
+        """Names of the files in folder `name` (not below), sorted."""
+        return [f"{name}/{f.base_name}" for f in list_files(self.fs, self.path(name), recursive=False)]
+
+    def read_json(self, name: str) -> Any:
+        """Parsed content, or None if there is no such file."""
+        return json.loads(read_bytes(self.fs, self.path(name))) if self.exists(name) else None
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write atomically."""
+        write_json(self.fs, self.path(name), value)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write atomically."""
+        write_atomically(self.fs, self.path(name), lambda sink: sink.write(text.encode()))
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """One Parquet file."""
+        with self.fs.open_input_file(self.path(name)) as source:
+            return pq.read_table(source, columns=columns)
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Write one Parquet file atomically."""
+        write_atomically(self.fs, self.path(name), lambda sink: pq.write_table(table, sink, compression="zstd"))
+
+    def delete(self, name: str) -> None:
+        """Delete one file."""
+        self.fs.delete_file(self.path(name))
+
+    def delete_folder(self, name: str) -> None:
+        """Delete a folder if it is there."""
+        if self.exists(name):
+            self.fs.delete_dir(self.path(name))
+
+    # -- stages ---------------------------------------------------------------------------------------------
+
+    def marker(self, stage: str) -> dict[str, Any] | None:
+        """What a finished stage recorded: its inputs, seconds and counts; None if it is not finished."""
+        marker: dict[str, Any] | None = self.read_json(f"markers/{stage}.json")
+        return marker
+
+    def finish(self, stage: str, inputs: dict[str, Any], seconds: float, counts: dict[str, Any]) -> None:
+        """Commit a stage; everything it wrote is on storage by now."""
+        self.write_json(
+            f"markers/{stage}.json",
+            {
+                "stage": stage,
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+                "seconds": round(self.spent(stage) + seconds, 3),
+                "counts": counts,
+                "inputs": inputs,
+            },
+        )
+
+    def spent(self, stage: str) -> float:
+        """Seconds of earlier attempts at an unfinished stage that ended in an error."""
+        return float((self.read_json(f"markers/{stage}.attempts.json") or {"seconds": 0.0})["seconds"])
+
+    def record_attempt(self, stage: str, seconds: float) -> None:
+        """Remember the time of an attempt that failed."""
+        self.write_json(f"markers/{stage}.attempts.json", {"seconds": round(self.spent(stage) + seconds, 3)})
+
+    def has_outputs(self, stage: str) -> bool:
+        """Whether the stage left anything, finished or not."""
+        return any(self.exists(name) for name in OUTPUTS[stage])
+
+    def retire(self, stages: tuple[str, ...]) -> str:
+        """Rename what `stages` left to `old/<time>/`; returns that name."""
+        old = f"old/{time.strftime('%Y%m%d-%H%M%S')}"
+        names = [name for stage in stages for name in OUTPUTS[stage]]
+        names += [
+            f"markers/{stage}{suffix}" for stage in stages for suffix in (".json", ".attempts.json", ".inputs.json", "")
+        ]
+        for name in names:
+            if self.exists(name):
+                self.fs.create_dir(self.path(f"{old}/{name}").rpartition("/")[0], recursive=True)
+                move_tree(self.fs, self.path(name), self.path(f"{old}/{name}"))
+        return old
+
+
+def absolute(output: str) -> str:
+    """`output` as URI or absolute path."""
+    return output if not is_local(output) else str(Path(output.removeprefix("file://")).expanduser().absolute())
+
+
+def changed_inputs(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Keys whose values differ, sorted."""
+    return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))

@@ -1,0 +1,133 @@
+"""The streaming pass: read -> decode on CPUs -> teacher (and selector) on actors -> a consumer per block.
+
+Sampling, features and scoring all run through here, so P, U and test see the same pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from pukd_ray.config import RunConfig, SourceConfig, TeacherConfig
+from pukd_ray.corpus.pixels import PixelSpec, decode_batch
+from pukd_ray.corpus.reading import Wanted, read_units
+from pukd_ray.engine import IO_CPUS, Cluster, actor_options, actor_pool, gpus_per_actor
+
+ACTOR_BATCH = 256
+
+
+def pixel_spec(teacher: TeacherConfig) -> PixelSpec:
+    """The one way from bytes to the teacher's input."""
+    return PixelSpec(teacher.input_size, teacher.channels, teacher.resize)
+
+
+@dataclass(frozen=True)
+class DecodeImages:
+    """Adds `pixels` (uint8 [C, H, W] as raw bytes; null where unreadable) and the reason to `error`."""
+
+    spec: PixelSpec
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Rows in, the same rows out."""
+        errors = table.column("error").to_pylist()
+        images = table.column("image").to_pylist()
+        good = [i for i, error in enumerate(errors) if error is None]
+        pixels: list[bytes | None] = [None] * len(errors)
+        arrays, reasons = decode_batch([images[i] for i in good], self.spec)
+        for i, array, reason in zip(good, arrays, reasons, strict=True):
+            errors[i] = reason
+            pixels[i] = None if array is None else array.tobytes()
+        table = table.set_column(table.schema.get_field_index("error"), "error", pa.array(errors, pa.string()))
+        return table.append_column("pixels", pa.array(pixels, pa.binary()))
+
+
+def stack_pixels(pixels: pa.ChunkedArray, spec: PixelSpec) -> np.ndarray:
+    """Non-null raw pixels -> uint8 [N, C, H, W], writable."""
+    joined = b"".join(p for p in pixels.to_pylist() if p is not None)
+    return np.frombuffer(bytearray(joined), np.uint8).reshape(-1, spec.channels, spec.size, spec.size)
+
+
+class TeacherActor:
+    """Runs the teacher on decoded rows; subclasses say what to keep of it."""
+
+    def __init__(self, teacher: TeacherConfig, weights: Any) -> None:
+        # torch belongs to the actors, not to the driver or the decoding tasks.
+        from pukd_ray.networks.teacher import Teacher, pick_device, use_threads
+
+        use_threads()
+        self.spec = pixel_spec(teacher)
+        data = ray.get(weights) if isinstance(weights, ray.ObjectRef) else weights
+        self.teacher = Teacher(teacher, data, pick_device())
+
+    def forward(self, table: pa.Table) -> tuple[pa.Table, np.ndarray, np.ndarray, np.ndarray]:
+        """(table with new reasons, readable [N] bool, features [n, F] float32, logits [n, K] float32)."""
+        errors = table.column("error").to_pylist()
+        readable = np.array([error is None for error in errors])
+        features, logits = np.zeros((0, self.teacher.extractor.channels), np.float32), np.zeros((0, 1), np.float32)
+        if readable.any():
+            f, z = self.teacher(stack_pixels(table.column("pixels"), self.spec))
+            features, logits = f.cpu().numpy(), z.cpu().numpy()
+            finite = np.isfinite(features).all(1) & np.isfinite(logits).all(1)
+            if not finite.all():
+                rows = np.flatnonzero(readable)[~finite]
+                for i in rows:
+                    errors[i] = "nonfinite: the teacher's output on this image is not finite"
+                readable[rows] = False
+                features, logits = features[finite], logits[finite]
+                table = table.set_column(table.schema.get_field_index("error"), "error", pa.array(errors, pa.string()))
+        return table.drop_columns("pixels"), readable, features, logits
+
+
+def teacher_opinion(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(label int32, max softmax float32, entropy float32 in nats) of logits [n, K]."""
+    z = logits.astype(np.float64)
+    if not len(z):
+        return np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, np.float32)
+    z -= z.max(1, keepdims=True)
+    log_p = z - np.log(np.exp(z).sum(1, keepdims=True))
+    p = np.exp(log_p)
+    return p.argmax(1).astype(np.int32), p.max(1).astype(np.float32), -(p * log_p).sum(1).astype(np.float32)
+
+
+def spread(values: np.ndarray, readable: np.ndarray, kind: pa.DataType) -> pa.Array:
+    """`values` of the readable rows as a column with nulls for the others."""
+    full = np.zeros((len(readable), *values.shape[1:]), values.dtype)
+    full[readable] = values
+    return pa.array(full, kind, mask=~readable)
+
+
+def stream(
+    wanted: Sequence[Wanted],
+    sources: dict[str, tuple[SourceConfig, ...]],
+    config: RunConfig,
+    cluster: Cluster,
+    actor: type,
+    actor_arguments: Sequence[Any],
+    consume: Callable[[pa.Table], pa.Table],
+) -> Iterator[dict[str, Any]]:
+    """Stream the wanted rows through `actor`, hand each block to `consume` in a task, yield what that returns.
+
+    `consume` writes or counts and returns a small table: only that reaches the driver.
+    """
+    gpus = gpus_per_actor(config.resources, cluster)
+    rows = read_units(wanted, sources, num_cpus=IO_CPUS)
+    # Same share as the read: Ray fuses the two into one task, and encoded bytes need no copy in between.
+    decoded = rows.map_batches(
+        DecodeImages(pixel_spec(config.teacher)), batch_format="pyarrow", batch_size=None, num_cpus=IO_CPUS
+    )
+    scored = decoded.map_batches(
+        actor,
+        fn_constructor_args=tuple(actor_arguments),
+        batch_format="pyarrow",
+        batch_size=ACTOR_BATCH,
+        compute=actor_pool(config.resources, cluster, gpus, len(wanted)),
+        **actor_options(gpus),
+    )
+    ledger = scored.map_batches(consume, batch_format="pyarrow", batch_size=None, num_cpus=IO_CPUS)
+    for batch in ledger.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield from batch.to_pylist()

@@ -1,0 +1,136 @@
+"""Selection rules: which scored images become training data. Plain NumPy, no images, no Ray.
+
+Every rule is a key to rank by, who is eligible, and how many are taken. The k-th best key of a corpus is found
+in two steps, counts by the upper half of the key's bits and then the rows of one bin (`select.py`), so no list
+that grows with the corpus is ever gathered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pukd_ray.config import SelectionConfig
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Columns of readable rows that rules look at, each [N]."""
+
+    pu_logit: np.ndarray
+    pu_probability: np.ndarray
+    teacher_label: np.ndarray
+    teacher_confidence: np.ndarray
+    tie_breaker: np.ndarray
+    """Seeded hash of the id, int64: random order, and the order among equal keys."""
+
+
+def uses_selector(rule: str) -> bool:
+    """Whether the rule depends on the PU classifier at all."""
+    return rule not in ("random", "teacher_confidence")
+
+
+def eligible(config: SelectionConfig, scores: Scores) -> np.ndarray:
+    """bool [N]: rows that the rule may take."""
+    if config.rule in ("positive", "budget", "quota"):
+        return scores.pu_logit > 0
+    if config.rule == "threshold":
+        return scores.pu_probability >= config.threshold
+    return np.ones(len(scores.pu_logit), bool)
+
+
+def ranking(config: SelectionConfig, scores: Scores) -> np.ndarray:
+    """float32 [N]: higher is taken first."""
+    if config.rule == "random" or (config.rule in ("budget", "quota") and config.order == "random"):
+        return unit_interval(scores.tie_breaker)
+    if config.rule == "teacher_confidence":
+        return scores.teacher_confidence
+    return scores.pu_logit
+
+
+def unit_interval(hashes: np.ndarray) -> np.ndarray:
+    """int64 hashes -> float32 in [0, 1)."""
+    return ((hashes.view(np.uint64) >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24)).astype(np.float32)
+
+
+def ordered_bits(keys: np.ndarray) -> np.ndarray:
+    """uint32 [N] that sort as the float32 keys do."""
+    bits = np.ascontiguousarray(keys, np.float32).view(np.uint32)
+    return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The last row taken of a group: rows with a higher key are in, and of equal keys those with a tie breaker up to its."""
+
+    bits: int
+    tie: int
+
+    def admits(self, bits: np.ndarray, ties: np.ndarray) -> np.ndarray:
+        """bool [N] for `ordered_bits` and tie breakers [N]."""
+        return (bits > self.bits) | ((bits == self.bits) & (ties <= self.tie))
+
+
+EVERYTHING = Cut(-1, 0)
+NOTHING = Cut(1 << 32, 0)
+
+
+def groups_of(config: SelectionConfig, scores: Scores) -> np.ndarray:
+    """int64 [N]: rows compete within their group; one group but for quotas."""
+    return scores.teacher_label.astype(np.int64) if config.rule == "quota" else np.zeros(len(scores.pu_logit), np.int64)
+
+
+def target_counts(
+    config: SelectionConfig,
+    available: np.ndarray,
+    prior: float,
+    n_scored: int,
+    probabilities: np.ndarray,
+    counts: np.ndarray,
+) -> np.ndarray | None:
+    """Rows to take of each group, int64 [G], or None for all that are eligible.
+
+    `available` [G] are eligible rows; `probabilities` and `counts` [M] describe them by falling logit.
+    """
+    if config.rule in ("positive", "threshold"):
+        return None
+    if config.rule == "quota":
+        assert config.budget is not None
+        return share_quota(available, config.budget)
+    if config.rule == "prior":
+        wanted = round(prior * n_scored)
+    elif config.rule == "precision":
+        assert config.target_precision is not None
+        wanted = precision_count(probabilities, counts, config.target_precision)
+    else:
+        assert config.budget is not None
+        wanted = config.budget
+    return np.minimum(available, wanted)
+
+
+def share_quota(available: np.ndarray, budget: int) -> np.ndarray:
+    """Take int64 [K] of `available` [K] for a total of min(budget, sum): even, unused quota passed on."""
+    available = np.asarray(available, np.int64)
+    take = np.zeros_like(available)
+    left = min(budget, int(available.sum()))
+    while left > 0:
+        open_classes = np.flatnonzero(take < available)
+        each = max(1, left // len(open_classes))
+        for k in open_classes:
+            step = min(each, int(available[k] - take[k]), left)
+            take[k] += step
+            left -= step
+    return take
+
+
+def precision_count(probabilities: np.ndarray, counts: np.ndarray, target: float) -> int:
+    """Largest number of top-ranked images whose mean probability is at least `target`.
+
+    `probabilities` and `counts` [M] are of bins in falling order of logit.
+    """
+    total = np.cumsum(counts)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision = np.cumsum(counts * probabilities) / total
+    good = np.flatnonzero((precision >= target) & (total > 0))
+    return int(total[good[-1]]) if len(good) else 0

@@ -1,0 +1,244 @@
+"""Stage `score`: every corpus image once through teacher and selector, in chunks that survive crashes."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from pukd_ray.config import RunConfig, TeacherConfig
+from pukd_ray.corpus.plan import sources_by_role
+from pukd_ray.corpus.reading import Wanted, content_hash
+from pukd_ray.corpus.units import Unit
+from pukd_ray.engine import Cluster
+from pukd_ray.errors import RunError
+from pukd_ray.progress import Stopwatch, progress, say
+from pukd_ray.run_folder import SCORES_SCHEMA, RunFolder
+from pukd_ray.selection.calibration import Calibration
+from pukd_ray.selection.inference import TeacherActor, spread, stream, teacher_opinion
+from pukd_ray.selection.selector import rescale_logits
+
+CHUNK_SECONDS = 600.0
+KEPT_OF_THE_REST = 1e-4
+
+
+class ScoreImages(TeacherActor):
+    """Decoded rows -> rows of `scores/`."""
+
+    def __init__(
+        self, teacher: TeacherConfig, weights: Any, head: bytes, calibration: Calibration, keep: str, keep_above: float
+    ) -> None:
+        super().__init__(teacher, weights)
+        from pukd_ray.networks.head import AttentionHead
+        from pukd_ray.networks.teacher import load_state
+
+        state = dict(load_state(head))
+        self._mean, self._std = (state.pop(k).to(self.teacher.device) for k in ("mean", "std"))
+        self._log_max_phi = float(state.pop("log_max_phi"))
+        self._head = AttentionHead(self._mean.numel(), hidden=state["reduce.weight"].shape[0])
+        self._head.load_state_dict(state)
+        self._head.to(self.teacher.device).eval()
+        self._calibration, self._keep, self._keep_above = calibration, keep, keep_above
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """PU logits float32 [n] of features [n, C]."""
+        import torch
+
+        if not len(features):
+            return np.zeros(0, np.float32)
+        with torch.inference_mode():
+            # Through float16 as the features that the head was trained on.
+            half = torch.from_numpy(features).clamp(-65504, 65504).half().float().to(self.teacher.device)
+            z: np.ndarray = self._head((half - self._mean) / self._std).cpu().numpy()
+        return rescale_logits(z, self._log_max_phi)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Same rows, with scores or the reason why there are none."""
+        table, readable, features, logits = self.forward(table)
+        pu_logit = self.logits(features)
+        probability = self._calibration(pu_logit).astype(np.float32)
+        label, confidence, entropy = teacher_opinion(logits)
+        columns = {
+            "pu_logit": spread(pu_logit, readable, pa.float32()),
+            "pu_probability": spread(probability, readable, pa.float32()),
+            "teacher_label": spread(label, readable, pa.int32()),
+            "teacher_confidence": spread(confidence, readable, pa.float32()),
+            "teacher_entropy": spread(entropy, readable, pa.float32()),
+        }
+        kept = np.zeros(len(readable), bool)
+        if self._keep == "all":
+            kept = readable
+        elif self._keep == "likely":
+            hashes = table.column("content_hash").to_numpy(zero_copy_only=False)[readable]
+            sampled = (hashes.astype(np.int64) % 1_000_000) < KEPT_OF_THE_REST * 1_000_000
+            kept[readable] = (probability >= self._keep_above) | sampled
+        for name, column in columns.items():
+            table = table.append_column(name, column)
+        image = pc.if_else(pa.array(kept), table.column("image"), pa.scalar(None, pa.binary()))
+        table = table.set_column(table.schema.get_field_index("image"), "image", image)
+        return table.select([*SCORES_SCHEMA.names, "unit"])
+
+
+_LEDGER_SCHEMA = pa.schema([("file", pa.string()), ("units", pa.string()), ("reasons", pa.string())])
+
+
+@dataclass(frozen=True)
+class WriteScores:
+    """Writes one file of `scores/` per block and returns what is in it."""
+
+    folder: RunFolder
+    chunk: str
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Score rows -> one ledger row."""
+        # A retried task writes under another name; files that no ledger row names are deleted.
+        name = f"scores/{self.chunk}-{uuid.uuid4().hex[:12]}.parquet"
+        self.folder.write_table(name, table.select(SCORES_SCHEMA.names).cast(SCORES_SCHEMA))
+        units = Counter(table.column("unit").to_pylist())
+        reasons = Counter(e.partition(":")[0] for e in table.column("error").to_pylist() if e is not None)
+        return pa.table(
+            {"file": [name], "units": [json.dumps(units)], "reasons": [json.dumps(reasons)]}, schema=_LEDGER_SCHEMA
+        )
+
+
+def chunk_markers(folder: RunFolder) -> list[dict[str, Any]]:
+    """Markers of the finished chunks, in order."""
+    return [folder.read_json(name) for name in folder.list("markers/score") if name.endswith(".json")]
+
+
+def score_corpus(
+    folder: RunFolder, config: RunConfig, cluster: Cluster, units: list[Unit], weights: bytes
+) -> dict[str, Any]:
+    """Score the units that no finished chunk has; returns the counts over all chunks.
+
+    RunError if more images are unreadable than `score.max_rejected` allows; RuntimeError if rows got lost.
+    """
+    from pukd_ray.storage import read_bytes
+
+    corpus = [u for u in units if u.role == "corpus" and u.rows]
+    markers = chunk_markers(folder)
+    finished = {unit for marker in markers for unit in marker["units"]}
+    pending = [u for u in corpus if u.unit_id not in finished]
+    _delete_unfinished(folder, markers)
+    total, done = sum(u.rows for u in corpus), sum(u.rows for u in corpus if u.unit_id in finished)
+    if finished and pending:
+        say(f"          {done:,} of {total:,} images are scored already, in {len(markers)} chunks")
+    saved = folder.read_json("selector/calibration.json")
+    arguments = (
+        config.teacher,
+        ray.put(weights),
+        read_bytes(folder.fs, folder.path("selector/head.pt")),
+        Calibration(saved["slope"], saved["offset"]),
+        config.score.keep_images,
+        config.score.keep_above,
+    )
+    rate = _first_rate(folder)
+    with progress("score", total, "images", done) as bar:
+        while pending:
+            size = config.score.chunk_images or max(1, int(rate * CHUNK_SECONDS))
+            chunk, pending = _take(pending, size)
+            name = f"{len(markers):05d}"
+            watch = Stopwatch()
+            files: list[str] = []
+            rows: Counter[str] = Counter()
+            reasons: Counter[str] = Counter()
+            wanted = [Wanted(u) for u in chunk]
+            for entry in stream(
+                wanted, sources_by_role(config), config, cluster, ScoreImages, arguments, WriteScores(folder, name)
+            ):
+                files.append(entry["file"])
+                counts = json.loads(entry["units"])
+                rows.update(counts)
+                reasons.update(json.loads(entry["reasons"]))
+                bar.update(sum(counts.values()))
+            _check_conservation(chunk, rows)
+            marker = {
+                "chunk": name,
+                "units": [u.unit_id for u in chunk],
+                "files": sorted(files),
+                "n_rows": sum(rows.values()),
+                "rejected_by_reason": dict(reasons),
+                "seconds": round(watch.seconds, 3),
+            }
+            folder.write_json(f"markers/score/{name}.json", marker)
+            markers.append(marker)
+            rate = sum(rows.values()) / watch.seconds
+            _delete_unfinished(folder, markers)
+            _check_rejected(config, markers)
+    return summarise(markers)
+
+
+def summarise(markers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Counts over all finished chunks."""
+    reasons: Counter[str] = Counter()
+    for marker in markers:
+        reasons.update(marker["rejected_by_reason"])
+    n_rows, n_rejected = sum(m["n_rows"] for m in markers), sum(reasons.values())
+    seconds = sum(m["seconds"] for m in markers)
+    return {
+        "n_corpus": n_rows,
+        "n_scored": n_rows - n_rejected,
+        "n_rejected": n_rejected,
+        "rejected_by_reason": dict(sorted(reasons.items())),
+        "images_per_second": round(n_rows / seconds, 2) if seconds else 0.0,
+        "chunks": len(markers),
+    }
+
+
+def score_files(folder: RunFolder) -> list[str]:
+    """Files of finished chunks."""
+    return [file for marker in chunk_markers(folder) for file in marker["files"]]
+
+
+def _first_rate(folder: RunFolder) -> float:
+    features = folder.read_json("selector/features.json")
+    return max(1.0, features["images"] / features["seconds"])
+
+
+def _take(pending: list[Unit], size: int) -> tuple[list[Unit], list[Unit]]:
+    count, rows = 0, 0
+    while count < len(pending) and (rows < size or not count):
+        rows += pending[count].rows
+        count += 1
+    return pending[:count], pending[count:]
+
+
+def _delete_unfinished(folder: RunFolder, markers: list[dict[str, Any]]) -> None:
+    known = {file for marker in markers for file in marker["files"]}
+    for file in folder.list("scores"):
+        if file not in known:
+            folder.delete(file)
+
+
+def _check_conservation(chunk: list[Unit], rows: Counter[str]) -> None:
+    wrong = [(u, rows[u.unit_id]) for u in chunk if rows[u.unit_id] != u.rows]
+    if wrong:
+        unit, got = wrong[0]
+        raise RuntimeError(
+            f"{len(wrong)} units did not come through whole: {unit.files[0]} has {unit.rows} images by the plan, "
+            f"{got} were scored. Nothing of this chunk is kept; start again"
+        )
+
+
+def _check_rejected(config: RunConfig, markers: list[dict[str, Any]]) -> None:
+    counts = summarise(markers)
+    if counts["n_corpus"] >= 100 and counts["n_rejected"] > config.score.max_rejected * counts["n_corpus"]:
+        what = ", ".join(
+            f"{n:,} {r}" for r, n in sorted(counts["rejected_by_reason"].items(), key=lambda kv: -kv[1])[:3]
+        )
+        raise RunError(
+            f"corpus: {counts['n_rejected']:,} of {counts['n_corpus']:,} images are unreadable ({what}), more than "
+            f"score.max_rejected = {config.score.max_rejected:g}: mend the files, or raise it and start again"
+        )
+
+
+def sort_key(seed: int, image_id: str) -> int:
+    """Seeded 64-bit hash of an image id: the order in which training streams the selection."""
+    return content_hash(f"{seed}/{image_id}".encode())

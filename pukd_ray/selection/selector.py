@@ -1,0 +1,521 @@
+"""Stage `selector`: features of P and a sample of U, prior, cross-fit, final head; stops a run that would fail."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.train import FailureConfig, ScalingConfig
+from ray.train import RunConfig as TrainRunConfig
+from ray.train.torch import TorchTrainer
+
+from pukd_ray.config import RunConfig
+from pukd_ray.corpus.labelled import LabelError, Labelled, index_labelled
+from pukd_ray.corpus.plan import sources_by_role
+from pukd_ray.corpus.reading import Wanted
+from pukd_ray.corpus.units import Unit
+from pukd_ray.engine import Cluster, gpus_per_actor
+from pukd_ray.errors import RunError
+from pukd_ray.progress import Stopwatch, progress, remote_progress, say
+from pukd_ray.run_folder import RunFolder
+from pukd_ray.selection.calibration import Calibration, match_prior
+from pukd_ray.selection.crossfit import (
+    FOLDS,
+    SCORER_STEPS,
+    FitReport,
+    PriorReport,
+    assess_fit,
+    estimate_prior,
+    fit_fold,
+)
+from pukd_ray.selection.inference import TeacherActor, spread, stream, teacher_opinion
+from pukd_ray.selection.sampling import sample_corpus
+from pukd_ray.selection.training import HeadTraining, Scaler, head_logits, train_head
+
+MIN_POSITIVES = 10
+MIN_SAMPLE = 100
+MIN_PRIOR = 0.005  # below, held-out scores of U show next to nothing that looks like P
+MIN_SHARE_OF_PRIOR = 0.2  # the head selects next to nothing: the clamp won (method sheet 1.8)
+MAX_SHARE = 0.95
+LOG_EVERY = 20
+
+
+# -- features ---------------------------------------------------------------------------------------------------
+
+
+class ExtractFeatures(TeacherActor):
+    """Multi-scale features and the teacher's opinion of each row."""
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Decoded rows -> rows of `selector/features/`."""
+        table, readable, features, logits = self.forward(table)
+        label, confidence, entropy = teacher_opinion(logits)
+        half = np.clip(features, -65504, 65504).astype(np.float16)  # halves the cache; standardised in float32
+        columns = {
+            "features": pa.array([row.tobytes() for row in spread_rows(half, readable)], pa.binary(), mask=~readable),
+            "teacher_label": spread(label, readable, pa.int32()),
+            "teacher_confidence": spread(confidence, readable, pa.float32()),
+            "teacher_entropy": spread(entropy, readable, pa.float32()),
+        }
+        table = table.drop_columns(["image", "source"])
+        for name, column in columns.items():
+            table = table.append_column(name, column)
+        return table
+
+
+def spread_rows(values: np.ndarray, readable: np.ndarray) -> np.ndarray:
+    """`values` of the readable rows, zeros in the others."""
+    full = np.zeros((len(readable), values.shape[1]), values.dtype)
+    full[readable] = values
+    return full
+
+
+@dataclass(frozen=True)
+class WriteFeatures:
+    """Writes a block to `selector/features/` and returns its name and counts."""
+
+    folder: RunFolder
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Feature rows -> one ledger row."""
+        name = f"selector/features/{uuid.uuid4().hex}.parquet"
+        self.folder.write_table(name, table)
+        rows = table.select(["role", "image_id", "error"]).to_pylist()
+        errors = [f"{r['role']}|{r['image_id']}|{r['error']}" for r in rows if r["error"] is not None]
+        return pa.table({"file": [name], "rows": [table.num_rows], "errors": [errors]}, schema=_FEATURE_LEDGER)
+
+
+_FEATURE_LEDGER = pa.schema([("file", pa.string()), ("rows", pa.int64()), ("errors", pa.list_(pa.string()))])
+
+
+@dataclass(frozen=True)
+class Features:
+    """Cached features of P and the sample of U, readable rows only, in the order of their ids."""
+
+    p: np.ndarray
+    """float16 [n_p, C]."""
+    u: np.ndarray
+    """float16 [n_u, C]."""
+    p_labels: np.ndarray
+    p_teacher: np.ndarray
+    """The teacher's label of each positive, int64 [n_p]."""
+    u_units: np.ndarray
+    """Unit of each row of U."""
+    u_relevant: np.ndarray
+    """Truth of U where it is given: 1, 0, or -1."""
+
+
+def load_features(folder: RunFolder, files: list[str]) -> Features:
+    """Read the feature cache; sorted by id, so that nothing depends on the order in which blocks came."""
+    table = pa.concat_tables([folder.read_table(f) for f in files])
+    table = table.filter(pa.compute.is_null(table.column("error")))
+    table = table.sort_by(
+        [("role", "ascending"), ("unit", "ascending"), ("source_row", "ascending"), ("image_id", "ascending")]
+    )
+    is_p = np.array(table.column("role").to_pylist()) == "positives"
+    raw = table.column("features").to_pylist()
+    values = np.frombuffer(b"".join(raw), np.float16).reshape(len(raw), -1)
+    labels = np.array([int(v) if p else -1 for v, p in zip(table.column("label").to_pylist(), is_p, strict=True)])
+    teacher = table.column("teacher_label").to_numpy()
+    truth = np.array([-1 if v is None else int(v) for v in table.column("relevant").to_pylist()])
+    units = np.array(table.column("unit").to_pylist())
+    return Features(values[is_p], values[~is_p], labels[is_p], teacher[is_p], units[~is_p], truth[~is_p])
+
+
+@ray.remote(num_cpus=0.5, num_returns=3)
+def _load_features(folder: RunFolder, files: list[str]) -> tuple[np.ndarray, np.ndarray, Features]:
+    features = load_features(folder, files)
+    light = Features(
+        features.p[:0], features.u[:0], features.p_labels, features.p_teacher, features.u_units, features.u_relevant
+    )
+    return features.p, features.u, light
+
+
+# -- final head -------------------------------------------------------------------------------------------------
+
+
+def _train_loop(config: dict[str, Any]) -> dict[str, Any] | None:
+    """Ray Train worker: the final head on all of P."""
+    import ray.train
+    import torch
+    import torch.distributed as dist
+    from ray.train.torch import get_device, prepare_model
+
+    from pukd_ray.networks.teacher import dump_state, use_threads
+
+    use_threads()
+    features = load_features(config["folder"], config["files"])
+    scaler = Scaler.of(features.u)
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    training: HeadTraining = config["training"]
+    history: list[tuple[int, float]] = []
+
+    def log(step: int, risk: float) -> None:
+        if rank == 0 and (step % LOG_EVERY == 0 or step == training.steps):
+            history.append((step, risk))
+            config["counter"].set.remote(step, training.steps, f"risk {risk:.4f}")
+
+    head = train_head(
+        features.p,
+        features.u,
+        scaler,
+        training,
+        on_step=log,
+        prepare=prepare_model,
+        rank=rank,
+        world=world,
+        group=dist.group.WORLD if world > 1 else None,
+        device=get_device(),
+    )
+    if rank:
+        return None
+    head.eval()
+    logits = head_logits(head, scaler, features.u, get_device())
+    scale = 0.0
+    if training.loss == "vpu":  # phi is known up to a factor: 1 is its maximum over the data
+        scale = float(
+            -np.log1p(np.exp(-float(max(logits.max(), head_logits(head, scaler, features.p, get_device()).max()))))
+        )
+    state = {
+        **head.state_dict(),
+        "mean": torch.from_numpy(scaler.mean),
+        "std": torch.from_numpy(scaler.std),
+        "log_max_phi": torch.tensor(scale, dtype=torch.float64),
+    }
+    return {"head": dump_state(state), "history": history, "u_logits": logits}
+
+
+# -- the stage --------------------------------------------------------------------------------------------------
+
+
+def train_selector(
+    folder: RunFolder, config: RunConfig, cluster: Cluster, units: list[Unit], weights: bytes
+) -> dict[str, Any]:
+    """Run the stage; returns its counts. RunError where going on would waste the cluster's time."""
+    folder.delete_folder("selector")
+    sources = sources_by_role(config)
+    labelled = _index("positives", units, config)
+    if labelled.classes and config.teacher.classes is None:
+        say("          label names: " + ", ".join(f"{i} = {name}" for i, name in enumerate(labelled.classes)))
+    if labelled.left_out:
+        say(f"          positives: {labelled.left_out:,} images with labels outside label_map are not used")
+    if config.test is not None:  # wrong test labels should not surface after hours of training
+        _index("test", units, config)
+    sample = sample_corpus([u for u in units if u.role == "corpus"], config.selector.sample, config.seed)
+    wanted = [*labelled.wanted, *sample]
+    weights_ref = ray.put(weights)
+    files, errors = _extract(folder, config, cluster, wanted, sources, weights_ref)
+    p_ref, u_ref, light_ref = _load_features.remote(folder, files)
+    light: Features = ray.get(light_ref)
+    n_p, n_u = len(light.p_labels), len(light.u_units)
+    _check_sample(config, n_p, n_u, errors)
+    agreement = _check_teacher_agrees(light, config)
+
+    training = HeadTraining(
+        loss="naive",
+        prior=0.5,
+        steps=min(config.selector.steps, SCORER_STEPS),
+        batch_size=config.selector.batch_size,
+        lr=config.selector.lr,
+        seed=config.seed,
+    )
+    units_ref = ray.put(light.u_units)
+    prior: PriorReport = ray.get(estimate_prior.remote(_all_folds(p_ref, u_ref, training), units_ref, config.seed))
+    source = "bbe" if config.selector.prior == "auto" else "config"
+    value = prior.value if config.selector.prior == "auto" else float(config.selector.prior)
+    _check_prior(config, prior)
+    value = float(np.clip(value, 1e-4, 1 - 1e-4))
+    # A prior too small is the dangerous side (method sheet 1.8, 3.5): err high in training.
+    used = value if source == "config" else float(np.clip(max(value, prior.upper / 2), 1e-3, 0.99))
+    draws = prior.bootstrap if source == "bbe" else (value,) * len(prior.bootstrap)
+
+    training = HeadTraining(
+        config.selector.loss, used, config.selector.steps, training.batch_size, training.lr, config.seed
+    )
+    fit: FitReport = ray.get(
+        assess_fit.remote(_all_folds(p_ref, u_ref, training), units_ref, value, draws, config.seed)
+    )
+    final = HeadTraining(training.loss, used, fit.steps, training.batch_size, training.lr, config.seed)
+    result = _fit_final(folder, config, cluster, files, final)
+    u_logits = _apply_scale(result["u_logits"], result["head"])
+    calibration = match_prior(fit.calibration, u_logits, value)
+    share = float((u_logits > 0).mean())
+    warnings = [*(prior.warnings if source == "bbe" else ()), *_fit_warnings(fit, share, value)]
+    _check_selection(config, share, value)
+    for warning in warnings:
+        say(f"          warning: {warning}")
+    known = light.u_relevant >= 0
+    truth = float(light.u_relevant[known].mean()) if known.any() else None
+    prior_json = {
+        "value": value,
+        "lower": value if source == "config" else prior.lower,
+        "upper": value if source == "config" else prior.upper,
+        "source": source,
+        "used_for_training": used,
+        "estimate": {k: v for k, v in asdict(prior).items() if k != "bootstrap"},
+        "warnings": warnings,
+        "true_in_sample": truth,
+    }
+    folder.write_json("selector/prior.json", prior_json)
+    _write_head(folder, config, result, fit, calibration)
+    folder.write_json(
+        "selector/meta.json",
+        {
+            "classes": labelled.classes or config.teacher.classes,
+            "positives_per_class": labelled.class_counts(config.teacher.num_classes).tolist(),
+            "n_positives": n_p,
+            "n_sample": n_u,
+            "rejected_positives": {image: e for role, image, e in errors if role == "positives"},
+            "rejected_sample": Counter(e.partition(":")[0] for role, _, e in errors if role == "corpus"),
+            "teacher_agreement": agreement,
+            "steps": fit.steps,
+            "proxy_accuracy": fit.proxy_accuracy,
+            "held_out_recall": fit.recall,
+            "held_out_share": fit.selected_share,
+            "share_selected": share,
+            "share_above_half": float((calibration(u_logits) > 0.5).mean()),
+            "calibration": asdict(calibration),
+            "log_max_phi": _log_max_phi(result["head"]),
+        },
+    )
+    return {
+        "n_positives": n_p,
+        "n_sample": n_u,
+        "prior": round(value, 4),
+        "steps": fit.steps,
+        "selects": f"{share:.1%}",
+    }
+
+
+def _index(role: str, units: list[Unit], config: RunConfig) -> Labelled:
+    sources = sources_by_role(config)[role]
+    try:
+        return index_labelled(
+            role, units, sources, num_classes=config.teacher.num_classes, classes=config.teacher.classes
+        )
+    except LabelError as error:
+        raise RunError(str(error)) from error
+
+
+def _extract(
+    folder: RunFolder,
+    config: RunConfig,
+    cluster: Cluster,
+    wanted: list[Wanted],
+    sources: dict[str, Any],
+    weights: Any,
+) -> tuple[list[str], list[tuple[str, str, str]]]:
+    files: list[str] = []
+    total = sum(w.unit.rows if w.positions is None else len(w.positions) for w in wanted)
+    errors: list[tuple[str, str, str]] = []
+    watch = Stopwatch()
+    with progress("features", total, "images") as bar:
+        arguments = (config.teacher, weights)
+        for row in stream(wanted, sources, config, cluster, ExtractFeatures, arguments, WriteFeatures(folder)):
+            files.append(row["file"])
+            errors += [_split_error(e) for e in row["errors"]]
+            bar.update(row["rows"])
+    folder.write_json("selector/features.json", {"files": sorted(files), "images": total, "seconds": watch.seconds})
+    return sorted(files), errors
+
+
+def _split_error(text: str) -> tuple[str, str, str]:
+    role, rest = text.split("|", 1)
+    image, error = rest.rsplit("|", 1)
+    return role, image, error
+
+
+def _all_folds(p: ray.ObjectRef, u: ray.ObjectRef, training: HeadTraining) -> list[ray.ObjectRef]:
+    with progress(training.loss, FOLDS, "folds") as bar:
+        fits = [fit_fold.remote(p, u, fold, training) for fold in range(FOLDS)]
+        waiting = fits
+        while waiting:
+            done, waiting = ray.wait(waiting)
+            ray.get(done)
+            bar.update(len(done))
+    return fits
+
+
+def _fit_final(
+    folder: RunFolder, config: RunConfig, cluster: Cluster, files: list[str], training: HeadTraining
+) -> dict[str, Any]:
+    gpus = gpus_per_actor(config.resources, cluster)
+    per_worker = {"CPU": 1.0, "GPU": gpus} if gpus else {"CPU": 1.0}
+    with remote_progress("head") as counter:
+        trainer = TorchTrainer(
+            _train_loop,
+            train_loop_config={"folder": folder, "files": files, "training": training, "counter": counter},
+            scaling_config=ScalingConfig(
+                num_workers=config.resources.train_workers, use_gpu=gpus > 0, resources_per_worker=per_worker
+            ),
+            run_config=train_run_config(folder, "selector"),
+        )
+        result: dict[str, Any] = trainer.fit().return_value
+    return result
+
+
+def train_run_config(folder: RunFolder, stage: str) -> TrainRunConfig:
+    """Ray Train keeps its own files and checkpoints under `<stage>/train`."""
+    return TrainRunConfig(
+        name="train",
+        storage_path=folder.path(stage),
+        storage_filesystem=folder.fs,
+        failure_config=FailureConfig(max_failures=3),
+    )
+
+
+def _write_head(
+    folder: RunFolder, config: RunConfig, result: dict[str, Any], fit: FitReport, calibration: Calibration
+) -> None:
+    from pukd_ray.storage import write_bytes
+
+    write_bytes(folder.fs, folder.path("selector/head.pt"), result["head"])
+    folder.write_json(
+        "selector/training.json",
+        {"loss": config.selector.loss, "risk": result["history"], "proxy_accuracy": fit.proxy_curve},
+    )
+    folder.write_json(
+        "selector/calibration.json",
+        {
+            "slope": calibration.slope,
+            "offset": calibration.offset,
+            # Offsets relative to the cross-fit's, so that they carry over to the final head.
+            "bootstrap": [
+                (slope, offset - fit.calibration.offset + calibration.offset) for slope, offset in fit.bootstrap
+            ],
+        },
+    )
+    folder.write_table(
+        "selector/held_out.parquet",
+        pa.table(
+            {
+                "role": ["positives"] * len(fit.p_logits) + ["corpus"] * len(fit.u_logits),
+                "logit": pa.array(np.concatenate([fit.p_logits, fit.u_logits]), pa.float32()),
+            }
+        ),
+    )
+
+
+def _log_max_phi(head: bytes) -> float:
+    from pukd_ray.networks.teacher import load_state
+
+    return float(load_state(head)["log_max_phi"])
+
+
+def _apply_scale(logits: np.ndarray, head: bytes) -> np.ndarray:
+    return rescale_logits(logits, _log_max_phi(head))
+
+
+def rescale_logits(logits: np.ndarray, log_max_phi: float) -> np.ndarray:
+    """Logits of phi / max phi, so that 0 is the threshold 1/2 of VPU too; unchanged where log_max_phi is 0."""
+    if log_max_phi == 0.0:
+        return logits
+    log_phi = np.minimum(-np.logaddexp(0, -logits.astype(np.float64)) - log_max_phi, -1e-7)
+    return (log_phi - np.log(-np.expm1(log_phi))).astype(np.float32)
+
+
+# -- what stops a run -------------------------------------------------------------------------------------------
+
+
+def _check_sample(config: RunConfig, n_p: int, n_u: int, errors: list[tuple[str, str, str]]) -> None:
+    bad_p = [(image, error) for role, image, error in errors if role == "positives"]
+    for image, error in bad_p[:10]:
+        say(f"          positives: {image} is not used: {error}")
+    if len(bad_p) > 10:
+        say(f"          positives: {len(bad_p) - 10} more are not used; see selector/meta.json")
+    if n_p < MIN_POSITIVES:
+        raise RunError(
+            f"positives: {n_p} readable images ({len(bad_p)} unreadable), at least {MIN_POSITIVES} are needed: add images to P"
+        )
+    reasons = Counter(error.partition(":")[0] for role, _, error in errors if role == "corpus")
+    rejected = sum(reasons.values())
+    if n_u + rejected >= MIN_SAMPLE and rejected > config.score.max_rejected * (n_u + rejected):
+        what = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common(3))
+        raise RunError(
+            f"corpus: {rejected} of {n_u + rejected} sampled images are unreadable ({what}), more than "
+            f"score.max_rejected = {config.score.max_rejected:g}: check corpus.uri, corpus.image_column and the files, or raise it"
+        )
+    if n_u < MIN_POSITIVES:
+        raise RunError(f"corpus: only {n_u} readable images: check corpus.uri")
+
+
+def _check_teacher_agrees(light: Features, config: RunConfig) -> float:
+    """P's labels must be those that the teacher gives; shifted labels or wrong preprocessing show here."""
+    classes = config.teacher.num_classes
+    labels, teacher = light.p_labels, light.p_teacher
+    agreement = float((labels == teacher).mean())
+    missing = sorted(set(range(classes)) - set(labels.tolist()))
+    if missing:
+        shown = ", ".join(map(str, missing[:10]))
+        say(
+            f"          warning: positives has no image of {len(missing)} of {classes} classes ({shown}): "
+            "images of these will hardly be selected"
+        )
+    shifts = (
+        [float(((labels + s) % classes == teacher).mean()) for s in range(classes)] if classes <= 1000 else [agreement]
+    )
+    best = int(np.argmax(shifts))
+    if best and shifts[best] > agreement + 0.2:
+        raise RunError(
+            f"positives: the teacher agrees with only {agreement:.0%} of the labels, but with {shifts[best]:.0%} of them "
+            f"shifted by {best if best <= classes // 2 else best - classes:+d}: the labels are not teacher indices; "
+            "use positives.label_map, or names with teacher.classes"
+        )
+    if agreement < min(0.5, 2 / classes):
+        raise RunError(
+            f"positives: the teacher agrees with only {agreement:.0%} of the labels (chance: {1 / classes:.0%}): "
+            "check the labels, teacher.weights, and teacher.mean, std, channels and resize"
+        )
+    if agreement < 0.7:
+        say(f"          warning: the teacher agrees with only {agreement:.0%} of P's labels")
+    return agreement
+
+
+def _check_prior(config: RunConfig, prior: PriorReport) -> None:
+    if config.selection.rule in ("random", "teacher_confidence") or config.selector.prior != "auto":
+        return
+    if prior.value < MIN_PRIOR:
+        raise RunError(
+            f"corpus: next to nothing in the sample looks like P (estimated prior {prior.value:.4f}, at most "
+            f"{prior.upper:.4f}): check that corpus and positives show the same things, or set selector.prior if you "
+            "know that relevant images are there"
+        )
+
+
+def _fit_warnings(fit: FitReport, share: float, prior: float) -> list[str]:
+    warnings = []
+    if not 0.6 <= share / prior <= 1.4:
+        warnings.append(
+            f"the selector takes {share:.1%} of the sample where the prior says {prior:.1%}: set selector.prior if you "
+            "know it, or use selection.rule precision or budget"
+        )
+    if fit.recall < 0.5:
+        warnings.append(
+            f"only {fit.recall:.0%} of held-out positives are recognised: P may be too small or too varied; add images"
+        )
+    if fit.calibration.at_bound:
+        warnings.append(
+            "P scores higher than anything in the corpus: probabilities are too extreme; label some corpus images and set selector.prior"
+        )
+    return warnings
+
+
+def _check_selection(config: RunConfig, share: float, prior: float) -> None:
+    if config.selection.rule in ("random", "teacher_confidence"):
+        return
+    if share < MIN_SHARE_OF_PRIOR * prior:
+        raise RunError(
+            f"corpus: the selector takes {share:.2%} of the sample where the prior is {prior:.2%}: nothing to train a "
+            "student on; set selector.prior higher, or add images to P"
+        )
+    if share > MAX_SHARE:
+        raise RunError(
+            f"corpus: the selector takes {share:.0%} of the sample: it tells nothing apart; set selector.prior lower, "
+            "or distil from the whole corpus by selection.rule random"
+        )
