@@ -69,6 +69,11 @@ class TeacherConfig:
     taps: Listed(str) | None = None  # type: ignore[valid-type]
     """Node names of the multi-scale features; null: by table, else automatic."""
 
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names in teacher order, or None; a file of names was read when the config was loaded."""
+        return None if self.classes is None or isinstance(self.classes, str) else self.classes
+
     @model_validator(mode="after")
     def _consistent(self) -> TeacherConfig:
         for key in ("mean", "std"):

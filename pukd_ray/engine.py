@@ -16,6 +16,7 @@ from pukd_ray.config import ConfigError, ResourcesConfig
 
 # CPU shares are fractions so that every stage fits a cluster of one CPU; threads are set apart from them.
 IO_CPUS = 0.25
+DECODE_CPUS = 0.5
 CPU_ACTOR_CPUS = 0.5
 NO_PROGRESS_SECONDS = 300
 
@@ -109,6 +110,12 @@ def actor_pool(resources: ResourcesConfig, cluster: Cluster, gpus: float, work: 
     if cluster.autoscales:
         return ActorPoolStrategy(min_size=size, max_size=max(size, min(1000, work)))
     return ActorPoolStrategy(size=size)
+
+
+def spare_threads(cluster: Cluster, workers: int) -> int:
+    """Threads of each of `workers` Train workers on a node, one core left to Ray: threads that spin on a busy core
+    cost more than they bring."""
+    return max(1, (int(cluster.cpus / cluster.nodes) - 1) // workers)
 
 
 def actor_options(gpus: float) -> dict[str, float]:

@@ -139,9 +139,9 @@ def check_progress(folder: RunFolder, config: RunConfig, redo: str | None, stage
         marker = markers[stage]
         if marker is not None and (keys := changed_inputs(marker["inputs"], inputs[stage])):
             stale[stage] = keys
-        elif marker is None and stage == "score" and (partial_inputs := folder.read_json("markers/score.inputs.json")):
-            if keys := changed_inputs(partial_inputs, inputs[stage]):
-                stale[stage] = keys
+    begun = folder.read_json("markers/score.inputs.json")
+    if begun is not None and markers["score"] is None and (keys := changed_inputs(begun, inputs["score"])):
+        stale["score"] = keys  # finished chunks must not be mixed with others
     drift = Drift(0, ())
     if markers["plan"] is not None and "plan" not in stale:
         drift = compare_listing(folder.read_table("files.parquet"), listing.table)
@@ -157,7 +157,8 @@ def check_progress(folder: RunFolder, config: RunConfig, redo: str | None, stage
         raise ConfigError(
             [
                 *faults,
-                f"output: results of {', '.join(done)} are there; --redo {first_stale} keeps them under old/ and does these stages again, or choose another output",
+                f"output: results of {', '.join(done)} are there; --redo {first_stale} moves them to old/ and does "
+                "these stages again, or choose another output",
             ]
         )
     if redo is not None:
@@ -170,7 +171,8 @@ def check_progress(folder: RunFolder, config: RunConfig, redo: str | None, stage
         grown = STAGES[STAGES.index("select") :]
         if any(folder.has_outputs(s) or markers[s] for s in grown):
             say(
-                f"          the corpus has {drift.added} new files: only they are scored; what was made without them moves to {folder.retire(grown)}"
+                f"          the corpus has {drift.added} new files: only they are scored; what was made without "
+                f"them moves to {folder.retire(grown)}"
             )
         markers |= dict.fromkeys((*grown, "plan", "score"))
     pending = tuple(s for s in stages if markers[s] is None)

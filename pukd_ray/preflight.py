@@ -262,9 +262,8 @@ def _network_faults(teacher: TeacherConfig, weights: str | None) -> list[str]:
     except FileNotFoundError:
         return [f"teacher.weights: no such file: {weights}"]
     except Exception as error:
-        return [
-            f"teacher.weights: {weights} is not a state_dict that loads with weights_only=True: {str(error).splitlines()[0]}"
-        ]
+        reason = str(error).splitlines()[0]
+        return [f"teacher.weights: {weights} is not a state_dict that loads with weights_only=True: {reason}"]
     if not isinstance(state, Mapping):
         return [f"teacher.weights: {weights} holds a {type(state).__name__}, not a state_dict"]
     try:

@@ -105,7 +105,7 @@ class RunFolder:
         """Whether the file or folder is there."""
         return self.fs.get_file_info(self.path(name)).type != pafs.FileType.NotFound
 
-    def list(self, name: str) -> list[str]:
+    def files(self, name: str) -> list[str]:
         """Names of the files in folder `name` (not below), sorted."""
         return [f"{name}/{f.base_name}" for f in list_files(self.fs, self.path(name), recursive=False)]
 

@@ -1,7 +1,7 @@
 """Encoded bytes to uint8 pixels: the one decoder of positives, corpus, test set and distillation.
 
-Every image goes through the same steps: recognise the signature, decode, turn as EXIF says, reduce to
-8 bits, lay transparency over white, convert to gray or RGB, resize. What cannot be read becomes an
+Every image goes through the same steps: recognise the signature, decode, reduce to 8 bits, lay
+transparency over white, convert to gray or RGB, turn as EXIF says, resize. What cannot be read becomes an
 `Unreadable` with one of `REASONS`; nothing else is ever raised because of an image's bytes.
 """
 
@@ -37,24 +37,10 @@ REASONS: tuple[str, ...] = (
 MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3
 """Largest width * height that is decoded: 89 million pixels, a quarter GiB as RGB, Pillow's own limit."""
 
-IMAGE_EXTENSIONS: frozenset[str] = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-    | {
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".pfm",
-        ".jp2",
-        ".j2k",
-        ".j2c",
-        ".jpc",
-        ".jpf",
-        ".jpx",
-        ".avif",
-        ".avifs",
-    }
-    | {".heic", ".heif", ".hif", ".jxl", ".jxr"}
+IMAGE_EXTENSIONS: frozenset[str] = (
+    frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp"})
+    | frozenset({".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".avif", ".avifs"})
+    | frozenset({".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".heic", ".heif", ".hif", ".jxl", ".jxr"})
 )
 """Files that folder and tar readers take for images; those no decoder is for end as `unsupported` rows."""
 
@@ -99,21 +85,8 @@ _SAYS_UNSUPPORTED = re.compile(r"unsupported|unknown (?:pixel|data)|cannot handl
 # Pillow keeps the high byte of 16-bit colour. Read with the opposite byte order, it keeps the low one.
 _LOW_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 
-# Of TIFF's types only the sizes matter here, and the numbers of two.
-_TIFF_TYPES = {
-    1: "B",
-    2: "B",
-    3: "H",
-    4: "I",
-    5: "Q",
-    6: "B",
-    7: "B",
-    8: "H",
-    9: "I",
-    10: "Q",
-    11: "I",
-    12: "Q",
-}
+# Types 1 to 12 of TIFF: the sizes of all, and the numbers of those that offsets and lengths come in.
+_TIFF_TYPES = dict(enumerate("BBHIQBBHIQIQ", 1))
 _STRIP_OFFSETS, _STRIP_LENGTHS, _TILE_OFFSETS, _TILE_LENGTHS = 273, 279, 324, 325
 
 # Where Pillow finds the orientation; except a TIFF's, which it applies by itself.
@@ -267,7 +240,7 @@ def _eight_bits(image: ImageFile.ImageFile, data: bytes, kind: str) -> Image.Ima
     if image.mode == "F" and not np.isfinite(np.asarray(image)).all():
         raise Unreadable("nonfinite", "NaN or infinite pixels")
     if image.mode in ("I", "F"):
-        raise Unreadable("unsupported", f"32-bit {'integer' if image.mode == 'I' else 'float'} pixels")
+        raise Unreadable("unsupported", f"{'integer' if image.mode == 'I' else 'float'} pixels of unknown range")
     if kind == "PNG" and image.mode == "L" and data[24] in (2, 4) and "transparency" in image.info:
         # Pillow stretches 2- and 4-bit samples to 0..255, but not the one that stands for transparent.
         image.info["transparency"] *= 255 // (2 ** data[24] - 1)
@@ -442,7 +415,7 @@ def _boxes_end_early(data: bytes) -> bool:
     at = 0
     while at + 8 <= len(data):
         length = int.from_bytes(data[at : at + 4], "big")
-        if length < 8:  # 0: up to the end of the file; 1: a 64-bit length, which no sane image has
+        if length < 8:  # 0: up to the end of the file; 1: a 64-bit length, of use from 4 GiB on
             return False
         at += length
     return at != len(data) or b"mdat" not in data

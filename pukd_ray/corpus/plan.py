@@ -189,12 +189,14 @@ def _id_hashes(units: list[Unit], source: SourceConfig, parts: int) -> list[np.n
     """(hash, unit index, row) of every user id, split by hash."""
     rows = []
     for number, unit in enumerate(units):
-        for row in read_rows(unit, source, images=False):
-            if row.image_id != f"{unit.ids[0]}#{row.row}":  # rows without an id of their own cannot repeat one
-                rows.append((content_hash(row.image_id.encode()) % 2**64, number, row.row))
+        rows += [
+            (content_hash(row.image_id.encode()) % 2**64, number, row.row)
+            for row in read_rows(unit, source, images=False)
+            if row.image_id != f"{unit.ids[0]}#{row.row}"  # rows without an id of their own cannot repeat one
+        ]
     table = np.array(rows, dtype=np.uint64).reshape(-1, 3)
     pieces = [table[table[:, 0] % parts == p] for p in range(parts)]
-    return pieces if parts > 1 else pieces[0]  # type: ignore[return-value]
+    return pieces if parts > 1 else pieces[0]
 
 
 @ray.remote(num_cpus=0.25)

@@ -185,7 +185,8 @@ def _read_tar(unit: Unit, source: SourceConfig, images: bool) -> Iterator[Row]:
     row = 0
     seen: set[str] = set()
     group: list[Row] = []
-    key, side = "", {}
+    key = ""
+    side: dict[str, bytes] = {}
     with fs.open_input_file(path) as handle, tarfile.open(fileobj=handle, mode="r:*") as tar:
         members = iter(tar)
         while True:

@@ -113,15 +113,14 @@ def list_source(source: SourceConfig, key: str) -> tuple[str, list[SourceFile], 
                 full = f"{prefix}{scheme_path}/{relative}"
             mtime = item.mtime_ns if item.mtime_ns is not None else ""
             found.append(SourceFile(full, relative, item.size or 0, str(mtime)))
-    kinds = Counter(kind for f in found if (kind := format_of(f.relative)))
-    if source.format != "auto":
-        format_name = source.format
-    elif len(kinds) == 1:
-        format_name = next(iter(kinds))
-    elif not kinds:
+    kinds: Counter[str] = Counter(kind for f in found if (kind := format_of(f.relative)))
+    format_name: str = source.format
+    if format_name == "auto" and len(kinds) == 1:
+        format_name = kinds.most_common(1)[0][0]
+    elif format_name == "auto" and not kinds:
         what = f"{len(found)} files of no known format" if found else "no files"
         raise ConfigError([f"{key}.uri: {what} under {', '.join(source.uris)}"])
-    else:
+    elif format_name == "auto":
         mix = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
         raise ConfigError([f"{key}.format: {', '.join(source.uris)} holds several formats ({mix}): name one"])
     files = [f for f in found if _belongs(f, format_name, explicit=source.format != "auto")]

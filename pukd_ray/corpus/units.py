@@ -87,7 +87,8 @@ def units_to_table(units: list[Unit]) -> pa.Table:
 def units_from_table(table: pa.Table) -> list[Unit]:
     """Inverse of `units_to_table`."""
     lists = {f.name for f in fields(Unit) if str(f.type).startswith("tuple")}
-    return [Unit(**{k: tuple(v) if k in lists else v for k, v in row.items()}) for row in table.to_pylist()]
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return [Unit(**{k: tuple(v) if k in lists else v for k, v in row.items()}) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,8 @@ def open_raw(uri: str) -> IO[bytes]:
     """A binary file, unzipped where its name ends in .gz."""
     fs, path = open_storage(uri)
     handle: Any = fs.open_input_file(path)
-    return gzip.open(handle) if path.endswith(".gz") else handle
+    opened: IO[bytes] = gzip.open(handle) if path.endswith(".gz") else handle  # type: ignore[assignment]
+    return opened
 
 
 def read_idx_header(handle: IO[bytes]) -> tuple[int, int, int]:
@@ -201,10 +203,10 @@ def make_units(
     """Cut measured files (with the prefix of their image ids) into units, in order; applies `source.rows`."""
     units = []
     if format_name == "images":
-        for group in _groups(files):
-            units.append(
-                _unit(role, index, format_name, [f for f, _, _ in group], [p for _, _, p in group], 0, len(group))
-            )
+        units += [
+            _unit(role, index, format_name, [f for f, _, _ in group], [p for _, _, p in group], 0, len(group))
+            for group in _groups(files)
+        ]
     else:
         for file, facts, prefix in files:
             if facts.error or format_name != "parquet":

@@ -8,6 +8,7 @@ two of them.
 import gzip
 import hashlib
 import json
+import platform
 import struct
 import zlib
 from collections import Counter
@@ -20,8 +21,9 @@ import PIL
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from PIL import features
 
-from pukd_ray.demo.glyphs import encode_png, render_glyphs
+from pukd_ray.demo.glyphs import encode_small_png, render_glyphs
 
 SOURCE_CLASSES = (  # in the order of the original labels
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -99,8 +101,16 @@ def build_full_glyphs(folder: Path) -> Path:
 
 
 def made_with() -> dict[str, str]:
-    """The libraries that decide the exact bytes."""
-    return {"numpy": np.__version__, "pillow": PIL.__version__, "pyarrow": pa.__version__}
+    """What decides the exact bytes; one Pillow comes with different FreeTypes and zlibs."""
+    return {
+        "machine": platform.machine(),
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+        "pillow's freetype": str(features.version("freetype2")),
+        "pillow's zlib": str(features.version("zlib_ng") or features.version("zlib")),
+        "pyarrow": pa.__version__,
+        "python's zlib": zlib.ZLIB_RUNTIME_VERSION,
+    }
 
 
 def read_split(source: Path, name: str) -> Split:
@@ -147,7 +157,8 @@ def _draw(split: Split, part: slice, quota: Mapping[str, int], rng: np.random.Ge
         candidates = numbers[split.labels[part] == SOURCE_CLASSES.index(name)]
         drawn += rng.choice(candidates, count, replace=False).tolist()
     return [
-        Row(encode_png(split.images[i]), SOURCE_CLASSES[split.labels[i]], f"{split.name}/{i}") for i in sorted(drawn)
+        Row(encode_small_png(split.images[i]), SOURCE_CLASSES[split.labels[i]], f"{split.name}/{i}")
+        for i in sorted(drawn)
     ]
 
 

@@ -26,7 +26,7 @@ def render_glyphs(count: int, *, seed: int, size: int = 28, distort: float = 0.0
     `distort` from 0 (clean) to 1 (barely legible) adds shear, waves and noise.
     """
     streams = (np.random.default_rng((seed, _GLYPH_STREAM, number)) for number in range(count))
-    return [encode_png(_glyph(rng, size, distort)) for rng in streams]
+    return [encode_small_png(_glyph(rng, size, distort)) for rng in streams]
 
 
 def render_textures(count: int, *, seed: int, size: int = 28) -> list[bytes]:
@@ -34,11 +34,11 @@ def render_textures(count: int, *, seed: int, size: int = 28) -> list[bytes]:
     images = []
     for number in range(count):
         rng = np.random.default_rng((seed, _TEXTURE_STREAM, number))
-        images.append(encode_png(_texture(rng, size, TEXTURES[number % len(TEXTURES)])))
+        images.append(encode_small_png(_texture(rng, size, TEXTURES[number % len(TEXTURES)])))
     return images
 
 
-def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+def encode_small_png(pixels: NDArray[np.uint8]) -> bytes:
     """Gray pixels [height, width] as the smallest PNG that Pillow makes of them."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", optimize=True)

@@ -1,4 +1,4 @@
-"""Images of a training, decoded once into memory or streamed; batches of a step are the same for any number of workers."""
+"""Images of a training, decoded once into memory or streamed."""
 
 from __future__ import annotations
 

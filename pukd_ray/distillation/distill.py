@@ -16,7 +16,7 @@ from pukd_ray.corpus.labelled import index_labelled
 from pukd_ray.corpus.reading import read_blocks
 from pukd_ray.corpus.units import Unit
 from pukd_ray.distillation.training import effective_classes, train_loop
-from pukd_ray.engine import CPU_ACTOR_CPUS, IO_CPUS, Cluster, gpus_per_actor
+from pukd_ray.engine import CPU_ACTOR_CPUS, IO_CPUS, Cluster, gpus_per_actor, spare_threads
 from pukd_ray.progress import remote_progress
 from pukd_ray.run_folder import RunFolder
 from pukd_ray.selection.inference import DecodeImages, pixel_spec
@@ -30,7 +30,7 @@ def _encoded_positives(units: list[Unit], config: RunConfig) -> list[bytes | Non
         units,
         config.positives,
         num_classes=config.teacher.num_classes,
-        classes=config.teacher.classes,
+        classes=config.teacher.class_names,
     )
     blocks = (b for w in labelled.wanted for b in read_blocks(w, config.positives[w.unit.source]))
     return [image for block in blocks for image in block.column("image").to_pylist()]
@@ -70,7 +70,7 @@ def distill_student(
     folder: RunFolder, config: RunConfig, cluster: Cluster, units: list[Unit], weights: bytes
 ) -> dict[str, Any]:
     """Run the stage; returns its counts. An interrupted training goes on from its last checkpoint."""
-    files = [f for f in folder.list("selected") if f.endswith(".parquet")]
+    files = [f for f in folder.files("selected") if f.endswith(".parquet")]
     n_selected = folder.read_json("selected/summary.json")["n_selected"]
     positives = _encoded_positives.remote([u for u in units if u.role == "positives"], config)
     t = config.teacher
@@ -91,7 +91,7 @@ def distill_student(
                 "selected": files,
                 "count": n_selected + len(encoded),
                 "streamed": streamed,
-                "threads": max(1, int(cluster.cpus / cluster.nodes) // config.resources.train_workers),
+                "threads": spare_threads(cluster, config.resources.train_workers),
                 "counter": counter,
             },
             scaling_config=ScalingConfig(

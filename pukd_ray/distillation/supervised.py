@@ -15,10 +15,10 @@ from pukd_ray.corpus.plan import list_inputs, measure_units
 from pukd_ray.corpus.reading import read_blocks
 from pukd_ray.distillation.data import augment, decode_labelled
 from pukd_ray.distillation.training import lr_factor
-from pukd_ray.engine import Cluster
+from pukd_ray.engine import Cluster, spare_threads
 from pukd_ray.errors import RunError
 from pukd_ray.networks.teacher import Normalise, dump_state, new_network, pick_device, use_threads
-from pukd_ray.progress import remote_progress
+from pukd_ray.progress import remote_progress, say
 from pukd_ray.selection.inference import pixel_spec
 from pukd_ray.storage import open_storage, write_bytes
 
@@ -27,8 +27,10 @@ def _load(
     role: str, sources: tuple[SourceConfig, ...], teacher: TeacherConfig
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...] | None]:
     listing = list_inputs({role: sources})
-    units = measure_units({role: sources}, listing.table, lambda text: None)
-    labelled: Labelled = index_labelled(role, units, sources, num_classes=teacher.num_classes, classes=teacher.classes)
+    units = measure_units({role: sources}, listing.table, say)
+    labelled: Labelled = index_labelled(
+        role, units, sources, num_classes=teacher.num_classes, classes=teacher.class_names
+    )
     blocks = [block for w in labelled.wanted for block in read_blocks(w, sources[w.unit.source])]
     pixels, labels = decode_labelled(blocks, pixel_spec(teacher))
     return pixels, labels, labelled.classes
@@ -51,7 +53,7 @@ def _train(config: TeacherTrainingConfig, threads: int, counter: Any) -> tuple[b
         x = augment(pixels[rows], "crop_flip", (config.seed, 6, step), 0, 1, config.batch_size)
         loss = F.cross_entropy(network(normalise(x.to(device))), labels[rows].to(device))
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()
         if step % 20 == 0 or step + 1 == steps:
@@ -71,7 +73,7 @@ def _train(config: TeacherTrainingConfig, threads: int, counter: Any) -> tuple[b
 
 def train_teacher(config: TeacherTrainingConfig, cluster: Cluster) -> dict[str, Any]:
     """Train on the cluster (one GPU if it has any), write `teacher.weights`, return counts and test accuracy."""
-    threads = max(1, int(cluster.cpus / cluster.nodes))
+    threads = spare_threads(cluster, 1)
     with remote_progress("teacher") as counter:
         task = _train.options(num_cpus=min(1.0, cluster.cpus), num_gpus=1.0 if cluster.gpus else 0.0)
         try:

@@ -195,7 +195,7 @@ def _distil(
             draws=draws if settings.adversary == "draws" else None,
         )
         optimizer.zero_grad()
-        objective.backward()  # type: ignore[no-untyped-call]
+        objective.backward()
         optimizer.step()
         scheduler.step()
         if rank == 0 and ((step + 1) % log_every == 0 or step + 1 == steps):

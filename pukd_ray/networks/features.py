@@ -144,7 +144,7 @@ def _dummy_forward(
     calls: dict[str, _Call] = {}
 
     def record(name: str, inputs: tuple[Any, ...], output: object) -> None:
-        calls.pop(name, None)
+        calls.pop(name, None)  # moves a module that runs again to the end
         calls[name] = _Call(_shape(inputs[0]) if inputs else None, _shape(output))
 
     weight = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), torch.empty(0))
@@ -200,7 +200,6 @@ def _taps_by_resolution(model: nn.Module, calls: Mapping[str, _Call]) -> tuple[s
     last: dict[torch.Size, str] = {}
     for name, call in calls.items():
         if name in blocks and call.output is not None:
-            last.pop(call.output[2:], None)  # so that the order is that of the last blocks
             last[call.output[2:]] = name
     # A trunk of tokens has one block, the convolution that cuts the patches: no feature worth the name.
     tokens = any(

@@ -54,9 +54,8 @@ def check_weights(
     try:
         with torch.device("meta"):
             network = build_network(arch, **numbers)
-    except (
-        ValueError
-    ):  # constructors that read a tensor's values need real ones; a real fault is raised again
+    except ValueError:
+        # A constructor that reads a tensor's values needs real ones; a real fault is raised again.
         network = build_network(arch, **numbers)
     return _weights_fault(network, state_dict)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize
 from scipy.special import expit
 
 MAX_SLOPE = 10.0  # in units of 1 / sd_U(z): beyond, P scores higher than U's own positives and a would run away
@@ -53,6 +52,8 @@ def fit_platt(
     u_weights: np.ndarray | None = None,
 ) -> Calibration:
     """Fit slope and offset on held-out logits of P [n_p] and U [n_u]; weights serve the bootstrap."""
+    from scipy.optimize import minimize  # half a second that scoring actors need not spend
+
     u, w = binned(u_logits, u_weights)
     mean = float(w @ u)
     sd = float(np.sqrt(w @ (u - mean) ** 2)) or 1.0

@@ -47,7 +47,7 @@ def checkpoint_steps(steps: int) -> tuple[int, ...]:
     return tuple(sorted({max(1, round(steps * (i + 1) / CHECKPOINTS)) for i in range(CHECKPOINTS)}))
 
 
-@ray.remote(num_cpus=0.5)
+@ray.remote(num_cpus=1)
 def fit_fold(p: np.ndarray, u: np.ndarray, fold: int, training: HeadTraining) -> HeldOut:
     """Train on the other folds of p [n_p, C] and u [n_u, C], score this one."""
     from pukd_ray.networks.teacher import use_threads
@@ -165,7 +165,10 @@ def assess_fit(
             p[h.p_rows], u[h.u_rows] = h.p_logits[i], h.u_logits[i]
         return p, u
 
-    curve = [proxy_accuracy(*map(torch.from_numpy, pooled(i)), prior) for i in range(len(steps))]
+    curve = []
+    for i in range(len(steps)):
+        p, u = pooled(i)
+        curve.append(proxy_accuracy(torch.from_numpy(p), torch.from_numpy(u), prior))
     best = int(np.argmax(curve))
     p, u = pooled(best)
     rng = np.random.default_rng(seed)

@@ -16,7 +16,7 @@ import ray
 from pukd_ray.config import RunConfig, SourceConfig, TeacherConfig
 from pukd_ray.corpus.pixels import PixelSpec, decode_batch
 from pukd_ray.corpus.reading import Wanted, read_units
-from pukd_ray.engine import IO_CPUS, Cluster, actor_options, actor_pool, gpus_per_actor
+from pukd_ray.engine import DECODE_CPUS, IO_CPUS, Cluster, actor_options, actor_pool, gpus_per_actor
 
 ACTOR_BATCH = 256
 
@@ -101,6 +101,14 @@ def spread(values: np.ndarray, readable: np.ndarray, kind: pa.DataType) -> pa.Ar
     return pa.array(full, kind, mask=~readable)
 
 
+def rescale_logits(logits: np.ndarray, log_max_phi: float) -> np.ndarray:
+    """Logits of phi / max phi, so that 0 is the threshold 1/2 of VPU too; unchanged where log_max_phi is 0."""
+    if log_max_phi == 0.0:
+        return logits
+    log_phi = np.minimum(-np.logaddexp(0, -logits.astype(np.float64)) - log_max_phi, -1e-7)
+    return (log_phi - np.log(-np.expm1(log_phi))).astype(np.float32)
+
+
 def stream(
     wanted: Sequence[Wanted],
     sources: dict[str, tuple[SourceConfig, ...]],
@@ -115,10 +123,10 @@ def stream(
     `consume` writes or counts and returns a small table: only that reaches the driver.
     """
     gpus = gpus_per_actor(config.resources, cluster)
-    rows = read_units(wanted, sources, num_cpus=IO_CPUS)
+    rows = read_units(wanted, sources, num_cpus=DECODE_CPUS)
     # Same share as the read: Ray fuses the two into one task, and encoded bytes need no copy in between.
     decoded = rows.map_batches(
-        DecodeImages(pixel_spec(config.teacher)), batch_format="pyarrow", batch_size=None, num_cpus=IO_CPUS
+        DecodeImages(pixel_spec(config.teacher)), batch_format="pyarrow", batch_size=None, num_cpus=DECODE_CPUS
     )
     scored = decoded.map_batches(
         actor,

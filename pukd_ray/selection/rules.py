@@ -62,7 +62,7 @@ def ordered_bits(keys: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Cut:
-    """The last row taken of a group: rows with a higher key are in, and of equal keys those with a tie breaker up to its."""
+    """The last row taken of a group: higher keys are in, and equal ones with a tie breaker up to its."""
 
     bits: int
     tie: int

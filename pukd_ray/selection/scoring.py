@@ -22,8 +22,7 @@ from pukd_ray.errors import RunError
 from pukd_ray.progress import Stopwatch, progress, say
 from pukd_ray.run_folder import SCORES_SCHEMA, RunFolder
 from pukd_ray.selection.calibration import Calibration
-from pukd_ray.selection.inference import TeacherActor, spread, stream, teacher_opinion
-from pukd_ray.selection.selector import rescale_logits
+from pukd_ray.selection.inference import TeacherActor, rescale_logits, spread, stream, teacher_opinion
 
 CHUNK_SECONDS = 600.0
 KEPT_OF_THE_REST = 1e-4
@@ -110,7 +109,7 @@ class WriteScores:
 
 def chunk_markers(folder: RunFolder) -> list[dict[str, Any]]:
     """Markers of the finished chunks, in order."""
-    return [folder.read_json(name) for name in folder.list("markers/score") if name.endswith(".json")]
+    return [folder.read_json(name) for name in folder.files("markers/score") if name.endswith(".json")]
 
 
 def score_corpus(
@@ -212,7 +211,7 @@ def _take(pending: list[Unit], size: int) -> tuple[list[Unit], list[Unit]]:
 
 def _delete_unfinished(folder: RunFolder, markers: list[dict[str, Any]]) -> None:
     known = {file for marker in markers for file in marker["files"]}
-    for file in folder.list("scores"):
+    for file in folder.files("scores"):
         if file not in known:
             folder.delete(file)
 

@@ -90,7 +90,8 @@ def select_images(folder: RunFolder, config: RunConfig, units: list[Unit]) -> di
     budget = config.selection.budget
     if budget is not None and config.selection.rule in ("budget", "quota") and summary["n_selected"] < budget:
         say(
-            f"          warning: only {summary['n_selected']:,} images are positive, selection.budget is {budget:,}: all are taken"
+            f"          warning: only {summary['n_selected']:,} images are positive, fewer than selection.budget = "
+            f"{budget:,}: all are taken"
         )
     folder.write_json("selected/summary.json", summary)
     return summary
@@ -176,10 +177,9 @@ def _load(job: Job, files: list[str], task: int, dropped: list[ray.ObjectRef]) -
     table = _read(job.folder, files, COLUMNS)
     index = np.flatnonzero(table.column("error").is_null().to_numpy(zero_copy_only=False))
     good = table.take(index)
-    scores = Scores(
-        *(good.column(c).to_numpy() for c in ("pu_logit", "pu_probability", "teacher_label", "teacher_confidence")),
-        np.array([sort_key(job.config.seed, i) for i in good.column("image_id").to_pylist()], np.int64),
-    )
+    names = ("pu_logit", "pu_probability", "teacher_label", "teacher_confidence")
+    hashes = [sort_key(job.config.seed, i) for i in good.column("image_id").to_pylist()]
+    scores = Scores(**{n: good.column(n).to_numpy() for n in names}, tie_breaker=np.array(hashes, np.int64))
     gone = np.concatenate([drops[task] for drops in ray.get(dropped)])
     keep = ~np.isin(index, gone)
     return _Rows(good, scores, index, eligible(job.config.selection, scores) & keep, len(gone))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import uuid
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,8 @@ from pukd_ray.selection.crossfit import (
     estimate_prior,
     fit_fold,
 )
-from pukd_ray.selection.inference import TeacherActor, spread, stream, teacher_opinion
+from pukd_ray.selection.features import ExtractFeatures, Features, WriteFeatures, load_features
+from pukd_ray.selection.inference import rescale_logits, stream
 from pukd_ray.selection.sampling import sample_corpus
 from pukd_ray.selection.training import HeadTraining, Scaler, head_logits, train_head
 
@@ -43,88 +43,6 @@ MIN_PRIOR = 0.005  # below, held-out scores of U show next to nothing that looks
 MIN_SHARE_OF_PRIOR = 0.2  # the head selects next to nothing: the clamp won (method sheet 1.8)
 MAX_SHARE = 0.95
 LOG_EVERY = 20
-
-
-# -- features ---------------------------------------------------------------------------------------------------
-
-
-class ExtractFeatures(TeacherActor):
-    """Multi-scale features and the teacher's opinion of each row."""
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Decoded rows -> rows of `selector/features/`."""
-        table, readable, features, logits = self.forward(table)
-        label, confidence, entropy = teacher_opinion(logits)
-        half = np.clip(features, -65504, 65504).astype(np.float16)  # halves the cache; standardised in float32
-        columns = {
-            "features": pa.array([row.tobytes() for row in spread_rows(half, readable)], pa.binary(), mask=~readable),
-            "teacher_label": spread(label, readable, pa.int32()),
-            "teacher_confidence": spread(confidence, readable, pa.float32()),
-            "teacher_entropy": spread(entropy, readable, pa.float32()),
-        }
-        table = table.drop_columns(["image", "source"])
-        for name, column in columns.items():
-            table = table.append_column(name, column)
-        return table
-
-
-def spread_rows(values: np.ndarray, readable: np.ndarray) -> np.ndarray:
-    """`values` of the readable rows, zeros in the others."""
-    full = np.zeros((len(readable), values.shape[1]), values.dtype)
-    full[readable] = values
-    return full
-
-
-@dataclass(frozen=True)
-class WriteFeatures:
-    """Writes a block to `selector/features/` and returns its name and counts."""
-
-    folder: RunFolder
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Feature rows -> one ledger row."""
-        name = f"selector/features/{uuid.uuid4().hex}.parquet"
-        self.folder.write_table(name, table)
-        rows = table.select(["role", "image_id", "error"]).to_pylist()
-        errors = [f"{r['role']}|{r['image_id']}|{r['error']}" for r in rows if r["error"] is not None]
-        return pa.table({"file": [name], "rows": [table.num_rows], "errors": [errors]}, schema=_FEATURE_LEDGER)
-
-
-_FEATURE_LEDGER = pa.schema([("file", pa.string()), ("rows", pa.int64()), ("errors", pa.list_(pa.string()))])
-
-
-@dataclass(frozen=True)
-class Features:
-    """Cached features of P and the sample of U, readable rows only, in the order of their ids."""
-
-    p: np.ndarray
-    """float16 [n_p, C]."""
-    u: np.ndarray
-    """float16 [n_u, C]."""
-    p_labels: np.ndarray
-    p_teacher: np.ndarray
-    """The teacher's label of each positive, int64 [n_p]."""
-    u_units: np.ndarray
-    """Unit of each row of U."""
-    u_relevant: np.ndarray
-    """Truth of U where it is given: 1, 0, or -1."""
-
-
-def load_features(folder: RunFolder, files: list[str]) -> Features:
-    """Read the feature cache; sorted by id, so that nothing depends on the order in which blocks came."""
-    table = pa.concat_tables([folder.read_table(f) for f in files])
-    table = table.filter(pa.compute.is_null(table.column("error")))
-    table = table.sort_by(
-        [("role", "ascending"), ("unit", "ascending"), ("source_row", "ascending"), ("image_id", "ascending")]
-    )
-    is_p = np.array(table.column("role").to_pylist()) == "positives"
-    raw = table.column("features").to_pylist()
-    values = np.frombuffer(b"".join(raw), np.float16).reshape(len(raw), -1)
-    labels = np.array([int(v) if p else -1 for v, p in zip(table.column("label").to_pylist(), is_p, strict=True)])
-    teacher = table.column("teacher_label").to_numpy()
-    truth = np.array([-1 if v is None else int(v) for v in table.column("relevant").to_pylist()])
-    units = np.array(table.column("unit").to_pylist())
-    return Features(values[is_p], values[~is_p], labels[is_p], teacher[is_p], units[~is_p], truth[~is_p])
 
 
 @ray.remote(num_cpus=0.5, num_returns=3)
@@ -201,7 +119,7 @@ def train_selector(
     folder.delete_folder("selector")
     sources = sources_by_role(config)
     labelled = _index("positives", units, config)
-    if labelled.classes and config.teacher.classes is None:
+    if labelled.classes and config.teacher.class_names is None:
         say("          label names: " + ", ".join(f"{i} = {name}" for i, name in enumerate(labelled.classes)))
     if labelled.left_out:
         say(f"          positives: {labelled.left_out:,} images with labels outside label_map are not used")
@@ -267,7 +185,7 @@ def train_selector(
     folder.write_json(
         "selector/meta.json",
         {
-            "classes": labelled.classes or config.teacher.classes,
+            "classes": labelled.classes or config.teacher.class_names,
             "positives_per_class": labelled.class_counts(config.teacher.num_classes).tolist(),
             "n_positives": n_p,
             "n_sample": n_u,
@@ -297,7 +215,7 @@ def _index(role: str, units: list[Unit], config: RunConfig) -> Labelled:
     sources = sources_by_role(config)[role]
     try:
         return index_labelled(
-            role, units, sources, num_classes=config.teacher.num_classes, classes=config.teacher.classes
+            role, units, sources, num_classes=config.teacher.num_classes, classes=config.teacher.class_names
         )
     except LabelError as error:
         raise RunError(str(error)) from error
@@ -412,14 +330,6 @@ def _apply_scale(logits: np.ndarray, head: bytes) -> np.ndarray:
     return rescale_logits(logits, _log_max_phi(head))
 
 
-def rescale_logits(logits: np.ndarray, log_max_phi: float) -> np.ndarray:
-    """Logits of phi / max phi, so that 0 is the threshold 1/2 of VPU too; unchanged where log_max_phi is 0."""
-    if log_max_phi == 0.0:
-        return logits
-    log_phi = np.minimum(-np.logaddexp(0, -logits.astype(np.float64)) - log_max_phi, -1e-7)
-    return (log_phi - np.log(-np.expm1(log_phi))).astype(np.float32)
-
-
 # -- what stops a run -------------------------------------------------------------------------------------------
 
 
@@ -431,7 +341,8 @@ def _check_sample(config: RunConfig, n_p: int, n_u: int, errors: list[tuple[str,
         say(f"          positives: {len(bad_p) - 10} more are not used; see selector/meta.json")
     if n_p < MIN_POSITIVES:
         raise RunError(
-            f"positives: {n_p} readable images ({len(bad_p)} unreadable), at least {MIN_POSITIVES} are needed: add images to P"
+            f"positives: {n_p} readable images ({len(bad_p)} unreadable), at least {MIN_POSITIVES} are needed: "
+            "add images to P"
         )
     reasons = Counter(error.partition(":")[0] for role, _, error in errors if role == "corpus")
     rejected = sum(reasons.values())
@@ -439,7 +350,8 @@ def _check_sample(config: RunConfig, n_p: int, n_u: int, errors: list[tuple[str,
         what = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common(3))
         raise RunError(
             f"corpus: {rejected} of {n_u + rejected} sampled images are unreadable ({what}), more than "
-            f"score.max_rejected = {config.score.max_rejected:g}: check corpus.uri, corpus.image_column and the files, or raise it"
+            f"score.max_rejected = {config.score.max_rejected:g}: check corpus.uri, corpus.image_column and the files, "
+            "or raise it"
         )
     if n_u < MIN_POSITIVES:
         raise RunError(f"corpus: only {n_u} readable images: check corpus.uri")
@@ -463,9 +375,9 @@ def _check_teacher_agrees(light: Features, config: RunConfig) -> float:
     best = int(np.argmax(shifts))
     if best and shifts[best] > agreement + 0.2:
         raise RunError(
-            f"positives: the teacher agrees with only {agreement:.0%} of the labels, but with {shifts[best]:.0%} of them "
-            f"shifted by {best if best <= classes // 2 else best - classes:+d}: the labels are not teacher indices; "
-            "use positives.label_map, or names with teacher.classes"
+            f"positives: the teacher agrees with only {agreement:.0%} of the labels, but with {shifts[best]:.0%} of "
+            f"them shifted by {best if best <= classes // 2 else best - classes:+d}: they are not teacher "
+            "indices; use positives.label_map, or names with teacher.classes"
         )
     if agreement < min(0.5, 2 / classes):
         raise RunError(
@@ -501,7 +413,8 @@ def _fit_warnings(fit: FitReport, share: float, prior: float) -> list[str]:
         )
     if fit.calibration.at_bound:
         warnings.append(
-            "P scores higher than anything in the corpus: probabilities are too extreme; label some corpus images and set selector.prior"
+            "P scores higher than anything in the corpus: probabilities are too extreme; label some corpus images and "
+            "set selector.prior"
         )
     return warnings
 

@@ -61,9 +61,9 @@ def train_head(
     training: HeadTraining,
     *,
     checkpoints: Sequence[int] = (),
-    on_checkpoint: Callable[[int, nn.Module], None] = lambda step, head: None,
-    on_step: Callable[[int, float], None] = lambda step, risk: None,
-    prepare: Callable[[nn.Module], nn.Module] = lambda head: head,
+    on_checkpoint: Callable[[int, nn.Module], None] | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+    prepare: Callable[[nn.Module], nn.Module] | None = None,
     rank: int = 0,
     world: int = 1,
     group: ProcessGroup | None = None,
@@ -76,7 +76,7 @@ def train_head(
     device = device or torch.device("cpu")
     torch.manual_seed(training.seed)
     head = AttentionHead(p.shape[1]).to(device)
-    model = prepare(head)
+    model = prepare(head) if prepare else head
     optimizer = torch.optim.Adam(model.parameters(), lr=training.lr, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.steps)
     n_p = training.batch_size // P_SHARE
@@ -100,11 +100,12 @@ def train_head(
             logits = model(torch.cat([x, mixed]))  # one forward: DDP must see all inputs of a step at once
             value, objective = vpu_risk(logits[: len(x)], labels, logits[len(x) :], mix, group=group)
         optimizer.zero_grad()
-        objective.backward()  # type: ignore[no-untyped-call]
+        objective.backward()
         optimizer.step()
         schedule.step()
-        on_step(step, float(value))
-        if step in due:
+        if on_step:
+            on_step(step, float(value))
+        if on_checkpoint and step in due:
             on_checkpoint(step, head)
     return head
 

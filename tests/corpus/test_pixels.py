@@ -288,8 +288,11 @@ def test_deep_transparent_colour_png() -> None:
     expected = np.where(gray == 0x00FF, 255, SHALLOW.reshape(16, 16))  # not 0x0100, also 1
     assert_equal(png(gray.astype(">u2"), 16, 16, 0, key), expected[None])
     colour = np.dstack([gray] * 3)
+    colour[:, 0, 1] = 0x00FF  # the same in one channel is not the same colour
+    hole = np.where((colour == 0x00FF).all(axis=2), 0, 255)
     key = chunk(b"tRNS", struct.pack(">HHH", 0x00FF, 0x00FF, 0x00FF))
-    assert_equal(png(colour.astype(">u2").reshape(16, -1), 16, 16, 2, key), np.stack([expected] * 3))
+    data = png(colour.astype(">u2").reshape(16, -1), 16, 16, 2, key)
+    assert_equal(data, over_white(np.uint8(np.round(colour / 257)), hole))
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -395,9 +398,7 @@ def test_damaged_exif_leaves_the_image_as_stored() -> None:
 # ---- geometry
 
 
-@pytest.mark.parametrize(
-    "shape", [(48, 32), (32, 48), (33, 32), (32, 35), (100, 77), (77, 101), (20, 300), (9, 11)]
-)
+@pytest.mark.parametrize("shape", [(48, 32), (32, 48), (33, 32), (32, 35), (100, 77), (77, 101), (20, 300), (9, 11)])
 def test_crop_is_torchvisions_to_the_bit(shape: tuple[int, int]) -> None:
     image = Image.fromarray(noise(*shape, 3))
     expected = np.asarray(Compose([Resize(32), CenterCrop(32)])(image))
@@ -596,19 +597,18 @@ def test_corrupt_png() -> None:
     assert reason(b"\x89PNG\n" + good[6:]) == "corrupt"  # through a text-mode transfer
     assert reason(png(np.zeros((1, 0), np.uint8), 0, 8, 0)) == "corrupt"  # no pixels at all
     broken_stream = (
-        good.replace(good[good.index(b"IDAT") :], b"")[:-4]
-        + chunk(b"IDAT", b"nonsense")
-        + chunk(b"IEND", b"")
+        good.replace(good[good.index(b"IDAT") :], b"")[:-4] + chunk(b"IDAT", b"nonsense") + chunk(b"IEND", b"")
     )
     assert reason(broken_stream) == "corrupt"
 
 
-def test_every_wrong_bit_in_png_data_is_seen() -> None:
+def test_wrong_bits_anywhere_in_png_data_is_seen() -> None:
     """Some make the data look longer than the image, and Pillow then never gets to zlib's checksum."""
     good = saved(smooth(16, 16))
-    for at in range(good.index(b"IDAT") + 4, good.index(b"IEND") - 8):
-        for bit in range(8):
-            assert reason(good[:at] + bytes([good[at] ^ 1 << bit]) + good[at + 1 :]) == "corrupt"
+    start, end = good.index(b"IDAT") + 4, good.index(b"IEND") - 8
+    damaged = [good[:at] + bytes([good[at] ^ 1 << at % 8]) + good[at + 1 :] for at in range(start, end)]
+    _, errors = decode_batch(damaged, spec())
+    assert {str(error).split(":")[0] for error in errors} == {"corrupt"}
 
 
 def test_corrupt_others() -> None:

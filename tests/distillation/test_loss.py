@@ -15,9 +15,7 @@ PRECISIONS = pytest.mark.parametrize(
     ("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-5)], ids=["float64", "float32"]
 )
 # `expected_T4_scale_T` is left out: it documents the factor T of the published code, where ours is T^2.
-TEMPERATURES = pytest.mark.parametrize(
-    ("temperature", "key"), [(1.0, "expected_T1"), (4.0, "expected_T4_scale_T2")]
-)
+TEMPERATURES = pytest.mark.parametrize(("temperature", "key"), [(1.0, "expected_T1"), (4.0, "expected_T4_scale_T2")])
 
 
 def logits(dtype=torch.float64):
@@ -133,9 +131,7 @@ def test_a_perfect_student_keeps_the_base_weights():
     _, teacher = logits()
     base = torch.tensor([0.5, 1.0, 1.0, 1.5])
     student = teacher.clone().requires_grad_()
-    value, objective, weights = rkd_objective(
-        student, teacher, base_weights=base, epsilon=0.1, adversary="l2_sum_zero"
-    )
+    value, objective, weights = rkd_objective(student, teacher, base_weights=base, epsilon=0.1, adversary="l2_sum_zero")
     assert value == 0
     assert torch.equal(weights, base.double())
     assert bool((torch.autograd.grad(objective, student)[0].abs() < 1e-15).all())

@@ -17,9 +17,7 @@ def linear_factory(*, num_classes: int, channels: int, input_size: int) -> nn.Mo
 def value_reading_factory(*, num_classes: int, channels: int, input_size: int) -> nn.Module:
     depth = int(torch.ones(2).sum().item())  # impossible on the meta device
     flat = channels * input_size**2
-    return nn.Sequential(
-        nn.Flatten(), *(nn.Linear(flat, flat) for _ in range(depth)), nn.Linear(flat, num_classes)
-    )
+    return nn.Sequential(nn.Flatten(), *(nn.Linear(flat, flat) for _ in range(depth)), nn.Linear(flat, num_classes))
 
 
 def failing_factory(*, num_classes: int, channels: int, input_size: int) -> nn.Module:

@@ -24,9 +24,7 @@ def gradient(objective, *inputs):
 def test_nnpu_golden(case, dtype, rtol):
     z = torch.tensor(case["logits"], dtype=dtype, requires_grad=True)
     expected = case["expected"]
-    value, objective = nnpu_risk(
-        z, torch.tensor(case["y"]), case["prior"], beta=case["beta"], gamma=case["gamma"]
-    )
+    value, objective = nnpu_risk(z, torch.tensor(case["y"]), case["prior"], beta=case["beta"], gamma=case["gamma"])
     (grad,) = gradient(objective, z)
     assert value.dtype == objective.dtype == dtype
     assert not value.requires_grad
@@ -164,9 +162,7 @@ def test_vpu_matches_the_formula_and_its_autograd(mix):
     value, objective = vpu_risk(z, y, mixed, mix, weight=0.3)
     expected = plain_vpu(z, y, mixed, mix, 0.3)
     torch.testing.assert_close(value, expected.detach(), rtol=1e-12, atol=0)
-    torch.testing.assert_close(
-        gradient(objective, z, mixed), gradient(expected, z, mixed), rtol=1e-10, atol=0
-    )
+    torch.testing.assert_close(gradient(objective, z, mixed), gradient(expected, z, mixed), rtol=1e-10, atol=0)
 
 
 def test_vpu_survives_saturated_logits():
