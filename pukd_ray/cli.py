@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+import ray
 
 from pukd_ray.config import ConfigError
 from pukd_ray.engine import under_job
@@ -53,11 +56,11 @@ def parse_arguments(argv: Sequence[str], description: str, *, demo: bool = False
     overrides: dict[str, Any] = {}
     while rest:
         flag = rest.pop(0)
-        if not flag.startswith("--"):
+        if not re.match(r"--\w", flag):
             raise ConfigError([f"arguments: unexpected {flag!r}"])
         key, equals, value = flag[2:].partition("=")
         if not equals:
-            if not rest:
+            if not rest or rest[0].startswith("--"):
                 raise ConfigError([f"arguments: --{key} needs a value"])
             value = rest.pop(0)
         overrides[key] = parse_value(value)
@@ -84,7 +87,16 @@ def run_job(main: Callable[[], None]) -> int:
         return 1
     except Exception as error:
         traceback.print_exc()
-        first = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        print(f"failed: {type(error).__name__}: {first}; mend the cause and start again to go on", file=sys.stderr)
+        print(f"failed: {_cause(error)}; mend the cause and start again to go on", file=sys.stderr)
         return 1
     return 0
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong, in one line; Ray's errors carry the remote traceback as text, the cause first."""
+    lines = str(error).splitlines()
+    named = [line for line in lines if re.match(r"(\w+\.)*\w*(Error|Exception|Died)\b", line)]
+    named = [line for line in named if not line.startswith("ray.exceptions")]
+    if isinstance(error, ray.exceptions.RayError) and named:
+        return named[0]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"

@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    TypeAdapter,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 
 _OPTIONS = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
@@ -20,6 +29,7 @@ Bool = Annotated[bool, Strict()]
 Share = Annotated[Float, Field(gt=0, lt=1)]
 Positive = Annotated[Float, Field(gt=0)]
 Count = Annotated[Int, Field(ge=1)]
+Text = Annotated[str, Field(min_length=1)]
 
 
 class ConfigError(ValueError):
@@ -38,6 +48,13 @@ def _as_sources(value: Any) -> Any:
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
+def _keys_as_text(value: Any) -> Any:
+    """Labels in files are compared as text, so that `0` and `"0"` are the same key (and JSON keeps it)."""
+    if not isinstance(value, dict):
+        return value
+    return {str(k) if isinstance(k, int) and not isinstance(k, bool) else k: v for k, v in value.items()}
+
+
 def Listed(item: Any) -> Any:  # noqa: N802  (reads as a type)
     """A tuple of `item` that YAML writes as a list."""
     return Annotated[tuple[item, ...], BeforeValidator(_as_tuple)]
@@ -47,10 +64,10 @@ def Listed(item: Any) -> Any:  # noqa: N802  (reads as a type)
 class TeacherConfig:
     """The trained network that defines the task."""
 
-    arch: str
+    arch: Text
     """lenet5 | lenet5_half | resnet20_cifar | resnet18_cifar | resnet34_cifar | any torchvision
     classifier | timm:NAME | package.module:factory."""
-    weights: str
+    weights: Text
     """state_dict file (path or URI), loaded with weights_only=True and strict=True."""
     num_classes: Annotated[Int, Field(ge=2)]
     """Classes the teacher tells apart."""
@@ -74,27 +91,33 @@ class TeacherConfig:
         """Names in teacher order, or None; a file of names was read when the config was loaded."""
         return None if self.classes is None or isinstance(self.classes, str) else self.classes
 
-    @model_validator(mode="after")
-    def _consistent(self) -> TeacherConfig:
-        for key in ("mean", "std"):
-            if len(getattr(self, key)) != self.channels:
-                raise ValueError(f"teacher.{key}: needs {self.channels} values, one per channel")
-        if min(self.std) <= 0:
-            raise ValueError("teacher.std: values must be above 0")
-        if isinstance(self.classes, tuple) and len(self.classes) != self.num_classes:
-            raise ValueError(
-                f"teacher.classes: {len(self.classes)} names, but teacher.num_classes is {self.num_classes}"
-            )
-        if isinstance(self.classes, tuple) and len(set(self.classes)) != len(self.classes):
-            raise ValueError("teacher.classes: a name is repeated")
-        return self
+    @field_validator("mean", "std")
+    @classmethod
+    def _one_per_channel(cls, value: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        channels = info.data.get("channels")  # absent if it is at fault itself
+        if channels is not None and len(value) != channels:
+            raise ValueError(f"needs {channels} value{'s' * (channels > 1)}, one per channel")
+        if info.field_name == "std" and any(v <= 0 for v in value):
+            raise ValueError("values must be above 0")
+        return value
+
+    @field_validator("classes")
+    @classmethod
+    def _one_name_per_class(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, tuple):
+            number = info.data.get("num_classes", len(value))
+            if len(value) != number:
+                raise ValueError(f"{len(value)} names, but teacher.num_classes is {number}")
+            if len(set(value)) != len(value):
+                raise ValueError("a name is repeated")
+        return value
 
 
 @dataclass(frozen=True, kw_only=True, config=_OPTIONS)
 class SourceConfig:
     """Where images come from: files of one format. Relative paths resolve against the config's folder."""
 
-    uri: str | Listed(str)  # type: ignore[valid-type]
+    uri: Text | Listed(Text)  # type: ignore[valid-type]
     """File, folder, glob, or a list of them; local path or URI."""
     format: Literal["auto", "parquet", "images", "webdataset", "idx", "cifar"] = "auto"
     """auto goes by file name. images: a folder of files whose sub-folder is the label; cifar: the binary version."""
@@ -111,7 +134,7 @@ class SourceConfig:
     """Constant truth for the whole source, only ever used for evaluation."""
     relevant_labels: Listed(Int | str) | None = None  # type: ignore[valid-type]
     """Truth by label: images with one of these labels are relevant; only ever used for evaluation."""
-    label_map: dict[Int | str, Int | str] | None = None
+    label_map: Annotated[dict[str, Int | str], BeforeValidator(_keys_as_text)] | None = None
     """Label in the files -> teacher index or class name. Images with any other label are not part of
     a labelled source (their number is printed)."""
     rows: Annotated[tuple[Int, Int] | None, BeforeValidator(_as_tuple)] = None
@@ -119,16 +142,27 @@ class SourceConfig:
     per_class: Count | None = None
     """Only the first n images of each class, in (path, row) order."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> SourceConfig:
-        if not self.uri or (isinstance(self.uri, tuple) and not all(self.uri)):
-            raise ValueError("uri: is empty")
-        if self.rows is not None and not 0 <= self.rows[0] < self.rows[1]:
-            raise ValueError(f"rows: [{self.rows[0]}, {self.rows[1]}] is not 0 <= start < stop")
-        truths = [k for k in ("relevant_column", "relevant", "relevant_labels") if getattr(self, k) is not None]
-        if len(truths) > 1:
-            raise ValueError(f"{' and '.join(truths)}: give only one of them")
-        return self
+    @field_validator("uri")
+    @classmethod
+    def _some_uri(cls, value: Any) -> Any:
+        if not value:
+            raise ValueError("is an empty list")
+        return value
+
+    @field_validator("relevant", "relevant_labels")
+    @classmethod
+    def _one_truth(cls, value: Any, info: ValidationInfo) -> Any:
+        others = [k for k in ("relevant_column", "relevant") if info.data.get(k) is not None and k != info.field_name]
+        if value is not None and others:
+            raise ValueError(f"there is {others[0]} too: give only one of them")
+        return value
+
+    @field_validator("rows")
+    @classmethod
+    def _rising(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and not 0 <= value[0] < value[1]:
+            raise ValueError("is not 0 <= start < stop")
+        return value
 
     @property
     def uris(self) -> tuple[str, ...]:
@@ -159,11 +193,19 @@ class SelectorConfig:
     lr: Positive = 0.001
     """Learning rate of Adam."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> SelectorConfig:
-        if self.batch_size % 4:
-            raise ValueError(f"selector.batch_size: {self.batch_size} is not a multiple of 4 (a quarter of it is P)")
-        return self
+    @field_validator("trunk")
+    @classmethod
+    def _is_implemented(cls, value: str) -> str:
+        if value == "finetune":
+            raise ValueError("is not implemented yet; use frozen")
+        return value
+
+    @field_validator("batch_size")
+    @classmethod
+    def _has_a_quarter(cls, value: int) -> int:
+        if value % 4:
+            raise ValueError("is not a multiple of 4 (a quarter of it is P)")
+        return value
 
 
 @dataclass(frozen=True, kw_only=True, config=_OPTIONS)
@@ -191,33 +233,34 @@ class SelectionConfig:
     shared evenly over teacher classes. prior: the top share that the prior says is relevant. precision: the most
     images whose estimated precision is target_precision. random, teacher_confidence: rivals, a budget without
     the selector."""
-    threshold: Annotated[Float, Field(ge=0, le=1)] | None = None
+    threshold: Annotated[Annotated[Float, Field(ge=0, le=1)] | None, Field(validate_default=True)] = None
     """On pu_probability, for rule `threshold`."""
-    budget: Count | None = None
+    budget: Annotated[Count | None, Field(validate_default=True)] = None
     """Images, for rules budget, quota, random and teacher_confidence."""
     order: Literal["top", "random"] = "top"
     """Which of the positives a budget takes."""
-    target_precision: Share | None = None
+    target_precision: Annotated[Share | None, Field(validate_default=True)] = None
     """For rule `precision`."""
     deduplicate: Literal["exact", "none"] = "exact"
     """exact: of images with the same bytes one is kept; copies of P and of test images are always dropped."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> SelectionConfig:
+    @field_validator("threshold", "budget", "target_precision")
+    @classmethod
+    def _needed_by_rule(cls, value: Any, info: ValidationInfo) -> Any:
         needs = {"threshold": "threshold", "precision": "target_precision"} | dict.fromkeys(
             ("budget", "quota", "random", "teacher_confidence"), "budget"
         )
-        key = needs.get(self.rule)
-        if key and getattr(self, key) is None:
-            raise ValueError(f"selection.{key}: is needed by selection.rule {self.rule}")
-        return self
+        rule = info.data.get("rule")
+        if value is None and needs.get(rule or "") == info.field_name:
+            raise ValueError(f"is needed by selection.rule {rule}")
+        return value
 
 
 @dataclass(frozen=True, kw_only=True, config=_OPTIONS)
 class StudentConfig:
     """The compact network."""
 
-    arch: str = "resnet18_cifar"
+    arch: Text = "resnet18_cifar"
     """As teacher.arch."""
 
 
@@ -266,11 +309,22 @@ class ResourcesConfig:
     train_workers: Count = 1
     """Data-parallel workers of both trainings; must divide the global batches."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> ResourcesConfig:
-        if isinstance(self.score_actors, tuple) and self.score_actors[0] > self.score_actors[1]:
-            raise ValueError("resources.score_actors: min is above max")
-        return self
+    @field_validator("score_actors")
+    @classmethod
+    def _rising(cls, value: Any) -> Any:
+        if isinstance(value, tuple) and value[0] > value[1]:
+            raise ValueError("min is above max")
+        return value
+
+
+def worker_faults(workers: int, selector_batch: int, distill_batch: int) -> list[str]:
+    """Why that many Train workers cannot share these global batches evenly; empty if they can."""
+    faults = []
+    if (selector_batch // 4) % workers:
+        faults.append(f"{workers} does not divide a quarter of selector.batch_size ({selector_batch // 4})")
+    if distill_batch % workers:
+        faults.append(f"{workers} does not divide distill.batch_size ({distill_batch})")
+    return [f"resources.train_workers: {fault}" for fault in faults]
 
 
 @dataclass(frozen=True, kw_only=True, config=_OPTIONS)
@@ -279,7 +333,7 @@ class RunConfig:
 
     name: str = "my-run"
     """For people."""
-    output: str = "runs/my-run"
+    output: Text = "runs/my-run"
     """Run folder: path (relative ones resolve against the working directory) or URI."""
     output_is_shared: Bool = False
     """A local `output` is mounted on every node (and local inputs too)."""
@@ -307,17 +361,10 @@ class RunConfig:
         return value
 
     @model_validator(mode="after")
-    def _consistent(self) -> RunConfig:
-        workers = self.resources.train_workers
-        if (self.selector.batch_size // 4) % workers:
-            raise ValueError(
-                f"resources.train_workers: {workers} does not divide a quarter of selector.batch_size "
-                f"({self.selector.batch_size // 4})"
-            )
-        if self.distill.batch_size % workers:
-            raise ValueError(
-                f"resources.train_workers: {workers} does not divide distill.batch_size ({self.distill.batch_size})"
-            )
+    def _workers_fit(self) -> RunConfig:
+        faults = worker_faults(self.resources.train_workers, self.selector.batch_size, self.distill.batch_size)
+        if faults:
+            raise ValueError("\n".join(faults))
         return self
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from pukd_ray.config import ConfigError, ResourcesConfig
 
 # CPU shares are fractions so that every stage fits a cluster of one CPU; threads are set apart from them.
 IO_CPUS = 0.25
-DECODE_CPUS = 0.5
 CPU_ACTOR_CPUS = 0.5
 NO_PROGRESS_SECONDS = 300
 
@@ -67,6 +67,7 @@ def quiet() -> None:
     context.print_on_execution_start = False
     context.execution_options.verbose_progress = False
     context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
+    warnings.filterwarnings("ignore", message="The (maximum|minimum) number of concurrent")
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -110,6 +111,12 @@ def actor_pool(resources: ResourcesConfig, cluster: Cluster, gpus: float, work: 
     if cluster.autoscales:
         return ActorPoolStrategy(min_size=size, max_size=max(size, min(1000, work)))
     return ActorPoolStrategy(size=size)
+
+
+def decoders(cluster: Cluster) -> int | None:
+    """Most tasks that read and decode at a time: one per CPU, since each is a process to start; free to grow with
+    an autoscaler."""
+    return None if cluster.autoscales else max(1, int(cluster.cpus))
 
 
 def spare_threads(cluster: Cluster, workers: int) -> int:

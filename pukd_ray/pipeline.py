@@ -216,7 +216,11 @@ def _run_stages(folder: RunFolder, config: RunConfig, cluster: Cluster, progress
         folder.finish(stage, progress.inputs[stage], watch.seconds, counts)
         if stage == "report":
             _add_seconds(folder)
-        shown = ", ".join(f"{key} {_shown(value)}" for key, value in counts.items() if not isinstance(value, dict))
+        shown = ", ".join(
+            f"{key} {_shown(value)}"
+            for key, value in counts.items()
+            if not isinstance(value, dict) and key != "computing_seconds"
+        )
         say(f"{stage:<9} done in {watch.seconds:5.1f} s: {shown}")
 
 
@@ -274,6 +278,12 @@ def _add_seconds(folder: RunFolder) -> None:
     markers = {stage: folder.marker(stage) for stage in STAGES}
     metrics = folder.read_json("metrics.json")
     metrics["seconds"] = {stage: marker["seconds"] for stage, marker in markers.items() if marker}
+    # Stages without distributed passes compute all the time.
+    metrics["computing_seconds"] = {
+        stage: marker["counts"].get("computing_seconds", marker["seconds"])
+        for stage, marker in markers.items()
+        if marker
+    }
     folder.write_json("metrics.json", metrics)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,12 +15,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from pukd_ray.config import (
     ConfigError,
+    DistillConfig,
+    ResourcesConfig,
     RunConfig,
-    SourceConfig,
-    Sources,
+    SelectorConfig,
     StudentConfig,
-    TeacherConfig,
     TeacherTrainingConfig,
+    to_plain,
+    worker_faults,
 )
 from pukd_ray.corpus.sources import check_reachable
 from pukd_ray.storage import is_local, open_storage, read_bytes
@@ -31,14 +33,26 @@ SOURCE_KEYS = ("positives", "corpus", "test", "train")
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as a number, as YAML 1.2 does; PyYAML's 1.1 rules want 1.0e-3."""
+    """YAML 1.2 where PyYAML's 1.1 surprises: 1e-3 is a number; `no`, `on` and dates are text."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, form)
+        for tag, form in resolvers
+        if tag != "tag:yaml.org,2002:timestamp" and not (tag == "tag:yaml.org,2002:bool" and first not in "tTfF")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that `_Loader` would read as a number."""
+
+
+_FLOAT = ("tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789."))
+_Loader.add_implicit_resolver(*_FLOAT)
+_Dumper.add_implicit_resolver(*_FLOAT)
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -55,10 +69,16 @@ def load_teacher_training(path: str | Path, overrides: Mapping[str, Any] | None 
     return _load(path, overrides, TeacherTrainingConfig)
 
 
+def to_yaml(config: RunConfig) -> str:
+    """The resolved config as YAML that `load_config` reads again."""
+    text: str = yaml.dump(to_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
+
+
 def parse_value(text: str) -> Any:
-    """A command-line value by YAML's rules."""
+    """A command-line value by YAML's rules; nothing at all is empty text, not null."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=_Loader) if text else text
     except yaml.YAMLError:
         return text
 
@@ -66,12 +86,19 @@ def parse_value(text: str) -> Any:
 def _load(path: str | Path, overrides: Mapping[str, Any] | None, kind: type[T]) -> T:
     raw = _read_yaml(Path(path))
     faults = _apply(raw, overrides or {})
-    base = Path(path).absolute().parent
-    raw = _resolve_paths(raw, base)
+    raw = _resolve_paths(raw, Path(path).absolute().parent)
     faults += _resolve_classes(raw)
     config, value_faults = _validate(raw, kind)
+    for key in overrides or {}:  # of an override, name all of the key that was given
+        value_faults = [
+            f"{key}: unknown key" if f.endswith(": unknown key") and key.startswith(f.partition(":")[0] + ".") else f
+            for f in value_faults
+        ]
     faults += value_faults
-    faults += _file_faults(raw, writes_teacher=kind is TeacherTrainingConfig)
+    at_fault = {fault.partition(":")[0] for fault in faults}
+    if kind is RunConfig and config is None:
+        faults += _worker_faults(raw, at_fault)
+    faults += _file_faults(raw, at_fault, writes_teacher=kind is TeacherTrainingConfig)
     if faults or config is None:
         raise ConfigError(list(dict.fromkeys(faults)))
     return config
@@ -94,23 +121,26 @@ def _apply(raw: dict[str, Any], overrides: Mapping[str, Any]) -> list[str]:
     faults = []
     for key, value in overrides.items():
         *parents, last = key.split(".")
-        node: Any = raw
+        node: Any = raw if all([*parents, last]) else None
         for part in parents:
-            if isinstance(node, list) and part.isdigit() and int(part) < len(node):
-                node = node[int(part)]
-            elif isinstance(node, dict):
+            if isinstance(node, dict):
                 if node.get(part) is None:
                     node[part] = {}
                 node = node[part]
             else:
-                node = None
-        if isinstance(node, list) and last.isdigit() and int(last) < len(node):
-            node[int(last)] = value
-        elif isinstance(node, dict):
+                node = node[int(part)] if _is_item(node, part) else None
+        if isinstance(node, dict):
             node[last] = value
+        elif _is_item(node, last):
+            node[int(last)] = value
         else:
-            faults.append(f"{key}: there is no such key to set")
+            hint = f"; its items are numbered 0 to {len(node) - 1}" if isinstance(node, list) and node else ""
+            faults.append(f"{key}: there is no such key to set{hint}")
     return faults
+
+
+def _is_item(node: Any, part: str) -> bool:
+    return isinstance(node, list) and part.isdecimal() and int(part) < len(node)
 
 
 def _resolve_paths(raw: dict[str, Any], base: Path) -> dict[str, Any]:
@@ -151,123 +181,155 @@ def _resolve_classes(raw: dict[str, Any]) -> list[str]:
     return []
 
 
-def _validate(raw: Any, kind: Any, prefix: str = "") -> tuple[Any, list[str]]:
+def _validate(raw: Any, kind: Any) -> tuple[Any, list[str]]:
     try:
         return TypeAdapter(kind).validate_python(raw), []
     except ValidationError as error:
-        return None, _readable(error, raw, prefix)
+        return None, _readable(error, raw)
 
 
-def _readable(error: ValidationError, raw: Any, prefix: str) -> list[str]:
+# What pydantic calls a fault -> what a value should be, for people who write YAML.
+_SHOULD_BE = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "too_long": "a list of {max_length}",
+    "dict_type": "keys and values",
+    "dataclass_type": "keys and values",
+    "greater_than": "above {gt:.12g}",
+    "greater_than_equal": "at least {ge:.12g}",
+    "less_than": "below {lt:.12g}",
+    "less_than_equal": "at most {le:.12g}",
+    "literal_error": "{expected}",
+}
+_SAYS_ALL = {"missing": "is required", "unexpected_keyword_argument": "unknown key", "string_too_short": "is empty"}
+
+
+def _readable(error: ValidationError, raw: Any) -> list[str]:
     """One line per key; the branches of a union become one line."""
-    by_key: dict[str, list[str]] = {}
+    said: dict[str, str] = {}
+    should: dict[str, list[str]] = {}
     values: dict[str, Any] = {}
+    lines: list[str] = []
     for item in error.errors(include_url=False):
-        parts, node = [], raw
-        for part in item["loc"]:
-            if isinstance(node, dict) and (part in node or item["type"] in ("missing",)):
-                parts.append(str(part))
-                node = node.get(part)
-            elif isinstance(node, list) and isinstance(part, int) and part < len(node):
-                parts.append(str(part))
-                node = node[part]
-        key = ".".join([prefix, *parts] if prefix else parts)
-        message = {
-            "missing": "is required",
-            "unexpected_keyword_argument": "unknown key",
-        }.get(item["type"], item["msg"].removeprefix("Value error, "))
-        by_key.setdefault(key, []).append(message[0].lower() + message[1:])
-        values[key] = node
-    lines = []
-    for key, messages in by_key.items():
-        text = " or ".join(dict.fromkeys(messages)).replace("input should", "should").replace(" or should be", " or")
-        if re.match(r"[a-z_]+(\.[a-z_]+)+:", text):  # a cross-field check names its own key
-            lines.append(text)
-        elif re.match(r"[a-z_]+:", text):
-            lines.append(f"{key}.{text}")
-        elif text in ("is required", "unknown key"):
-            lines.append(f"{key}: {text}")
+        if not item["loc"] and item["type"] == "value_error":  # checks across sections name their keys
+            lines += str(item["ctx"]["error"]).splitlines()
+            continue
+        key, value = _locate(item, raw)
+        values[key] = value
+        if item["type"] in _SAYS_ALL:
+            said[key] = _SAYS_ALL[item["type"]]
+        elif item["type"] in _SHOULD_BE:
+            should.setdefault(key, []).append(_SHOULD_BE[item["type"]].format(**item.get("ctx", {})).replace("'", ""))
         else:
-            lines.append(f"{key}: {values[key]!r} {text}")
+            message = item["msg"].removeprefix("Value error, ")
+            said[key] = f"{_shown(value)} {message}" if message.startswith("is not") else message
+    for key in values:
+        if any(other.startswith(f"{key}.") for other in values):
+            continue  # another branch of the union found the item at fault
+        lines.append(f"{key}: {said[key] if key in said else _expected(values[key], should[key])}")
     return lines
 
 
-def _file_faults(raw: dict[str, Any], *, writes_teacher: bool) -> list[str]:
-    """Faults of files, for every part of the config that is well-formed enough to say which files it means."""
-    faults: list[str] = []
-    for key in SOURCE_KEYS:
-        if raw.get(key) is None:
+def _locate(item: Any, raw: Any) -> tuple[str, Any]:
+    """The key at fault as the user wrote it, and its value; pydantic's path has the branches of unions too."""
+    parts, node = [], raw
+    for part in item["loc"]:
+        if isinstance(node, dict) and (part in node or (item["type"] == "missing" and part == item["loc"][-1])):
+            node = node.get(part)
+        elif isinstance(node, dict) and node is not raw and part in _NEEDED_BY_RULE:
+            node = None  # a default that is at fault
+        elif isinstance(node, list) and isinstance(part, int) and (part < len(node) or item["type"] == "missing"):
+            node = node[part] if part < len(node) else None
+        else:
             continue
-        sources: tuple[SourceConfig, ...] = _pruned(raw[key], Sources) or ()
-        for index, source in enumerate(sources):
-            faults += check_reachable(source, key if len(sources) == 1 else f"{key}.{index}")
-    teacher: TeacherConfig | None = _pruned(raw.get("teacher"), TeacherConfig)
-    if teacher is None:
+        parts.append(str(part))
+    return ".".join(parts), node
+
+
+_NEEDED_BY_RULE = ("threshold", "budget", "target_precision")
+
+
+def _expected(value: Any, options: list[str]) -> str:
+    return f"{_shown(value)} should be {' or '.join(dict.fromkeys(options))}"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _worker_faults(raw: dict[str, Any], at_fault: set[str]) -> list[str]:
+    """The check across sections, where faults elsewhere kept the config from being put together."""
+    keys = {"resources": "train_workers", "selector": "batch_size", "distill": "batch_size"}
+    defaults = {"resources": ResourcesConfig(), "selector": SelectorConfig(), "distill": DistillConfig()}
+    sections = {name: raw.get(name, {}) for name in keys}
+    if any(not isinstance(sections[n], dict) or f"{n}.{key}" in at_fault for n, key in keys.items()):
+        return []
+    workers, selector, distill = (sections[n].get(key, getattr(defaults[n], key)) for n, key in keys.items())
+    return worker_faults(workers, selector, distill)
+
+
+def _file_faults(raw: dict[str, Any], at_fault: set[str], *, writes_teacher: bool) -> list[str]:
+    """Faults of files, for every part of the config that is well-formed enough to say which files it means."""
+
+    def sound(section: Any, key: str, *names: str) -> bool:
+        return isinstance(section, dict) and not any(
+            fault == f"{key}.{name}" or fault.startswith(f"{key}.{name}.") for name in names for fault in at_fault
+        )
+
+    faults: list[str] = []
+    for role in SOURCE_KEYS:
+        many = raw[role] if isinstance(raw.get(role), list) else [raw.get(role)]
+        for index, source in enumerate(many):
+            key = f"{role}.{index}" if isinstance(raw.get(role), list) else role
+            if sound(source, key, "uri"):
+                uri = source["uri"]
+                faults += check_reachable(tuple(uri) if isinstance(uri, list) else (uri,), key)
+    teacher: Any = raw.get("teacher")
+    student: Any = raw.get("student", {})
+    state = None
+    if not writes_teacher and sound(teacher, "teacher", "weights"):
+        state, weights_faults = _read_weights(teacher["weights"])
+        faults += weights_faults
+    if not sound(teacher, "teacher", "num_classes", "channels", "input_size"):
         return faults
-    faults += _network_faults(teacher, None if writes_teacher else teacher.weights)
-    student = _pruned(raw.get("student") or {}, StudentConfig)
-    if student is not None and not writes_teacher:
-        faults += [
-            f.replace("teacher.arch", "student.arch")
-            for f in _network_faults(replace(teacher, arch=student.arch), None)
-        ]
+    numbers = {k: teacher.get(k, 3) for k in ("num_classes", "channels", "input_size")}  # channels has a default
+    if sound(teacher, "teacher", "arch"):
+        faults += _network_faults("teacher", teacher["arch"], numbers, state, teacher.get("weights", ""))
+    if not writes_teacher and sound(student, "student", "arch"):
+        faults += _network_faults("student", student.get("arch", StudentConfig().arch), numbers)
     return faults
 
 
-def _pruned(raw: Any, kind: Any) -> Any:
-    """`raw` as `kind` after dropping the values at fault (they are reported already); None if that is not enough."""
-    raw = _copy(raw)
-    for _ in range(3):
-        try:
-            return TypeAdapter(kind).validate_python(raw)
-        except ValidationError as error:
-            for item in error.errors():
-                _drop(raw, [p for p in item["loc"] if isinstance(p, str | int)])
-    return None
+def _read_weights(uri: str) -> tuple[Mapping[str, Any] | None, list[str]]:
+    import torch  # takes seconds: only once there is something to check
 
-
-def _copy(raw: Any) -> Any:
-    if isinstance(raw, dict):
-        return {k: _copy(v) for k, v in raw.items()}
-    return [_copy(v) for v in raw] if isinstance(raw, list) else raw
-
-
-def _drop(raw: Any, loc: Iterable[str | int]) -> None:
-    node, parent, last = raw, None, None
-    for part in loc:
-        if (isinstance(node, dict) and part in node) or (
-            isinstance(node, list) and isinstance(part, int) and part < len(node)
-        ):
-            parent, last, node = node, part, node[part]  # type: ignore[index]
-    if isinstance(parent, dict):
-        parent.pop(last)
-
-
-def _network_faults(teacher: TeacherConfig, weights: str | None) -> list[str]:
-    # torch takes seconds to import: only once there is something to check.
-    import torch
-
-    from pukd_ray.networks.zoo import build_network, check_weights
-
-    numbers = {"num_classes": teacher.num_classes, "channels": teacher.channels, "input_size": teacher.input_size}
-    if weights is None:
-        try:
-            with torch.device("meta"):
-                build_network(teacher.arch, **numbers)
-        except ValueError as error:
-            return [f"teacher.arch: {error}"]
-        return []
     try:
-        state = torch.load(io.BytesIO(read_bytes(*open_storage(weights))), map_location="cpu", weights_only=True)
+        data = read_bytes(*open_storage(uri))
     except FileNotFoundError:
-        return [f"teacher.weights: no such file: {weights}"]
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        return [f"teacher.weights: {weights} is not a state_dict that loads with weights_only=True: {reason}"]
-    if not isinstance(state, Mapping):
-        return [f"teacher.weights: {weights} holds a {type(state).__name__}, not a state_dict"]
+        return None, [f"teacher.weights: no such file: {uri}"]
+    except (OSError, ValueError) as error:
+        return None, [f"teacher.weights: cannot read {uri}: {error}"]
     try:
-        fault = check_weights(teacher.arch, state, **numbers)
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return None, [f"teacher.weights: {uri} is not a state_dict that loads with weights_only=True: {reason}"]
+    if not isinstance(state, Mapping):
+        return None, [f"teacher.weights: {uri} holds a {type(state).__name__}, not a state_dict"]
+    return state, []
+
+
+def _network_faults(section: str, arch: str, numbers: dict[str, int], state: Any = None, uri: str = "") -> list[str]:
+    """Faults of a network and, if there is a `state`, of weights that are to fit it."""
+    from pukd_ray.networks.zoo import check_weights
+
+    try:
+        fault = check_weights(arch, {} if state is None else state, **numbers)
     except ValueError as error:
-        return [f"teacher.arch: {error}"]
-    return [f"teacher.weights: {weights} does not fit {teacher.arch}: {fault}"] if fault else []
+        return [f"{section}.arch: {error}"]
+    return [f"{section}.weights: {uri}, arch {arch}: {fault}"] if fault and state is not None else []

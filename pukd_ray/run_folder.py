@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -148,23 +149,24 @@ class RunFolder:
 
     def finish(self, stage: str, inputs: dict[str, Any], seconds: float, counts: dict[str, Any]) -> None:
         """Commit a stage; everything it wrote is on storage by now."""
+        self.record_attempt(stage, seconds)
         self.write_json(
             f"markers/{stage}.json",
             {
                 "stage": stage,
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-                "seconds": round(self.spent(stage) + seconds, 3),
+                "seconds": self.spent(stage),
                 "counts": counts,
                 "inputs": inputs,
             },
         )
 
     def spent(self, stage: str) -> float:
-        """Seconds of earlier attempts at an unfinished stage that ended in an error."""
+        """Seconds of all attempts at a stage, failed or not, since it was last retired."""
         return float((self.read_json(f"markers/{stage}.attempts.json") or {"seconds": 0.0})["seconds"])
 
     def record_attempt(self, stage: str, seconds: float) -> None:
-        """Remember the time of an attempt that failed."""
+        """Remember the time of an attempt."""
         self.write_json(f"markers/{stage}.attempts.json", {"seconds": round(self.spent(stage) + seconds, 3)})
 
     def has_outputs(self, stage: str) -> bool:
@@ -173,11 +175,12 @@ class RunFolder:
 
     def retire(self, stages: tuple[str, ...]) -> str:
         """Rename what `stages` left to `old/<time>/`; returns that name."""
-        old = f"old/{time.strftime('%Y%m%d-%H%M%S')}"
-        names = [name for stage in stages for name in OUTPUTS[stage]]
-        names += [
-            f"markers/{stage}{suffix}" for stage in stages for suffix in (".json", ".attempts.json", ".inputs.json", "")
-        ]
+        now = time.strftime("%Y%m%d-%H%M%S")
+        old = next(n for i in count(1) if not self.exists(n := f"old/{now}" + (f"-{i}" if i > 1 else "")))
+        # Markers go first, the last stage's before the others': what is left by a crash is not taken for done.
+        suffixes = (".json", ".attempts.json", ".inputs.json", "")
+        names = [f"markers/{stage}{suffix}" for stage in reversed(stages) for suffix in suffixes]
+        names += [name for stage in stages for name in OUTPUTS[stage]]
         for name in names:
             if self.exists(name):
                 self.fs.create_dir(self.path(f"{old}/{name}").rpartition("/")[0], recursive=True)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import uuid
 from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +15,23 @@ import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+OBJECT_STORES = ("s3", "gcs", "abfs")
+
 
 def is_local(uri: str) -> bool:
     """Whether `uri` is a path (or file://) on this machine."""
     return "://" not in uri or uri.startswith("file://")
+
+
+def split_uri(uri: str) -> tuple[str, str, str]:
+    """(scheme with `://`, path, `?key=value...`); a plain path has neither scheme nor query."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return "", uri, ""
+    path, query = rest, ""
+    if scheme != "file" and (match := re.search(r"\?[\w.-]+=.*$", rest)):
+        path, query = rest[: match.start()], match.group()
+    return scheme + separator, path, query
 
 
 def open_storage(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -23,7 +40,13 @@ def open_storage(uri: str) -> tuple[pafs.FileSystem, str]:
     Raises ValueError naming the URI when no installed library serves its scheme.
     """
     if is_local(uri):
-        return pafs.LocalFileSystem(), str(Path(uri.removeprefix("file://")).expanduser().absolute())
+        return _LOCAL, str(Path(uri.removeprefix("file://")).expanduser().absolute())
+    scheme, path, query = split_uri(uri)
+    if scheme in ("s3://", "gs://", "gcs://"):
+        # Only the bucket is parsed as a URI: keys may hold spaces, `%` and `#`, and stand for themselves.
+        bucket, _, key = path.partition("/")
+        filesystem, root = _open_bucket(f"{scheme}{bucket}{query}")
+        return filesystem, f"{root}/{key}".rstrip("/")
     try:
         filesystem, path = pafs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
@@ -35,20 +58,38 @@ def open_storage(uri: str) -> tuple[pafs.FileSystem, str]:
     return filesystem, path.rstrip("/")
 
 
+_LOCAL = pafs.LocalFileSystem()
+
+
+@lru_cache(maxsize=64)
+def _open_bucket(uri: str) -> tuple[pafs.FileSystem, str]:
+    """One client per bucket and process: making one asks the network for the bucket's region."""
+    opened: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(uri)
+    return opened
+
+
 def write_atomically(fs: pafs.FileSystem, path: str, write: Callable[[Any], None]) -> None:
     """Write `path` so that a reader sees all of it or nothing; `write` gets the open file.
 
-    Object stores show an object only once it is closed; elsewhere a temporary name is renamed.
+    Object stores show an object once it is closed, be it whole or not: there the bytes are gathered first.
+    Elsewhere a temporary file, of a name of its own, is renamed.
     """
-    if fs.type_name == "s3" or fs.type_name == "gcs":
+    if fs.type_name in OBJECT_STORES:
+        buffer = pa.BufferOutputStream()
+        write(buffer)
         with fs.open_output_stream(path) as sink:
-            write(sink)
+            sink.write(buffer.getvalue())
         return
     fs.create_dir(path.rpartition("/")[0], recursive=True)
-    temporary = f"{path}.tmp"
-    with fs.open_output_stream(temporary) as sink:
-        write(sink)
-    fs.move(temporary, path)
+    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        with fs.open_output_stream(temporary) as sink:
+            write(sink)
+        fs.move(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            fs.delete_file(temporary)
+        raise
 
 
 def write_bytes(fs: pafs.FileSystem, path: str, data: bytes) -> None:
@@ -86,4 +127,5 @@ def move_tree(fs: pafs.FileSystem, source: str, target: str) -> None:
         moved = target + file.path[len(source) :]
         fs.create_dir(moved.rpartition("/")[0], recursive=True)
         fs.move(file.path, moved)
-    fs.delete_dir(source)
+    if fs.get_file_info(source).type == pafs.FileType.Directory:
+        fs.delete_dir(source)

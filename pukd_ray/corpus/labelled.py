@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import ray
@@ -60,9 +61,9 @@ def index_labelled(
     sources = tuple(_with_default_label(s) for s in sources)
     raw = ray.get([_read_labels.remote(many, source) for many, source in zip(mine, sources, strict=True)])
     left_out = 0
-    chosen: list[tuple[Unit, int, int | str, SourceConfig]] = []
+    chosen: list[tuple[Unit, int, int | str]] = []
     for many, source, labels_of_units in zip(mine, sources, raw, strict=True):
-        mapping = {str(k): v for k, v in source.label_map.items()} if source.label_map else None
+        mapping = source.label_map
         per_class: Counter[int | str] = Counter()
         for unit, labels in zip(many, labels_of_units, strict=True):
             for position, label in enumerate(labels):
@@ -72,29 +73,32 @@ def index_labelled(
                         continue
                     label = mapping[str(label)]
                 if label is None:
-                    where = unit.files[position if unit.format == "images" else 0]
                     raise LabelError(
-                        f"{role}: {where} row {unit.start + position} has no label"
+                        f"{_where(role, unit, position)} has no label"
                         + (f": {unit.error}" if unit.error else _label_hint(unit, source))
+                    )
+                if isinstance(label, bool) or not isinstance(label, int | str):
+                    raise LabelError(
+                        f"{_where(role, unit, position)}: label {label!r} is neither a teacher index nor a name"
                     )
                 per_class[label] += 1
                 if source.per_class is None or per_class[label] <= source.per_class:
-                    chosen.append((unit, position, label, source))
-    names = sorted({label for _, _, label, _ in chosen if isinstance(label, str)})
+                    chosen.append((unit, position, label))
+    names = sorted({label for _, _, label in chosen if isinstance(label, str)})
     if names and classes is None:
         if len(names) != num_classes:
             raise LabelError(
-                f"{role}: {len(names)} label names ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}), but "
+                f"{role}: {len(names)} label names ({_first_few(names)}), but "
                 f"teacher.num_classes is {num_classes}: list the names in teacher order in teacher.classes"
             )
         classes = tuple(names)
     number = {name: i for i, name in enumerate(classes or ())}
     resolved: dict[str, tuple[Unit, list[int], list[int]]] = {}
-    for unit, position, label, _ in chosen:
-        index = number.get(label) if isinstance(label, str) else int(label)
-        where = f"{role}: {unit.files[position if unit.format == 'images' else 0]} row {unit.start + position}"
+    for unit, position, label in chosen:
+        index = number.get(label) if isinstance(label, str) else label
+        where = _where(role, unit, position)
         if index is None:
-            raise LabelError(f"{where}: label {label!r} is not in teacher.classes ({', '.join(classes or ())})")
+            raise LabelError(f"{where}: label {label!r} is not in teacher.classes ({_first_few(classes or ())})")
         if not 0 <= index < num_classes:
             raise LabelError(
                 f"{where}: label {index} is not a teacher index in [0, {num_classes}): "
@@ -111,7 +115,17 @@ def index_labelled(
 
 
 def _with_default_label(source: SourceConfig) -> SourceConfig:
-    return source if source.label_column else SourceConfig(**{**vars(source), "label_column": "label"})
+    return source if source.label_column else replace(source, label_column="label")
+
+
+def _where(role: str, unit: Unit, position: int) -> str:
+    if unit.format == "images":
+        return f"{role}: {unit.files[position]}"
+    return f"{role}: {unit.files[0]} row {unit.start + position}"
+
+
+def _first_few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _label_hint(unit: Unit, source: SourceConfig) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -82,7 +83,7 @@ def compare_listing(planned: pa.Table, listing: pa.Table) -> Drift:
     """New corpus files are welcome; files that changed or vanished, and any change of P or test, are faults."""
 
     def index(table: pa.Table) -> dict[tuple[str, int, str], tuple[int, str]]:
-        return {(r["role"], r["source"], r["uri"]): (r["size"], r["mtime"]) for r in table.to_pylist()}
+        return {_file_key(r): (r["size"], r["mtime"]) for r in table.to_pylist()}
 
     before, now = index(planned), index(listing)
     faults = []
@@ -107,15 +108,21 @@ def plan_inputs(
 ) -> dict[str, int]:
     """Measure the files that are not in `plan.parquet` yet and append their units; returns image counts per role."""
     known: list[Unit] = []
-    new = listing.to_pylist()
+    only: set[tuple[str, int, str]] | None = None
     if folder.exists("plan.parquet") and folder.exists("files.parquet"):
         known = units_from_table(folder.read_table("plan.parquet"))
         before = folder.read_table("files.parquet")
-        planned = {(r["role"], r["source"], r["uri"]) for r in before.to_pylist()}
-        new = [r for r in new if (r["role"], r["source"], r["uri"]) not in planned]
+        planned = {_file_key(r) for r in before.to_pylist()}
+        new = [r for r in listing.to_pylist() if _file_key(r) not in planned]
         # Planned files stay first, so that their ids stay as they are.
         listing = pa.concat_tables([before, pa.Table.from_pylist(new, schema=FILES_SCHEMA)])
-    units = known + measure_units(sources, listing, tell, only={(r["role"], r["source"], r["uri"]) for r in new})
+        # `rows` counts over all files of a source, so these are all measured again.
+        grown = {(r["role"], r["source"]) for r in new if sources[r["role"]][r["source"]].rows is not None}
+        only = {_file_key(r) for r in listing.to_pylist() if (r["role"], r["source"]) in grown} | {
+            _file_key(r) for r in new
+        }
+    unit_ids = {unit.unit_id for unit in known}
+    units = known + [u for u in measure_units(sources, listing, tell, only) if u.unit_id not in unit_ids]
     _check_overlap(units)
     units = _mark_repeated_ids(units, sources)
     counts = Counter[str]()
@@ -129,6 +136,10 @@ def plan_inputs(
     return dict(counts)
 
 
+def _file_key(row: dict[str, Any]) -> tuple[str, int, str]:
+    return row["role"], row["source"], row["uri"]
+
+
 def measure_units(
     sources: dict[str, tuple[SourceConfig, ...]],
     listing: pa.Table,
@@ -138,7 +149,7 @@ def measure_units(
     """Units of the listed files (of those in `only`, if given); `tell` hears of files that cannot be read."""
     prefixes = _id_prefixes(listing)
     units: list[Unit] = []
-    rows = [r for r in listing.to_pylist() if only is None or (r["role"], r["source"], r["uri"]) in only]
+    rows = [r for r in listing.to_pylist() if only is None or _file_key(r) in only]
     for role, many in sources.items():
         for index, source in enumerate(many):
             mine = [r for r in rows if r["role"] == role and r["source"] == index]
@@ -162,12 +173,13 @@ def _measure_all(files: list[SourceFile], format_name: str, source: SourceConfig
 
 
 def _id_prefixes(listing: pa.Table) -> dict[tuple[str, int, str], str]:
-    """Prefix of each file's image ids: its relative path, or its URI if an earlier file has that relative path."""
+    """Prefix of each file's image ids: its relative path; if an earlier file has the same, with a hash of its URI."""
     owner: dict[tuple[str, str], str] = {}
     prefixes = {}
     for r in listing.to_pylist():
         first = owner.setdefault((r["role"], r["relative"]), r["uri"])
-        prefixes[r["role"], r["source"], r["uri"]] = r["relative"] if first == r["uri"] else r["uri"]
+        mark = "" if first == r["uri"] else f"~{content_hash(r['uri'].encode()) % 2**64:016x}"
+        prefixes[_file_key(r)] = r["relative"] + mark
     return prefixes
 
 
@@ -185,50 +197,45 @@ def _check_overlap(units: list[Unit]) -> None:
 
 
 @ray.remote(num_cpus=0.25)
-def _id_hashes(units: list[Unit], source: SourceConfig, parts: int) -> list[np.ndarray]:
-    """(hash, unit index, row) of every user id, split by hash."""
+def _id_hashes(numbers: list[int], units: list[Unit], source: SourceConfig, parts: int) -> list[np.ndarray]:
+    """(id hash, whether it is the user's, unit number, row) of every row, uint64 [n, 4], split by hash."""
     rows = []
-    for number, unit in enumerate(units):
-        rows += [
-            (content_hash(row.image_id.encode()) % 2**64, number, row.row)
-            for row in read_rows(unit, source, images=False)
-            if row.image_id != f"{unit.ids[0]}#{row.row}"  # rows without an id of their own cannot repeat one
-        ]
-    table = np.array(rows, dtype=np.uint64).reshape(-1, 3)
+    for number, unit in zip(numbers, units, strict=True):
+        for row in read_rows(replace(unit, repeated=()), source, images=False):
+            given = unit.format == "parquet" and row.image_id != f"{unit.ids[0]}#{row.row}"
+            rows.append((content_hash(row.image_id.encode()) % 2**64, given, number, row.row))
+    table = np.array(rows, dtype=np.uint64).reshape(-1, 4)
     pieces = [table[table[:, 0] % parts == p] for p in range(parts)]
     return pieces if parts > 1 else pieces[0]
 
 
 @ray.remote(num_cpus=0.25)
 def _repeats(*pieces: np.ndarray) -> np.ndarray:
-    """(task, unit index, row) of each id that an earlier row has."""
-    table = np.concatenate([np.column_stack([np.full(len(p), task, np.uint64), p]) for task, p in enumerate(pieces)])
-    order = np.lexsort((table[:, 3], table[:, 2], table[:, 0], table[:, 1]))
-    table = table[order]
-    again = np.r_[False, table[1:, 1] == table[:-1, 1]] if len(table) else np.zeros(0, bool)
-    return table[again][:, [0, 2, 3]]
+    """(unit number, row) of each user's id that an earlier row has, or any row of which it is the made-up id."""
+    table = np.concatenate(pieces)
+    table = table[np.lexsort(table.T[::-1])]
+    again = np.r_[False, table[1:, 0] == table[:-1, 0]]  # made-up ids come first and do not repeat each other
+    return table[again][:, 2:]
 
 
 def _mark_repeated_ids(units: list[Unit], sources: dict[str, tuple[SourceConfig, ...]]) -> list[Unit]:
-    """Find repeated user ids over the whole corpus by a shuffle on their hashes; only the id column is read."""
+    """Find repeated user ids over the whole corpus by a shuffle on their hashes; pixels are not read."""
+    corpus = sources["corpus"]
+    if all(source.id_column is None for source in corpus):
+        return units
     jobs: list[tuple[list[int], SourceConfig]] = []
-    for index, source in enumerate(sources["corpus"]):
-        if source.id_column is None:
-            continue
+    for index, source in enumerate(corpus):
         mine = [i for i, u in enumerate(units) if u.role == "corpus" and u.source == index and not u.error]
         jobs += [(mine[i : i + 64], source) for i in range(0, len(mine), 64)]
-    if not jobs:
-        return units
     parts = 1 + sum(units[i].rows for chosen, _ in jobs for i in chosen) // 20_000_000
     hashed = [
-        _id_hashes.options(num_returns=parts).remote([units[i] for i in chosen], source, parts)
+        _id_hashes.options(num_returns=parts).remote(chosen, [units[i] for i in chosen], source, parts)
         for chosen, source in jobs
     ]
     columns: Sequence[Sequence[ray.ObjectRef]] = [[h] if parts == 1 else h for h in hashed]
     repeats: dict[int, list[int]] = {}
     for table in ray.get([_repeats.remote(*(pieces[p] for pieces in columns)) for p in range(parts)]):
-        for task, number, row in table.tolist():
-            repeats.setdefault(jobs[task][0][number], []).append(row)
-    return [
-        Unit(**{**vars(u), "repeated": tuple(sorted(repeats[i]))}) if i in repeats else u for i, u in enumerate(units)
-    ]
+        for number, row in table.tolist():
+            repeats.setdefault(number, []).append(row)
+    # A unit planned by an earlier run keeps its marks: no later one comes before it.
+    return [replace(u, repeated=tuple(sorted({*u.repeated, *repeats.get(i, [])}))) for i, u in enumerate(units)]

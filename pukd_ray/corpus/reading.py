@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import PurePosixPath
 from typing import IO, Any
@@ -26,11 +28,21 @@ from ray.data.datasource import Datasource, ReadTask
 
 from pukd_ray.config import SourceConfig
 from pukd_ray.corpus.pixels import encode_png
-from pukd_ray.corpus.units import Unit, cifar_record, is_image_member, one_line, open_raw, read_idx_header
+from pukd_ray.corpus.units import (
+    BROKEN,
+    Unit,
+    cifar_record,
+    is_image_member,
+    one_line,
+    open_raw,
+    read_idx_header,
+    reason_of,
+)
 from pukd_ray.storage import open_storage, read_bytes
 
 BLOCK_ROWS = 1024
 BLOCK_BYTES = 32 << 20
+BATCH_ROWS = 256
 READ_THREADS = 16  # small files: latency, not bandwidth
 
 ROW_SCHEMA = pa.schema(
@@ -99,7 +111,9 @@ def read_rows(unit: Unit, source: SourceConfig, *, images: bool = True) -> Itera
             relevant = source.relevant
         elif known is not None:
             relevant = row.label is not None and str(row.label) in known
-        yield row if relevant == row.relevant else Row(**{**row.__dict__, "relevant": relevant})
+        if row.error and row.error.startswith("duplicate_id") and images and not row.image:
+            row = replace(row, error="empty: no bytes")  # of several reasons the first of the list
+        yield row if relevant == row.relevant else replace(row, relevant=relevant)
     if seen != unit.rows:
         raise RuntimeError(
             f"{unit.files[0]}: {seen} rows were read where the plan counted {unit.rows}: did the file change?"
@@ -110,23 +124,51 @@ def _row_id(unit: Unit, row: int) -> str:
     return f"{unit.ids[0]}#{row}"
 
 
+def _label(value: Any) -> Any:
+    """A label as an int or a str where it stands for one: 3.0 is what pandas makes of 3 next to a null."""
+    if isinstance(value, float):
+        return None if math.isnan(value) else int(value) if value.is_integer() else value
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return None if value == "" else value
+
+
+def _truth(value: Any) -> bool | None:
+    return bool(value) if isinstance(value, bool | int) else None
+
+
 def _read_parquet(unit: Unit, source: SourceConfig, images: bool) -> Iterator[Row]:
-    fs, path = open_storage(unit.files[0])
-    repeated = set(unit.repeated)
-    position = unit.group_start
-    stop = unit.start + unit.rows
+    uri, stop, position = unit.files[0], unit.start + unit.rows, unit.group_start
+    fs, path = open_storage(uri)
     failure = None
     try:
         with fs.open_input_file(path) as handle:
             parquet = pq.ParquetFile(handle)
-            names = set(parquet.schema_arrow.names)
-            label_column = source.label_column if source.label_column in names else None
-            extra = [c for c in (label_column, source.id_column, source.relevant_column) if c]
-            columns = [*dict.fromkeys([source.image_column, *extra])] if images else [*dict.fromkeys(extra)]
-            groups = range(unit.first_group, parquet.metadata.num_row_groups)
-            for batch in parquet.iter_batches(batch_size=256, row_groups=list(groups), columns=columns):
-                if position >= stop:
-                    break
+            for group in range(unit.first_group, parquet.metadata.num_row_groups):
+                end = position + parquet.metadata.row_group(group).num_rows
+                if position < stop:
+                    yield from _read_group(unit, source, images, parquet, group, position, min(end, stop))
+                position = end
+    except BROKEN as error:
+        failure = reason_of(error)
+    if failure:
+        for i in range(max(position, unit.start), stop):
+            yield Row(_row_id(unit, i), uri, i, None, error=failure)
+
+
+def _read_group(
+    unit: Unit, source: SourceConfig, images: bool, parquet: pq.ParquetFile, group: int, position: int, stop: int
+) -> Iterator[Row]:
+    """Rows of one row group, which begins at `position`, up to `stop`; a damaged page costs the rest of the group."""
+    uri = unit.files[0]
+    repeated = set(unit.repeated)
+    label_column = source.label_column if source.label_column in parquet.schema_arrow.names else None
+    names = (source.image_column if images else None, label_column, source.id_column, source.relevant_column)
+    columns = list(dict.fromkeys(name for name in names if name is not None))
+    failure = None
+    try:
+        if columns:
+            for batch in parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=[group], columns=columns):
                 data = _image_values(batch.column(source.image_column)) if images else [None] * len(batch)
                 labels, ids, truths = (
                     batch.column(c).to_pylist() if c else [None] * len(batch)
@@ -134,23 +176,19 @@ def _read_parquet(unit: Unit, source: SourceConfig, images: bool) -> Iterator[Ro
                 )
                 for image, label, user_id, truth in zip(data, labels, ids, truths, strict=True):
                     if unit.start <= position < stop:
-                        fallback = _row_id(unit, position)
+                        name, error = _row_id(unit, position), None
                         if position in repeated:
                             error = f"duplicate_id: {user_id!r} is the id of an earlier row"
-                            yield Row(fallback, unit.files[0], position, image, label, truth, error)
-                        else:
-                            name = fallback if user_id is None else str(user_id)
-                            yield Row(name, unit.files[0], position, image, label, truth)
+                        elif user_id is not None:
+                            name = str(user_id)
+                        yield Row(name, uri, position, image, _label(label), _truth(truth), error)
                     position += 1
-    except pa.ArrowInvalid as error:
-        failure = f"corrupt: {one_line(error)}"
-    except TimeoutError as error:
-        failure = f"timeout: {one_line(error)}"
-    except OSError as error:
-        failure = f"io: {one_line(error)}"
-    # Rows that a damaged page took with it. With no column asked for there is nothing to fail.
-    for i in range(max(position, unit.start), stop):
-        yield Row(_row_id(unit, i), unit.files[0], i, None, error=failure)
+                if position >= stop:
+                    return
+    except BROKEN as error:
+        failure = reason_of(error)
+    for i in range(max(position, unit.start), stop):  # after a failure, or with no column to read
+        yield Row(_row_id(unit, i), uri, i, None, error=failure)
 
 
 def _image_values(column: pa.Array) -> list[bytes | None]:
@@ -173,44 +211,61 @@ def _read_or_reason(uri: str) -> tuple[bytes | None, str | None]:
     fs, path = open_storage(uri)
     try:
         return read_bytes(fs, path), None
-    except TimeoutError as error:
-        return None, f"timeout: {one_line(error)}"
     except OSError as error:
-        return None, f"io: {one_line(error)}"
+        return None, reason_of(error)
 
 
 def _read_tar(unit: Unit, source: SourceConfig, images: bool) -> Iterator[Row]:
     """Each image member is a row; members of the same key right before or after it may carry its label."""
+    last = unit.start + unit.rows
+    rows = 0
+    failure = None
+    for row in _tar_rows(unit, source, images):
+        if isinstance(row, str):
+            failure = row
+        elif rows < last:
+            if rows >= unit.start:
+                yield row
+            rows += 1
+    if failure:  # where the plan could read on; else it has told the user that this tar ends early
+        for i in range(max(rows, unit.start), last):
+            yield Row(_row_id(unit, i), unit.files[0], i, None, error=failure)
+
+
+def _tar_rows(unit: Unit, source: SourceConfig, images: bool) -> Iterator[Row | str]:
+    """All rows of the tar, from its start, and at its end the reason if it broke off."""
     fs, path = open_storage(unit.files[0])
     row = 0
     seen: set[str] = set()
     group: list[Row] = []
     key = ""
     side: dict[str, bytes] = {}
-    with fs.open_input_file(path) as handle, tarfile.open(fileobj=handle, mode="r:*") as tar:
-        members = iter(tar)
-        while True:
-            try:
-                member = next(members, None)
-            except (tarfile.ReadError, EOFError, OSError):
-                member = None  # the plan has told the user that this tar ends early
-            member_key = member.name[: -len(_suffix(member.name)) or None] if member else None
-            if member_key != key:
-                yield from _with_side_data(group, side, source)
-                group, side, key = [], {}, member_key or ""
-            if member is None:
-                break
-            if is_image_member(member):
-                data, error = _member_bytes(tar, member) if images else (None, None)
-                name = f"{unit.ids[0]}#{member.name}"
-                if name in seen:
-                    name, error = f"{name}#{row}", f"duplicate_id: {member.name} is in this tar twice"
-                seen.add(name)
-                group.append(Row(name, unit.files[0], row, data, error=error))
-                row += 1
-            elif member.isfile() and member.name.lower().endswith((".cls", ".json")):
-                data, _ = _member_bytes(tar, member)
-                side[_suffix(member.name).lower()] = data or b""
+    try:
+        with fs.open_input_file(path) as handle, tarfile.open(fileobj=handle, mode="r:*") as tar:
+            for member in tar:
+                member_key = member.name[: -len(_suffix(member.name)) or None]
+                if member_key != key:
+                    yield from _with_side_data(group, side, source)
+                    group, side, key = [], {}, member_key
+                    if row >= unit.start + unit.rows:
+                        return
+                if is_image_member(member):
+                    fetch = images and unit.start <= row < unit.start + unit.rows
+                    data, error = _member_bytes(tar, member) if fetch else (None, None)
+                    name = f"{unit.ids[0]}#{member.name}"
+                    if name in seen:
+                        name, error = f"{name}#{row}", error or f"duplicate_id: {member.name} is in this tar twice"
+                    seen.add(name)
+                    group.append(Row(name, unit.files[0], row, data, error=error))
+                    row += 1
+                elif member.isfile() and member.name.lower().endswith((".cls", ".json")):
+                    data, _ = _member_bytes(tar, member)
+                    side[_suffix(member.name).lower()] = data or b""
+    except BROKEN as error:
+        yield from _with_side_data(group, side, source)
+        yield reason_of(error)
+    else:
+        yield from _with_side_data(group, side, source)
 
 
 def _suffix(name: str) -> str:
@@ -225,8 +280,8 @@ def _member_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[bytes 
         data = source.read() if source else b""
     except (tarfile.ReadError, EOFError) as error:
         return None, f"truncated: the tar ends within this member: {one_line(error)}"
-    except OSError as error:
-        return None, f"io: {one_line(error)}"
+    except BROKEN as error:
+        return None, reason_of(error)
     if len(data) < member.size:
         return None, "truncated: the tar ends within this member"
     return data, None
@@ -237,73 +292,95 @@ def _with_side_data(group: list[Row], side: dict[str, bytes], source: SourceConf
     truth = None
     if ".cls" in side:
         text = side[".cls"].decode(errors="replace").strip()
-        label = int(text) if text.lstrip("-").isdigit() else text
+        label = int(text) if re.fullmatch("-?[0-9]+", text) else _label(text)
     if ".json" in side:
         try:
             values = json.loads(side[".json"])
         except ValueError:
             values = {}
         if isinstance(values, dict):
-            label = values.get(source.label_column or "label", label)
-            truth = values.get(source.relevant_column) if source.relevant_column else None
+            label = _label(values.get(source.label_column or "label", label))
+            truth = _truth(values.get(source.relevant_column)) if source.relevant_column else None
     for row in group:
-        yield Row(**{**row.__dict__, "label": label, "relevant": truth})
+        yield replace(row, label=label, relevant=truth)
 
 
 def _read_idx(unit: Unit, source: SourceConfig, images: bool) -> Iterator[Row]:
     del source
     uri = unit.files[0]
     labels = _idx_labels(uri)
+    failure = None
     with open_raw(uri) as handle:
         _, height, width = read_idx_header(handle)
         if images:
-            _skip(handle, unit.start * height * width)
+            failure = _skip(handle, unit.start * height * width)
         for i in range(unit.start, unit.start + unit.rows):
-            data = handle.read(height * width) if images else b""
             label = int(labels[i]) if labels is not None and i < len(labels) else None
-            if images and len(data) < height * width:
-                yield Row(_row_id(unit, i), uri, i, None, label, error="truncated: the IDX file ends early")
-            else:
-                png = encode_png(np.frombuffer(data, np.uint8).reshape(1, height, width)) if images else None
-                yield Row(_row_id(unit, i), uri, i, png, label)
+            png = None
+            if images and not failure:
+                data, failure = _read_up_to(handle, height * width)
+                if len(data) == height * width:
+                    png = encode_png(np.frombuffer(data, np.uint8).reshape(1, height, width))
+                else:
+                    failure = failure or "truncated: the IDX file ends early"
+            yield Row(_row_id(unit, i), uri, i, png, label, error=None if png else failure)
 
 
 def _idx_labels(uri: str) -> np.ndarray | None:
     """Labels of the sibling `...labels-idx1-ubyte` file, if there is one."""
-    sibling = uri.replace("images", "labels").replace("idx3", "idx1")
+    folder, slash, name = uri.rpartition("/")
+    sibling = f"{folder}{slash}{name.replace('images', 'labels').replace('idx3', 'idx1')}"
     fs, path = open_storage(sibling)
     if sibling == uri or fs.get_file_info(path).type == pafs.FileType.NotFound:
         return None
     with open_raw(sibling) as handle:
-        return np.frombuffer(handle.read()[8:], np.uint8)
+        data, _ = _read_up_to(handle, 1 << 40)
+    return np.frombuffer(data[8:], np.uint8)
 
 
-def _skip(handle: IO[bytes], count: int) -> None:
-    while count > 0:
-        step = len(handle.read(min(count, 1 << 22)))
-        if not step:
-            return
-        count -= step
+def _read_up_to(handle: IO[bytes], count: int) -> tuple[bytes, str | None]:
+    """`count` bytes, or those before the file's end or a broken place, with the reason."""
+    pieces = []
+    try:
+        while count > 0 and (piece := handle.read(min(count, 1 << 22))):
+            pieces.append(piece)
+            count -= len(piece)
+    except BROKEN as error:
+        return b"".join(pieces), reason_of(error)
+    return b"".join(pieces), None
+
+
+def _skip(handle: IO[bytes], count: int) -> str | None:
+    failure = None
+    while count > 0 and not failure:
+        data, failure = _read_up_to(handle, min(count, 1 << 22))
+        count -= len(data)
+        if not data:
+            break
+    return failure
 
 
 def _read_cifar(unit: Unit, source: SourceConfig, images: bool) -> Iterator[Row]:
     del source
-    fs, path = open_storage(unit.files[0])
-    record = cifar_record(fs.get_file_info(path).size)
+    uri = unit.files[0]
+    fs, path = open_storage(uri)
+    record, _ = cifar_record(uri)
+    at = record - 3073  # CIFAR-100 has a coarse label, then the fine one
     with fs.open_input_file(path) as handle:
         handle.seek(unit.start * record)
         for i in range(unit.start, unit.start + unit.rows):
-            data = handle.read(record)
+            data, failure = _read_up_to(handle, record)
+            label = data[at] if len(data) > at else None
             if len(data) < record:
-                yield Row(_row_id(unit, i), unit.files[0], i, None, error="truncated: the file ends within this record")
+                failure = failure or "truncated: the file ends within this record"
+                yield Row(_row_id(unit, i), uri, i, None, label, error=failure)
                 continue
             pixels = np.frombuffer(data, np.uint8, offset=record - 3072).reshape(3, 32, 32)
-            # CIFAR-100 has a coarse label, then the fine one.
-            yield Row(_row_id(unit, i), unit.files[0], i, encode_png(pixels) if images else None, data[record - 3073])
+            yield Row(_row_id(unit, i), uri, i, encode_png(pixels) if images else None, label)
 
 
 def to_table(rows: Sequence[Row]) -> pa.Table:
-    """Rows as `ROW_SCHEMA`; null and empty bytes become `empty` rejections."""
+    """Rows as `ROW_SCHEMA`."""
     return pa.table(
         {
             "image_id": [r.image_id for r in rows],
@@ -328,12 +405,21 @@ def read_blocks(wanted: Wanted, source: SourceConfig) -> Iterator[pa.Table]:
         if wanted.positions is not None and wanted.labels is not None
         else None
     )
+    unit, positions = wanted.unit, list(range(wanted.unit.rows))
+    if keep is not None and unit.format == "images":  # files that nobody asked for are not opened
+        positions = sorted(keep)
+        unit = replace(
+            unit,
+            files=tuple(unit.files[p] for p in positions),
+            ids=tuple(unit.ids[p] for p in positions),
+            rows=len(positions),
+        )
     block: list[Row] = []
     size = 0
-    for position, row in enumerate(read_rows(wanted.unit, source)):
+    for position, row in zip(positions, read_rows(unit, source), strict=True):
         if keep is not None and position not in keep:
             continue
-        block.append(row if labels is None else Row(**{**row.__dict__, "label": labels[position]}))
+        block.append(row if labels is None else replace(row, label=labels[position]))
         size += len(row.image or b"")
         if len(block) >= BLOCK_ROWS or size >= BLOCK_BYTES:
             yield _tagged(block, wanted.unit)
@@ -384,9 +470,16 @@ def _read_task(wanted: Wanted, source: SourceConfig) -> Iterable[pa.Table]:
 
 
 def read_units(
-    wanted: Sequence[Wanted], sources: dict[str, tuple[SourceConfig, ...]], *, num_cpus: float
+    wanted: Sequence[Wanted],
+    sources: dict[str, tuple[SourceConfig, ...]],
+    *,
+    num_cpus: float,
+    concurrency: int | None = None,
 ) -> ray.data.Dataset:
-    """Lazy dataset of the wanted rows."""
+    """Lazy dataset of the wanted rows, read by at most `concurrency` tasks at a time."""
     return ray.data.read_datasource(
-        UnitDatasource(wanted, sources), override_num_blocks=max(1, len(wanted)), num_cpus=num_cpus
+        UnitDatasource(wanted, sources),
+        override_num_blocks=max(1, len(wanted)),
+        num_cpus=num_cpus,
+        compute=ray.data.TaskPoolStrategy(concurrency),
     )

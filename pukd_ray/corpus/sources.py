@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pyarrow.fs as pafs
 
 from pukd_ray.config import ConfigError, SourceConfig
 from pukd_ray.corpus.pixels import IMAGE_EXTENSIONS
-from pukd_ray.storage import list_files, open_storage
+from pukd_ray.storage import is_local, list_files, open_storage, split_uri
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
@@ -45,31 +45,41 @@ def format_of(name: str) -> str | None:
 
 def _split_glob(uri: str) -> tuple[str, str | None]:
     """(folder without wildcards, pattern below it or None)."""
-    head, sep, tail = uri.partition("://")
-    path = tail if sep else head
+    scheme, path, query = split_uri(uri)
     parts = path.split("/")
     first = next((i for i, part in enumerate(parts) if re.search(r"[*?\[]", part)), None)
-    if first is None:
+    if first is None or (is_local(uri) and Path(path).exists()):  # a file may be called `a[1].jpg`
         return uri, None
     base = "/".join(parts[:first]) or ("/" if path.startswith("/") else ".")
-    return (f"{head}://{base}" if sep else base), "/".join(parts[first:])
+    return f"{scheme}{base}{query}", "/".join(parts[first:])
 
 
-def _matches(relative: str, pattern: str) -> bool:
-    """Glob match in which `*` stays within a folder and `**` crosses them."""
-    translated = re.escape(pattern)
-    for escaped, meaning in ((r"\*\*/", "(?:.*/)?"), (r"\*\*", ".*"), (r"\*", "[^/]*"), (r"\?", "[^/]")):
-        translated = translated.replace(escaped, meaning)
-    if "[" in pattern:  # character sets are rare: let fnmatch do them, segment by segment
-        names, globs = relative.split("/"), pattern.split("/")
-        return len(names) == len(globs) and all(map(fnmatch.fnmatchcase, names, globs))
-    return re.fullmatch(translated, relative) is not None
+def _pattern(glob: str) -> re.Pattern[str]:
+    """Regular expression of a glob in which `*` stays within a folder and `**` crosses them."""
+    forms = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    expression = ""
+    for piece in re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^]/][^]/]*\])", glob):
+        if re.fullmatch(r"\[.+\]", piece):
+            expression += piece.replace("\\", r"\\").replace("[!", "[^", 1)
+        else:
+            expression += forms.get(piece) or re.escape(piece)
+    return re.compile(expression)
 
 
-def check_reachable(source: SourceConfig, key: str) -> list[str]:
+def _hidden(relative: str, pattern: str | None) -> bool:
+    """Hidden files and writers' leftovers (`_SUCCESS`, `_temporary/`), by the lakes' convention."""
+    if pattern is not None and re.search(r"(^|/)[._]", pattern):
+        return False  # asked for
+    *folders, name = relative.split("/")
+    # Cameras write `_DSC0001.JPG`: a file with a leading underscore goes by its type.
+    leftover = name.startswith("_") and format_of(name) is None
+    return name.startswith(".") or leftover or any(folder.startswith((".", "_")) for folder in folders)
+
+
+def check_reachable(uris: Sequence[str], key: str) -> list[str]:
     """Faults that show without listing: storage that cannot be opened, a path that does not exist."""
     faults = []
-    for uri in source.uris:
+    for uri in uris:
         base, pattern = _split_glob(uri)
         try:
             fs, path = open_storage(base)
@@ -88,32 +98,32 @@ def list_source(source: SourceConfig, key: str) -> tuple[str, list[SourceFile], 
 
     Raises ConfigError naming `key` when nothing is found or the format cannot be told.
     """
-    found: list[SourceFile] = []
+    found: dict[str, SourceFile] = {}
     for uri in source.uris:
         base, pattern = _split_glob(uri)
+        scheme, base_path, query = split_uri(base)
         fs, path = open_storage(base)
         info = fs.get_file_info(path)
         if info.type == pafs.FileType.File:
             infos, root = [info], path.rpartition("/")[0]
         else:
-            infos, root = list_files(fs, path), path
-        prefix = base.partition("://")[0] + "://" if "://" in base and not base.startswith("file://") else ""
-        scheme_path = base.partition("://")[2].rstrip("/") if prefix else ""
+            infos, root = list_files(fs, path, recursive=pattern is None or "/" in pattern or "**" in pattern), path
+        form = None if pattern is None else _pattern(pattern)
         for item in infos:
             relative = item.path[len(root) :].lstrip("/")
-            if pattern is not None and not _matches(relative, pattern):
+            if form is not None and not form.fullmatch(relative):
                 continue
-            if any(part.startswith((".", "_")) for part in relative.split("/")) and pattern is None:
-                continue  # hidden files and writers' leftovers, by the lakes' convention
-            if not prefix:
+            if info.type != pafs.FileType.File and _hidden(relative, pattern):
+                continue
+            if is_local(uri):
                 full = item.path
             elif info.type == pafs.FileType.File:
                 full = base
             else:
-                full = f"{prefix}{scheme_path}/{relative}"
+                full = f"{scheme}{base_path.rstrip('/')}/{relative}{query}"
             mtime = item.mtime_ns if item.mtime_ns is not None else ""
-            found.append(SourceFile(full, relative, item.size or 0, str(mtime)))
-    kinds: Counter[str] = Counter(kind for f in found if (kind := format_of(f.relative)))
+            found.setdefault(full, SourceFile(full, relative, item.size or 0, str(mtime)))
+    kinds: Counter[str] = Counter(kind for f in found.values() if (kind := format_of(f.relative)))
     format_name: str = source.format
     if format_name == "auto" and len(kinds) == 1:
         format_name = kinds.most_common(1)[0][0]
@@ -123,13 +133,13 @@ def list_source(source: SourceConfig, key: str) -> tuple[str, list[SourceFile], 
     elif format_name == "auto":
         mix = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
         raise ConfigError([f"{key}.format: {', '.join(source.uris)} holds several formats ({mix}): name one"])
-    files = [f for f in found if _belongs(f, format_name, explicit=source.format != "auto")]
+    files = [f for f in found.values() if _belongs(f, format_name, explicit=source.format != "auto")]
     if not files:
         raise ConfigError([f"{key}.uri: no {format_name} files under {', '.join(source.uris)}"])
     chosen = {f.uri for f in files}
     left_out = Counter(
         PurePosixPath(f.relative).suffix.lower() or PurePosixPath(f.relative).name
-        for f in found
+        for f in found.values()
         if f.uri not in chosen and not (format_name == "idx" and "idx1-ubyte" in f.relative)
     )
     return format_name, files, left_out

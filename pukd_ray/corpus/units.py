@@ -7,10 +7,13 @@ Counting looks at footers and headers only, never at pixels.
 from __future__ import annotations
 
 import gzip
+import lzma
+import re
 import struct
 import tarfile
+import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import PurePosixPath
 from typing import IO, Any
 
@@ -88,7 +91,7 @@ def units_from_table(table: pa.Table) -> list[Unit]:
     """Inverse of `units_to_table`."""
     lists = {f.name for f in fields(Unit) if str(f.type).startswith("tuple")}
     rows: list[dict[str, Any]] = table.to_pylist()
-    return [Unit(**{k: tuple(v) if k in lists else v for k, v in row.items()}) for row in rows]
+    return [Unit(**{k: tuple(v) if k in lists else v for k, v in row.items()}) for row in rows]  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -117,10 +120,30 @@ def measure(file: SourceFile, format_name: str, source: SourceConfig) -> FileFac
             "cifar": _measure_cifar,
         }
         return counter[format_name](file, source)
-    except (pa.ArrowInvalid, tarfile.TarError, struct.error, EOFError, ValueError) as error:
-        return FileFacts(((1, file.size),), error=f"corrupt: not a readable {format_name} file: {one_line(error)}")
-    except OSError as error:
-        return FileFacts(((1, file.size),), error=f"io: {one_line(error)}")
+    except (pa.ArrowException, *BROKEN, struct.error, ValueError) as error:
+        reason = reason_of(error).partition(":")[0] if isinstance(error, OSError) else "corrupt"
+        return FileFacts(((1, file.size),), error=f"{reason}: not a readable {format_name} file: {one_line(error)}")
+
+
+# What reading a damaged or unreachable file raises, whatever its format.
+BROKEN = (pa.ArrowException, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError)
+
+_SAYS_CORRUPT = re.compile(r"corrupt|decompress|deserializ|thrift|gzip|crc|unexpected end of stream", re.IGNORECASE)
+
+
+def reason_of(error: BaseException) -> str:
+    """`reason: detail` of one of `BROKEN`."""
+    if isinstance(error, EOFError):
+        reason = "truncated"
+    elif isinstance(error, TimeoutError):
+        reason = "timeout"
+    elif isinstance(error, pa.ArrowNotImplementedError):
+        reason = "unsupported"
+    elif isinstance(error, OSError) and not _SAYS_CORRUPT.search(str(error)):
+        reason = "io"  # Arrow raises OSError for damaged pages too
+    else:
+        reason = "corrupt"
+    return f"{reason}: {one_line(error)}"
 
 
 def one_line(error: BaseException) -> str:
@@ -140,8 +163,24 @@ def _measure_parquet(file: SourceFile, source: SourceConfig) -> FileFacts:
                 ((metadata.num_rows, file.size),),
                 error=f"unsupported: no column {', '.join(missing)} (columns: {', '.join(names)})",
             )
+        if fault := _column_fault(parquet.schema_arrow, source):
+            return FileFacts(((metadata.num_rows, file.size),), error=f"unsupported: {fault}")
         groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         return FileFacts(tuple((g.num_rows, g.total_byte_size) for g in groups))
+
+
+def _column_fault(schema: pa.Schema, source: SourceConfig) -> str | None:
+    """Why the columns cannot be what the config takes them for."""
+    column = kind = schema.field(source.image_column).type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)):
+        return f"column {source.image_column} is {column}, neither binary nor a struct with binary `bytes`"
+    if source.relevant_column is not None:
+        truth = schema.field(source.relevant_column).type
+        if not (pa.types.is_boolean(truth) or pa.types.is_integer(truth) or pa.types.is_null(truth)):
+            return f"column {source.relevant_column} is {truth}, not boolean"
+    return None
 
 
 def is_image_member(member: tarfile.TarInfo) -> bool:
@@ -159,7 +198,7 @@ def _measure_tar(file: SourceFile, source: SourceConfig) -> FileFacts:
         try:
             for member in tar:
                 rows += is_image_member(member)
-        except (tarfile.ReadError, EOFError, OSError) as error:
+        except BROKEN as error:
             note = f"{file.uri} ends early, after {rows} images: {one_line(error)}"
     return FileFacts(((rows, file.size),), note=note)
 
@@ -168,7 +207,7 @@ def open_raw(uri: str) -> IO[bytes]:
     """A binary file, unzipped where its name ends in .gz."""
     fs, path = open_storage(uri)
     handle: Any = fs.open_input_file(path)
-    opened: IO[bytes] = gzip.open(handle) if path.endswith(".gz") else handle  # type: ignore[assignment]
+    opened: IO[bytes] = gzip.open(handle) if path.endswith(".gz") else handle  # type: ignore[assignment] # noqa: SIM115
     return opened
 
 
@@ -187,14 +226,26 @@ def _measure_idx(file: SourceFile, source: SourceConfig) -> FileFacts:
     return FileFacts(((count, count * height * width),))
 
 
-def cifar_record(size: int) -> int:
-    """Bytes per record of a CIFAR binary file: 10 classes (one label byte) or 100 (coarse and fine)."""
-    return CIFAR100_RECORD if size % CIFAR100_RECORD == 0 and size % CIFAR10_RECORD else CIFAR10_RECORD
+def cifar_record(uri: str) -> tuple[int, int]:
+    """(bytes per record, file size) of a CIFAR binary file: 10 classes (one label byte) or 100 (coarse and fine).
+
+    The size tells them apart; where it does not, as in a file cut short, the first records do: a pixel in the
+    place of a label is soon above 9.
+    """
+    fs, path = open_storage(uri)
+    size = fs.get_file_info(path).size
+    fits = [record for record in (CIFAR10_RECORD, CIFAR100_RECORD) if size % record == 0]
+    if len(fits) == 1:
+        return fits[0], size
+    with fs.open_input_file(path) as handle:
+        labels = handle.read(64 * CIFAR10_RECORD)[::CIFAR10_RECORD]
+    return (CIFAR10_RECORD if max(labels, default=0) < 10 else CIFAR100_RECORD), size
 
 
 def _measure_cifar(file: SourceFile, source: SourceConfig) -> FileFacts:
     del source
-    return FileFacts(((-(-file.size // cifar_record(file.size)), file.size),))
+    record, size = cifar_record(file.uri)
+    return FileFacts(((-(-size // record), size),))
 
 
 def make_units(
@@ -210,8 +261,8 @@ def make_units(
     else:
         for file, facts, prefix in files:
             if facts.error or format_name != "parquet":
-                step = sum(n for n, _ in facts.parts) if facts.error or format_name == "webdataset" else UNIT_ROWS
                 total = sum(n for n, _ in facts.parts)
+                step = total if facts.error or format_name == "webdataset" else UNIT_ROWS
                 for start in range(0, total, max(step, 1)):
                     rows = min(step, total - start)
                     units.append(_unit(role, index, format_name, [file], [prefix], start, rows, error=facts.error))
@@ -220,11 +271,15 @@ def make_units(
     return units if source.rows is None else _clip(units, *source.rows)
 
 
+def _unit_id(role: str, index: int, first: str, start: int) -> str:
+    return f"{role}/{index}/{first}@{start}"
+
+
 def _unit(
     role: str, index: int, format_name: str, files: list[SourceFile], ids: list[str], start: int, rows: int, **more: Any
 ) -> Unit:
     return Unit(
-        unit_id=f"{role}/{index}/{ids[0]}@{start}",
+        unit_id=_unit_id(role, index, ids[0], start),
         role=role,
         source=index,
         format=format_name,
@@ -272,12 +327,9 @@ def _clip(units: list[Unit], start: int, stop: int) -> list[Unit]:
         if low == 0 and high == unit.rows:
             kept.append(unit)
             continue
-        values = {f.name: getattr(unit, f.name) for f in fields(Unit)}
         if unit.format == "images":
-            values |= {"files": unit.files[low:high], "ids": unit.ids[low:high]}
+            unit = replace(unit, files=unit.files[low:high], ids=unit.ids[low:high], rows=high - low)
         else:
-            values |= {"start": unit.start + low}
-        values |= {"rows": high - low}
-        values["unit_id"] = f"{unit.role}/{unit.source}/{values['ids'][0]}@{values['start']}"
-        kept.append(Unit(**values))
+            unit = replace(unit, start=unit.start + low, rows=high - low)
+        kept.append(replace(unit, unit_id=_unit_id(unit.role, unit.source, unit.ids[0], unit.start)))
     return kept

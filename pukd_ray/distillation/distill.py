@@ -21,6 +21,7 @@ from pukd_ray.progress import remote_progress
 from pukd_ray.run_folder import RunFolder
 from pukd_ray.selection.inference import DecodeImages, pixel_spec
 from pukd_ray.selection.selector import train_run_config
+from pukd_ray.spans import covered_seconds
 
 
 @ray.remote(num_cpus=IO_CPUS)
@@ -140,4 +141,9 @@ def distill_student(
         },
     )
     folder.delete_folder("student/train")  # Ray Train's own checkpoints: the stage is done
-    return {"images": report["images"], "steps": report["steps"], "student": config.student.arch}
+    return {
+        "computing_seconds": round(covered_seconds([report["span"]]), 3),
+        "images": report["images"],
+        "steps": report["steps"],
+        "student": config.student.arch,
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from pukd_ray.corpus.units import Unit
 from pukd_ray.engine import Cluster
 from pukd_ray.progress import progress
 from pukd_ray.run_folder import RunFolder
-from pukd_ray.selection.inference import pixel_spec, stack_pixels, stream
+from pukd_ray.selection.inference import Shared, pixel_spec, stack_pixels, stream, with_span
+from pukd_ray.spans import Span, covered_seconds
 from pukd_ray.storage import read_bytes
 
 
@@ -35,12 +37,13 @@ class CountCorrect:
         self._spec = pixel_spec(teacher)
         self._normalise = Normalise(teacher).to(self._device)
         self._networks = {
-            name: load_network(arch, teacher, ray.get(weights), self._device, what=name)
+            name: load_network(arch, teacher, ray.get(weights.ref), self._device, what=name)
             for name, (arch, weights) in networks.items()
         }
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Decoded rows -> one row of counts."""
+        began = time.time()
         readable = table.column("error").is_null().to_numpy(zero_copy_only=False)
         labels = np.array([int(v) for v in table.column("label").to_pylist()])[readable]
         classes = self._teacher.num_classes
@@ -54,7 +57,10 @@ class CountCorrect:
                     hits = order == labels[:, None]
                     counts[f"{name}/top1"] = np.bincount(labels[hits[:, 0]], minlength=classes).tolist()
                     counts[f"{name}/top5"] = np.bincount(labels[hits.any(1)], minlength=classes).tolist()
-        return pa.table({"rows": [table.num_rows], "counts": [json.dumps(counts)]})
+        ledger = pa.table({"rows": [table.num_rows], "counts": [json.dumps(counts)]})
+        for name in ("decoded_from", "decoded_to"):
+            ledger = ledger.append_column(name, table.column(name).combine_chunks()[:1])
+        return with_span(ledger, "computed", began)
 
 
 def _as_is(table: pa.Table) -> pa.Table:
@@ -62,18 +68,24 @@ def _as_is(table: pa.Table) -> pa.Table:
 
 
 def measure_accuracy(
-    config: RunConfig, cluster: Cluster, units: list[Unit], networks: dict[str, tuple[str, bytes]]
+    config: RunConfig,
+    cluster: Cluster,
+    units: list[Unit],
+    networks: dict[str, tuple[str, bytes]],
+    spans: list[Span],
 ) -> tuple[dict[str, dict[str, Any]], int]:
     """Accuracy of each network on the test set, {name: {top1, top5, per_class}}, and unreadable test images."""
     sources = sources_by_role(config)
     labelled = index_labelled(
         "test", units, sources["test"], num_classes=config.teacher.num_classes, classes=config.teacher.class_names
     )
-    refs = {name: (arch, ray.put(weights)) for name, (arch, weights) in networks.items()}
+    refs = {name: (arch, Shared.of(weights)) for name, (arch, weights) in networks.items()}
     totals: dict[str, np.ndarray] = {}
     rows = 0
     with progress("evaluate", labelled.count, "images") as bar:
-        for entry in stream(labelled.wanted, sources, config, cluster, CountCorrect, (config.teacher, refs), _as_is):
+        for entry in stream(
+            labelled.wanted, sources, config, cluster, CountCorrect, (config.teacher, refs), _as_is, spans
+        ):
             for name, counts in json.loads(entry["counts"]).items():
                 totals[name] = totals.get(name, 0) + np.array(counts)
             rows += entry["rows"]
@@ -103,8 +115,9 @@ def evaluate_run(
             networks[arm] = (config.student.arch, read_bytes(folder.fs, folder.path(f"student/{arm}.pt")))
     accuracy: dict[str, dict[str, Any]] = {}
     rejected = 0
+    spans: list[Span] = []
     if config.test is not None:
-        accuracy, rejected = measure_accuracy(config, cluster, units, networks)
+        accuracy, rejected = measure_accuracy(config, cluster, units, networks, spans)
     scored = folder.marker("score")
     assert scored is not None
     counts = scored["counts"]
@@ -135,4 +148,5 @@ def evaluate_run(
         "images_per_second": {"score": counts["images_per_second"]},
     }
     folder.write_json("metrics.json", metrics)
-    return {name: f"{accuracy[name]['top1']:.4f}" for name in accuracy}
+    seconds = {"computing_seconds": round(covered_seconds(spans), 3)}
+    return seconds | {name: f"{accuracy[name]['top1']:.4f}" for name in accuracy}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ def train_loop(setup: dict[str, Any]) -> dict[str, Any] | None:
     from ray.train.torch import get_device
 
     config: RunConfig = setup["config"]
+    began = time.time()
     use_threads(setup["threads"])
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -125,6 +127,7 @@ def train_loop(setup: dict[str, Any]) -> dict[str, Any] | None:
         if rank == 0:
             folder = setup["folder"]
             write_bytes(folder.fs, folder.path(f"student/{arm}.pt"), state)
+    report["span"] = (began, time.time())
     return report if rank == 0 else None
 
 

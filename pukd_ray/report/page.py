@@ -11,12 +11,13 @@ import numpy as np
 import yaml
 from markupsafe import Markup
 
-from pukd_ray.config import RunConfig, to_plain
+from pukd_ray.config import RunConfig, SelectionConfig, to_plain
 from pukd_ray.report import plots
 from pukd_ray.report.gallery import MAX_CLASSES, ClassGallery, Gallery, collect_gallery, takes_highest
 from pukd_ray.report.summary import NAMES
 from pukd_ray.run_folder import STAGES, RunFolder
 from pukd_ray.selection.calibration import Calibration, match_prior
+from pukd_ray.selection.rules import uses_selector
 
 MISSING = "–"
 MANY_CLASSES = 40  # a longer table is folded
@@ -108,10 +109,6 @@ def _content(folder: RunFolder, config: RunConfig, gallery: Gallery) -> dict[str
     names = class_names(meta["classes"], config.teacher.num_classes)
     markers = {stage: marker for stage in STAGES if (marker := folder.marker(stage)) is not None}
     finished = max((m["finished"] for s, m in markers.items() if s != "report"), default=None)
-    rule = RULES[config.selection.rule].format(
-        **{k: v for k, v in to_plain(config)["selection"].items() if k != "order"},
-        order="those with the highest logits" if config.selection.order == "top" else "drawn at random",
-    )
     return {
         "name": config.name,
         "folder": folder.display,
@@ -121,8 +118,8 @@ def _content(folder: RunFolder, config: RunConfig, gallery: Gallery) -> dict[str
         "networks": _networks(metrics),
         "num_classes": config.teacher.num_classes,
         "rule": config.selection.rule,
-        "rule_text": rule,
-        "uses_selector": config.selection.rule not in ("random", "teacher_confidence"),
+        "rule_text": explain_rule(config.selection),
+        "uses_selector": uses_selector(config.selection.rule),
         "quality": _quality(metrics, prior),
         "warnings": _warnings(metrics, prior, meta, summary, names),
         "prior": prior,
@@ -141,6 +138,13 @@ def _content(folder: RunFolder, config: RunConfig, gallery: Gallery) -> dict[str
         "config": yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True),
         **_plots(folder, config, gallery, prior, meta, summary, weights, names),
     }
+
+
+def explain_rule(selection: SelectionConfig) -> str:
+    """What the rule takes, with its numbers."""
+    order = "those with the highest logits" if selection.order == "top" else "drawn at random"
+    values = {"threshold": selection.threshold, "budget": selection.budget, "order": order}
+    return RULES[selection.rule].format(**values, target_precision=selection.target_precision)
 
 
 def class_names(classes: Any, count: int) -> list[str]:

@@ -21,6 +21,13 @@ def _interval(bounds: list[float]) -> str:
     return f"[{bounds[0]:.3f}, {bounds[1]:.3f}]"
 
 
+def _times(metrics: dict[str, Any]) -> str:
+    seconds, computing = metrics.get("seconds", {}), metrics.get("computing_seconds", {})
+    split = ", ".join(f"{stage} {s:.0f} ({computing[stage]:.0f})" for stage, s in seconds.items())
+    total, busy = sum(seconds.values()), sum(computing.values())
+    return f"seconds (of them computing, the rest is engine start): {split}; in all {total:.0f} ({busy:.0f})"
+
+
 def summary_lines(folder: RunFolder) -> list[str]:
     """Networks, prior, selection and time of a finished run, and where its report is."""
     metrics: dict[str, Any] = folder.read_json("metrics.json")
@@ -47,7 +54,7 @@ def summary_lines(folder: RunFolder) -> list[str]:
         "",
         f"selected {metrics['n_selected']:,} of {metrics['n_corpus']:,} images; "
         f"{metrics['n_duplicates']:,} copies dropped; unreadable: {rejected}",
-        "seconds: " + ", ".join(f"{stage} {s:.1f}" for stage, s in metrics.get("seconds", {}).items()),
+        _times(metrics),
         f"report: {folder.display}/report.html",
     ]
     return lines

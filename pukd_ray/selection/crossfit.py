@@ -7,6 +7,7 @@ scored by a head that was trained on it.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from pukd_ray.selection.calibration import Calibration, fit_platt, resample_weig
 from pukd_ray.selection.prior import bbe_prior, dedpul_prior, elkan_noto_ratio, prior_warnings
 from pukd_ray.selection.risk import proxy_accuracy
 from pukd_ray.selection.training import HeadTraining, Scaler, head_logits, train_head
+from pukd_ray.spans import Span
 
 FOLDS = 5
 CHECKPOINTS = 10
@@ -35,6 +37,7 @@ class HeldOut:
     u_rows: np.ndarray
     p_logits: np.ndarray
     u_logits: np.ndarray
+    span: Span
 
 
 def fold_of(count: int, seed: int) -> np.ndarray:
@@ -52,6 +55,7 @@ def fit_fold(p: np.ndarray, u: np.ndarray, fold: int, training: HeadTraining) ->
     """Train on the other folds of p [n_p, C] and u [n_u, C], score this one."""
     from pukd_ray.networks.teacher import use_threads
 
+    began = time.time()
     use_threads()
     p_fold, u_fold = fold_of(len(p), training.seed), fold_of(len(u), training.seed + 1)
     p_rows, u_rows = np.flatnonzero(p_fold == fold), np.flatnonzero(u_fold == fold)
@@ -67,7 +71,7 @@ def fit_fold(p: np.ndarray, u: np.ndarray, fold: int, training: HeadTraining) ->
         u_logits.append(head_logits(head, scaler, u[u_rows]))
 
     train_head(p_train, u_train, scaler, training, checkpoints=steps, on_checkpoint=score)
-    return HeldOut(steps, p_rows, u_rows, np.stack(p_logits), np.stack(u_logits))
+    return HeldOut(steps, p_rows, u_rows, np.stack(p_logits), np.stack(u_logits), (began, time.time()))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pukd_ray.selection.inference import TeacherActor, spread, teacher_opinion
 class ExtractFeatures(TeacherActor):
     """Multi-scale features and the teacher's opinion of each row."""
 
-    def __call__(self, table: pa.Table) -> pa.Table:
+    def keep(self, table: pa.Table) -> pa.Table:
         """Decoded rows -> rows of `selector/features/`."""
         table, readable, features, logits = self.forward(table)
         label, confidence, entropy = teacher_opinion(logits)

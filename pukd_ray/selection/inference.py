@@ -5,6 +5,9 @@ Sampling, features and scoring all run through here, so P, U and test see the sa
 
 from __future__ import annotations
 
+import json
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +15,27 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
+from ray.data import TaskPoolStrategy
 
 from pukd_ray.config import RunConfig, SourceConfig, TeacherConfig
 from pukd_ray.corpus.pixels import PixelSpec, decode_batch
 from pukd_ray.corpus.reading import Wanted, read_units
-from pukd_ray.engine import DECODE_CPUS, IO_CPUS, Cluster, actor_options, actor_pool, gpus_per_actor
+from pukd_ray.engine import IO_CPUS, Cluster, actor_options, actor_pool, decoders, gpus_per_actor
+from pukd_ray.spans import Span
 
 ACTOR_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A value in the object store, wrapped: Ray warns of actors whose direct arguments it could lose."""
+
+    ref: Any
+
+    @classmethod
+    def of(cls, value: Any) -> Shared:
+        """Put `value` into the object store."""
+        return cls(ray.put(value))
 
 
 def pixel_spec(teacher: TeacherConfig) -> PixelSpec:
@@ -34,6 +51,7 @@ class DecodeImages:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Rows in, the same rows out."""
+        began = time.time()
         errors = table.column("error").to_pylist()
         images = table.column("image").to_pylist()
         good = [i for i, error in enumerate(errors) if error is None]
@@ -43,7 +61,31 @@ class DecodeImages:
             errors[i] = reason
             pixels[i] = None if array is None else array.tobytes()
         table = table.set_column(table.schema.get_field_index("error"), "error", pa.array(errors, pa.string()))
-        return table.append_column("pixels", pa.array(pixels, pa.binary()))
+        return with_span(table.append_column("pixels", pa.array(pixels, pa.binary())), "decoded", began)
+
+
+def with_span(table: pa.Table, name: str, began: float) -> pa.Table:
+    """Note on each row when its batch was worked on, for the split of computing and engine time."""
+    for column, value in ((f"{name}_from", began), (f"{name}_to", time.time())):
+        table = table.append_column(column, pa.array(np.full(table.num_rows, value)))
+    return table
+
+
+_SPANS = (("decoded_from", "decoded_to"), ("computed_from", "computed_to"))
+
+
+@dataclass(frozen=True)
+class Consume:
+    """Takes the spans off a block, hands the rest to `consume` and adds the distinct spans to its ledger."""
+
+    consume: Callable[[pa.Table], pa.Table]
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """A block -> its ledger."""
+        spans = {span for names in _SPANS for span in zip(*(table.column(n).to_pylist() for n in names), strict=True)}
+        ledger = self.consume(table.drop_columns([n for names in _SPANS for n in names]))
+        notes = [json.dumps(sorted(spans)), *["[]"] * (ledger.num_rows - 1)]
+        return ledger.append_column("spans", pa.array(notes, pa.string()))
 
 
 def stack_pixels(pixels: pa.ChunkedArray, spec: PixelSpec) -> np.ndarray:
@@ -52,7 +94,7 @@ def stack_pixels(pixels: pa.ChunkedArray, spec: PixelSpec) -> np.ndarray:
     return np.frombuffer(bytearray(joined), np.uint8).reshape(-1, spec.channels, spec.size, spec.size)
 
 
-class TeacherActor:
+class TeacherActor(ABC):
     """Runs the teacher on decoded rows; subclasses say what to keep of it."""
 
     def __init__(self, teacher: TeacherConfig, weights: Any) -> None:
@@ -61,8 +103,20 @@ class TeacherActor:
 
         use_threads()
         self.spec = pixel_spec(teacher)
-        data = ray.get(weights) if isinstance(weights, ray.ObjectRef) else weights
-        self.teacher = Teacher(teacher, data, pick_device())
+        self.teacher = Teacher(teacher, ray.get(weights.ref), pick_device())
+
+    @abstractmethod
+    def keep(self, table: pa.Table) -> pa.Table:
+        """Decoded rows -> what the consumer gets of them."""
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """`keep`, with the time it took."""
+        began = time.time()
+        decoded = table.select(_SPANS[0])
+        kept = self.keep(table.drop_columns(_SPANS[0]))
+        for name in _SPANS[0]:
+            kept = kept.append_column(name, decoded.column(name))
+        return with_span(kept, "computed", began)
 
     def forward(self, table: pa.Table) -> tuple[pa.Table, np.ndarray, np.ndarray, np.ndarray]:
         """(table with new reasons, readable [N] bool, features [n, F] float32, logits [n, K] float32)."""
@@ -117,16 +171,23 @@ def stream(
     actor: type,
     actor_arguments: Sequence[Any],
     consume: Callable[[pa.Table], pa.Table],
+    spans: list[Span],
 ) -> Iterator[dict[str, Any]]:
     """Stream the wanted rows through `actor`, hand each block to `consume` in a task, yield what that returns.
 
-    `consume` writes or counts and returns a small table: only that reaches the driver.
+    `consume` writes or counts and returns a small table, its ledger: only that reaches the driver. When and how long the
+    workers were at work is added to `spans`.
     """
     gpus = gpus_per_actor(config.resources, cluster)
-    rows = read_units(wanted, sources, num_cpus=DECODE_CPUS)
-    # Same share as the read: Ray fuses the two into one task, and encoded bytes need no copy in between.
+    rows = read_units(wanted, sources, num_cpus=IO_CPUS, concurrency=decoders(cluster))
+    # Same resources as the read, other than the actor's: Ray fuses reading and decoding into one task, without a
+    # copy of the encoded bytes in between, and leaves it apart from the network, so that the two overlap.
     decoded = rows.map_batches(
-        DecodeImages(pixel_spec(config.teacher)), batch_format="pyarrow", batch_size=None, num_cpus=DECODE_CPUS
+        DecodeImages(pixel_spec(config.teacher)),
+        batch_format="pyarrow",
+        batch_size=None,
+        num_cpus=IO_CPUS,
+        compute=TaskPoolStrategy(decoders(cluster)),
     )
     scored = decoded.map_batches(
         actor,
@@ -136,6 +197,8 @@ def stream(
         compute=actor_pool(config.resources, cluster, gpus, len(wanted)),
         **actor_options(gpus),
     )
-    ledger = scored.map_batches(consume, batch_format="pyarrow", batch_size=None, num_cpus=IO_CPUS)
+    ledger = scored.map_batches(Consume(consume), batch_format="pyarrow", batch_size=None, num_cpus=IO_CPUS)
     for batch in ledger.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield from batch.to_pylist()
+        for entry in batch.to_pylist():
+            spans.extend((began, ended) for began, ended in json.loads(entry.pop("spans")))
+            yield entry

@@ -55,8 +55,8 @@ def unit_interval(hashes: np.ndarray) -> np.ndarray:
 
 
 def ordered_bits(keys: np.ndarray) -> np.ndarray:
-    """uint32 [N] that sort as the float32 keys do."""
-    bits = np.ascontiguousarray(keys, np.float32).view(np.uint32)
+    """uint32 [N] that sort as the float32 keys do; -0.0 is 0.0."""
+    bits = (np.asarray(keys, np.float32) + np.float32(0)).view(np.uint32)
     return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
 
 
@@ -132,5 +132,5 @@ def precision_count(probabilities: np.ndarray, counts: np.ndarray, target: float
     total = np.cumsum(counts)
     with np.errstate(invalid="ignore", divide="ignore"):
         precision = np.cumsum(counts * probabilities) / total
-    good = np.flatnonzero((precision >= target) & (total > 0))
+    good = np.flatnonzero((precision >= target - 1e-12) & (total > 0))  # sums are rounded
     return int(total[good[-1]]) if len(good) else 0

@@ -20,14 +20,17 @@ def sample_corpus(units: Sequence[Unit], size: int, seed: int) -> list[Wanted]:
     total = sum(unit.rows for unit in units)
     if total <= size:
         return [Wanted(unit) for unit in units if unit.rows]
-    most = max(1, size // MIN_PER_UNIT)
-    keyed = sorted(units, key=lambda unit: content_hash(f"{seed}/{unit.unit_id}".encode()))
-    chosen = [unit for unit in keyed if unit.rows][:most]
+    keyed = sorted(
+        (unit for unit in units if unit.rows), key=lambda unit: content_hash(f"{seed}/{unit.unit_id}".encode())
+    )
+    rows = np.cumsum([unit.rows for unit in keyed])
+    number = max(size // MIN_PER_UNIT, int(np.searchsorted(rows, size)) + 1)  # enough units, and enough rows in them
+    chosen = keyed[:number]
     share = size / sum(unit.rows for unit in chosen)
     wanted = []
     carried = 0.0
     for unit in chosen:
-        carried += min(1.0, share) * unit.rows
+        carried += share * unit.rows
         take = min(unit.rows, int(carried + 1e-9))
         carried -= take
         if take:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 
 from pukd_ray.config import RunConfig, TeacherConfig
 from pukd_ray.corpus.plan import sources_by_role
@@ -22,7 +21,8 @@ from pukd_ray.errors import RunError
 from pukd_ray.progress import Stopwatch, progress, say
 from pukd_ray.run_folder import SCORES_SCHEMA, RunFolder
 from pukd_ray.selection.calibration import Calibration
-from pukd_ray.selection.inference import TeacherActor, rescale_logits, spread, stream, teacher_opinion
+from pukd_ray.selection.inference import Shared, TeacherActor, rescale_logits, spread, stream, teacher_opinion
+from pukd_ray.spans import Span, covered_seconds
 
 CHUNK_SECONDS = 600.0
 KEPT_OF_THE_REST = 1e-4
@@ -44,7 +44,7 @@ class ScoreImages(TeacherActor):
         self._head = AttentionHead(self._mean.numel(), hidden=state["reduce.weight"].shape[0])
         self._head.load_state_dict(state)
         self._head.to(self.teacher.device).eval()
-        self._calibration, self._keep, self._keep_above = calibration, keep, keep_above
+        self._calibration, self._kept, self._keep_above = calibration, keep, keep_above
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """PU logits float32 [n] of features [n, C]."""
@@ -58,7 +58,7 @@ class ScoreImages(TeacherActor):
             z: np.ndarray = self._head((half - self._mean) / self._std).cpu().numpy()
         return rescale_logits(z, self._log_max_phi)
 
-    def __call__(self, table: pa.Table) -> pa.Table:
+    def keep(self, table: pa.Table) -> pa.Table:
         """Same rows, with scores or the reason why there are none."""
         table, readable, features, logits = self.forward(table)
         pu_logit = self.logits(features)
@@ -72,11 +72,11 @@ class ScoreImages(TeacherActor):
             "teacher_entropy": spread(entropy, readable, pa.float32()),
         }
         kept = np.zeros(len(readable), bool)
-        if self._keep == "all":
+        if self._kept == "all":
             kept = readable
-        elif self._keep == "likely":
-            hashes = table.column("content_hash").to_numpy(zero_copy_only=False)[readable]
-            sampled = (hashes.astype(np.int64) % 1_000_000) < KEPT_OF_THE_REST * 1_000_000
+        elif self._kept == "likely":
+            hashes = table.column("content_hash").filter(pa.array(readable)).to_numpy()
+            sampled = hashes % 1_000_000 < KEPT_OF_THE_REST * 1_000_000
             kept[readable] = (probability >= self._keep_above) | sampled
         for name, column in columns.items():
             table = table.append_column(name, column)
@@ -132,13 +132,14 @@ def score_corpus(
     saved = folder.read_json("selector/calibration.json")
     arguments = (
         config.teacher,
-        ray.put(weights),
+        Shared.of(weights),
         read_bytes(folder.fs, folder.path("selector/head.pt")),
         Calibration(saved["slope"], saved["offset"]),
         config.score.keep_images,
         config.score.keep_above,
     )
     rate = _first_rate(folder)
+    sources = sources_by_role(config)
     with progress("score", total, "images", done) as bar:
         while pending:
             size = config.score.chunk_images or max(1, int(rate * CHUNK_SECONDS))
@@ -149,8 +150,9 @@ def score_corpus(
             rows: Counter[str] = Counter()
             reasons: Counter[str] = Counter()
             wanted = [Wanted(u) for u in chunk]
+            spans: list[Span] = []
             for entry in stream(
-                wanted, sources_by_role(config), config, cluster, ScoreImages, arguments, WriteScores(folder, name)
+                wanted, sources, config, cluster, ScoreImages, arguments, WriteScores(folder, name), spans
             ):
                 files.append(entry["file"])
                 counts = json.loads(entry["units"])
@@ -165,6 +167,7 @@ def score_corpus(
                 "n_rows": sum(rows.values()),
                 "rejected_by_reason": dict(reasons),
                 "seconds": round(watch.seconds, 3),
+                "computing_seconds": round(covered_seconds(spans), 3),
             }
             folder.write_json(f"markers/score/{name}.json", marker)
             markers.append(marker)
@@ -188,6 +191,7 @@ def summarise(markers: list[dict[str, Any]]) -> dict[str, Any]:
         "rejected_by_reason": dict(sorted(reasons.items())),
         "images_per_second": round(n_rows / seconds, 2) if seconds else 0.0,
         "chunks": len(markers),
+        "computing_seconds": round(sum(m["computing_seconds"] for m in markers), 3),
     }
 
 

@@ -109,12 +109,10 @@ def _hash_rows(job: Job, files: list[str], task: int, parts: int) -> list[np.nda
     """(content hash, id hash, task, row) of readable rows, split by content hash; int64 [n, 4] each."""
     table = _read(job.folder, files, ["image_id", "content_hash", "error"])
     readable = table.column("error").is_null().to_numpy(zero_copy_only=False)
-    hashes = table.column("content_hash").to_numpy(zero_copy_only=False)[readable].astype(np.int64)
-    ids = [
-        sort_key(job.config.seed, i) for i, ok in zip(table.column("image_id").to_pylist(), readable, strict=True) if ok
-    ]
+    good = table.filter(readable)  # first: a column with nulls would turn into floating point
+    hashes = good.column("content_hash").to_numpy()
+    ids = [sort_key(job.config.seed, i) for i in good.column("image_id").to_pylist()]
     rows = np.column_stack([hashes, np.array(ids, np.int64), np.full(len(ids), task), np.flatnonzero(readable)])
-    rows = rows.astype(np.int64)
     return [rows[rows[:, 0] % parts == p] for p in range(parts)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import asdict
 from typing import Any
@@ -33,9 +34,10 @@ from pukd_ray.selection.crossfit import (
     fit_fold,
 )
 from pukd_ray.selection.features import ExtractFeatures, Features, WriteFeatures, load_features
-from pukd_ray.selection.inference import rescale_logits, stream
+from pukd_ray.selection.inference import Shared, rescale_logits, stream
 from pukd_ray.selection.sampling import sample_corpus
 from pukd_ray.selection.training import HeadTraining, Scaler, head_logits, train_head
+from pukd_ray.spans import Span, covered_seconds
 
 MIN_POSITIVES = 10
 MIN_SAMPLE = 100
@@ -66,6 +68,7 @@ def _train_loop(config: dict[str, Any]) -> dict[str, Any] | None:
 
     from pukd_ray.networks.teacher import dump_state, use_threads
 
+    began = time.time()
     use_threads()
     features = load_features(config["folder"], config["files"])
     scaler = Scaler.of(features.u)
@@ -106,7 +109,7 @@ def _train_loop(config: dict[str, Any]) -> dict[str, Any] | None:
         "std": torch.from_numpy(scaler.std),
         "log_max_phi": torch.tensor(scale, dtype=torch.float64),
     }
-    return {"head": dump_state(state), "history": history, "u_logits": logits}
+    return {"head": dump_state(state), "history": history, "u_logits": logits, "span": (began, time.time())}
 
 
 # -- the stage --------------------------------------------------------------------------------------------------
@@ -127,8 +130,8 @@ def train_selector(
         _index("test", units, config)
     sample = sample_corpus([u for u in units if u.role == "corpus"], config.selector.sample, config.seed)
     wanted = [*labelled.wanted, *sample]
-    weights_ref = ray.put(weights)
-    files, errors = _extract(folder, config, cluster, wanted, sources, weights_ref)
+    spans: list[Span] = []
+    files, errors = _extract(folder, config, cluster, wanted, sources, Shared.of(weights), spans)
     p_ref, u_ref, light_ref = _load_features.remote(folder, files)
     light: Features = ray.get(light_ref)
     n_p, n_u = len(light.p_labels), len(light.u_units)
@@ -144,7 +147,9 @@ def train_selector(
         seed=config.seed,
     )
     units_ref = ray.put(light.u_units)
-    prior: PriorReport = ray.get(estimate_prior.remote(_all_folds(p_ref, u_ref, training), units_ref, config.seed))
+    prior: PriorReport = ray.get(
+        estimate_prior.remote(_all_folds(p_ref, u_ref, training, spans), units_ref, config.seed)
+    )
     source = "bbe" if config.selector.prior == "auto" else "config"
     value = prior.value if config.selector.prior == "auto" else float(config.selector.prior)
     _check_prior(config, prior)
@@ -157,10 +162,11 @@ def train_selector(
         config.selector.loss, used, config.selector.steps, training.batch_size, training.lr, config.seed
     )
     fit: FitReport = ray.get(
-        assess_fit.remote(_all_folds(p_ref, u_ref, training), units_ref, value, draws, config.seed)
+        assess_fit.remote(_all_folds(p_ref, u_ref, training, spans), units_ref, value, draws, config.seed)
     )
     final = HeadTraining(training.loss, used, fit.steps, training.batch_size, training.lr, config.seed)
     result = _fit_final(folder, config, cluster, files, final)
+    spans.append(result["span"])
     u_logits = _apply_scale(result["u_logits"], result["head"])
     calibration = match_prior(fit.calibration, u_logits, value)
     share = float((u_logits > 0).mean())
@@ -203,6 +209,7 @@ def train_selector(
         },
     )
     return {
+        "computing_seconds": round(covered_seconds(spans), 3),
         "n_positives": n_p,
         "n_sample": n_u,
         "prior": round(value, 4),
@@ -227,7 +234,8 @@ def _extract(
     cluster: Cluster,
     wanted: list[Wanted],
     sources: dict[str, Any],
-    weights: Any,
+    weights: Shared,
+    spans: list[Span],
 ) -> tuple[list[str], list[tuple[str, str, str]]]:
     files: list[str] = []
     total = sum(w.unit.rows if w.positions is None else len(w.positions) for w in wanted)
@@ -235,7 +243,7 @@ def _extract(
     watch = Stopwatch()
     with progress("features", total, "images") as bar:
         arguments = (config.teacher, weights)
-        for row in stream(wanted, sources, config, cluster, ExtractFeatures, arguments, WriteFeatures(folder)):
+        for row in stream(wanted, sources, config, cluster, ExtractFeatures, arguments, WriteFeatures(folder), spans):
             files.append(row["file"])
             errors += [_split_error(e) for e in row["errors"]]
             bar.update(row["rows"])
@@ -249,13 +257,13 @@ def _split_error(text: str) -> tuple[str, str, str]:
     return role, image, error
 
 
-def _all_folds(p: ray.ObjectRef, u: ray.ObjectRef, training: HeadTraining) -> list[ray.ObjectRef]:
+def _all_folds(p: ray.ObjectRef, u: ray.ObjectRef, training: HeadTraining, spans: list[Span]) -> list[ray.ObjectRef]:
     with progress(training.loss, FOLDS, "folds") as bar:
         fits = [fit_fold.remote(p, u, fold, training) for fold in range(FOLDS)]
         waiting = fits
         while waiting:
             done, waiting = ray.wait(waiting)
-            ray.get(done)
+            spans += [fit.span for fit in ray.get(done)]
             bar.update(len(done))
     return fits
 

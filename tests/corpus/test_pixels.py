@@ -297,8 +297,11 @@ def test_deep_transparent_colour_png() -> None:
 
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_deep_colour_tiff(order: str) -> None:
-    values = np.dstack([DEEP.reshape(16, 16)] * 3)
-    assert_equal(tiff(values.astype(order + "u2"), order), planes(np.uint8(np.round(values / 257))))
+    values = np.dstack([DEEP.reshape(16, 16)] * 3).astype(order + "u2")
+    expected = planes(np.uint8(np.round(values / 257)))
+    assert_equal(tiff(values, order), expected)
+    deflated = zlib.compress(values.tobytes())
+    assert_equal(tiff(values, order, compression=8, strip=deflated), expected)
 
 
 def tiff(
@@ -620,6 +623,8 @@ def test_corrupt_others() -> None:
     gif = saved(noise(8, 8), "GIF")
     start = gif.index(b",\0\0\0\0\x08\0\x08\0") + 10
     assert reason(gif[:start] + b"\x63" + gif[start + 1 :]) == "corrupt"  # codes of 99 bits
+    big_tiff = b"II+\0\x08\0\0\0" + struct.pack("<Q", 40_000) + bytes(50_000)  # an empty directory
+    assert reason(big_tiff) == "corrupt"
     avif = saved(smooth(16, 16), "AVIF")
     at = avif.index(b"mdat") + 4
     assert reason(avif[:at] + bytes(len(avif) - at)) == "corrupt"
@@ -637,6 +642,7 @@ WHOLE = {
     "TIFF": saved(smooth(9, 10), "TIFF"),
     "LZW TIFF": saved(smooth(9, 10), "TIFF", compression="tiff_lzw"),
     "deep TIFF": tiff(np.dstack([DEEP.reshape(16, 16)] * 3), "<"),
+    "deep deflated TIFF": tiff(DEEP.reshape(16, 16, 1), "<", photometric=1, compression=8, strip=zlib.compress(DEEP)),
     "PPM": saved(smooth(9, 10), "PPM"),
     "JPEG2000": saved(smooth(20, 23), "JPEG2000"),
     "AVIF": saved(smooth(20, 23), "AVIF"),

@@ -1,0 +1,450 @@
+"""Reading: every row of a unit once, in order, with its id, bytes, label, truth, or the reason why not."""
+
+import gzip
+import io
+import json
+import struct
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pukd_ray.config import SourceConfig
+from pukd_ray.corpus import reading, units
+from pukd_ray.corpus.pixels import PixelSpec, decode, encode_png
+from pukd_ray.corpus.reading import ROW_SCHEMA, Row, Wanted, content_hash, read_blocks, read_rows, read_units
+from pukd_ray.corpus.sources import list_source
+from pukd_ray.corpus.units import Unit, make_units, measure
+
+PNG = [encode_png(np.full((1, 4, 4), i, np.uint8)) for i in range(40)]
+
+
+def units_of(source: SourceConfig) -> list[Unit]:
+    format_name, files, _ = list_source(source, "corpus")
+    measured = [(f, measure(f, format_name, source), f.relative) for f in files]
+    return make_units("corpus", 0, source, format_name, measured)
+
+
+def read(uri: Path | str, *, images: bool = True, **more: Any) -> list[Row]:
+    source = SourceConfig(uri=str(uri), **more)
+    return [row for unit in units_of(source) for row in read_rows(unit, source, images=images)]
+
+
+def ids(rows: list[Row]) -> list[str]:
+    return [row.image_id for row in rows]
+
+
+# -- Parquet ----------------------------------------------------------------------------------------------------
+
+
+def test_parquet_rows(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "image": pa.array([PNG[0], None, b"", PNG[3], PNG[4]], pa.binary()),
+            "label": [3, None, 0, 1, 2],
+            "truth": [True, False, None, True, False],
+        }
+    )
+    path = tmp_path / "a.parquet"
+    pq.write_table(table, path, row_group_size=2)
+    rows = read(tmp_path, label_column="label", relevant_column="truth")
+    assert rows == [
+        Row("a.parquet#0", str(path), 0, PNG[0], 3, True),
+        Row("a.parquet#1", str(path), 1, None, None, False),
+        Row("a.parquet#2", str(path), 2, b"", 0, None),
+        Row("a.parquet#3", str(path), 3, PNG[3], 1, True),
+        Row("a.parquet#4", str(path), 4, PNG[4], 2, False),
+    ]
+    light = read(tmp_path, label_column="label", relevant_column="truth", images=False)
+    assert [(r.image_id, r.row, r.image, r.label, r.relevant, r.error) for r in light] == [
+        (r.image_id, r.row, None, r.label, r.relevant, None) for r in rows
+    ]
+    # Without any column to read, the rows are still counted.
+    assert ids(read(path, images=False)) == ids(rows)
+
+
+def test_hugging_face_structs_and_other_column_names(tmp_path: Path) -> None:
+    images = [{"bytes": PNG[1], "path": "one.png"}, {"bytes": None, "path": "two.png"}, None]
+    table = pa.table({"picture": images, "name": ["cat", "dog", ""]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    rows = read(tmp_path, image_column="picture", label_column="name")
+    assert [(r.image, r.label) for r in rows] == [(PNG[1], "cat"), (None, "dog"), (None, None)]
+
+
+def test_labels_of_any_column_type(tmp_path: Path) -> None:
+    def labels(column: pa.Array) -> list[Any]:
+        pq.write_table(pa.table({"image": [PNG[0]] * len(column), "y": column}), tmp_path / "a.parquet")
+        return [r.label for r in read(tmp_path, label_column="y")]
+
+    assert labels(pa.array([3, None], pa.uint8())) == [3, None]
+    assert labels(pa.array([3.0, float("nan"), 2.5])) == [3, None, 2.5]
+    assert labels(pa.array(["3", "x"]).dictionary_encode()) == ["3", "x"]
+    assert labels(pa.array([b"cat"])) == ["cat"]
+
+
+def test_ids_of_the_user(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": PNG[:3], "key": pa.array([7, None, 9])}), tmp_path / "a.parquet")
+    assert ids(read(tmp_path, id_column="key")) == ["7", "a.parquet#1", "9"]
+
+
+def test_a_damaged_page_costs_the_rest_of_its_row_group_only(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    rng = np.random.default_rng(0)
+    images = [rng.bytes(400) for _ in range(9)]
+    options = {"compression": "gzip", "use_dictionary": False, "column_encoding": {"image": "PLAIN"}}
+    pq.write_table(pa.table({"image": images}), path, row_group_size=3, **options)
+    column = pq.read_metadata(path).row_group(1).column(0)
+    data = bytearray(path.read_bytes())
+    middle = column.data_page_offset + column.total_compressed_size // 2
+    data[middle : middle + 40] = b"\xff" * 40
+    path.write_bytes(data)
+    rows = read(path)
+    assert ids(rows) == [f"a.parquet#{i}" for i in range(9)]
+    assert [r.image for r in rows[:3] + rows[6:]] == images[:3] + images[6:]
+    assert [r.error for r in rows[:3] + rows[6:]] == [None] * 6
+    assert all(r.error is not None and r.error.startswith("corrupt: ") and r.image is None for r in rows[3:6])
+
+
+def test_a_file_that_changed_or_vanished_after_planning(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": PNG[:4]}), path)
+    source = SourceConfig(uri=str(path))
+    (unit,) = units_of(source)
+    pq.write_table(pa.table({"image": PNG[:3]}), path)
+    with pytest.raises(RuntimeError, match="3 rows were read where the plan counted 4: did the file change"):
+        list(read_rows(unit, source))
+    path.unlink()
+    rows = list(read_rows(unit, source))
+    assert ids(rows) == [f"a.parquet#{i}" for i in range(4)]
+    assert all(r.error is not None and r.error.startswith("io: ") for r in rows)
+
+
+def test_repeated_ids_are_error_rows_unless_there_is_a_worse_reason(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": [PNG[0], PNG[1], b""], "key": ["a", "a", "a"]}), path)
+    source = SourceConfig(uri=str(path), id_column="key")
+    (unit,) = units_of(source)
+    unit = Unit(**{**vars(unit), "repeated": (1, 2)})
+    assert [(r.image_id, r.error) for r in read_rows(unit, source)] == [
+        ("a", None),
+        ("a.parquet#1", "duplicate_id: 'a' is the id of an earlier row"),
+        ("a.parquet#2", "empty: no bytes"),
+    ]
+
+
+# -- folders of images ------------------------------------------------------------------------------------------
+
+
+def image_folder(folder: Path) -> None:
+    for name, data in {
+        "cat/1.png": PNG[1],
+        "cat/deep/2.png": PNG[2],
+        "dog/3.png": b"",
+        "dog/4.jpg": b"this is no picture",
+        "5.png": PNG[5],
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+
+
+def test_a_folder_of_images(tmp_path: Path) -> None:
+    image_folder(tmp_path)
+    rows = read(tmp_path)
+    assert rows == [
+        Row("5.png", str(tmp_path / "5.png"), 0, PNG[5], None),
+        Row("cat/1.png", str(tmp_path / "cat/1.png"), 0, PNG[1], "cat"),
+        Row("cat/deep/2.png", str(tmp_path / "cat/deep/2.png"), 0, PNG[2], "deep"),
+        Row("dog/3.png", str(tmp_path / "dog/3.png"), 0, b"", "dog"),
+        Row("dog/4.jpg", str(tmp_path / "dog/4.jpg"), 0, b"this is no picture", "dog"),
+    ]
+    assert [(r.image_id, r.label) for r in read(tmp_path, images=False)] == [(r.image_id, r.label) for r in rows]
+
+
+def test_an_image_that_vanished_is_an_io_error(tmp_path: Path) -> None:
+    image_folder(tmp_path)
+    source = SourceConfig(uri=str(tmp_path))
+    found = units_of(source)
+    (tmp_path / "cat/1.png").unlink()
+    rows = [row for unit in found for row in read_rows(unit, source)]
+    assert [r.error is None for r in rows] == [True, False, True, True, True]
+    assert str(rows[1].error).startswith("io: ")
+
+
+def test_constant_truth_and_truth_by_label(tmp_path: Path) -> None:
+    image_folder(tmp_path)
+    assert [r.relevant for r in read(tmp_path, relevant=False)] == [False] * 5
+    assert [r.relevant for r in read(tmp_path, relevant_labels=["cat", "deep"])] == [False, True, True, False, False]
+    assert [r.relevant for r in read(tmp_path)] == [None] * 5
+
+
+# -- tars -------------------------------------------------------------------------------------------------------
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]], mode: str = "w") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    path.write_bytes(buffer.getvalue())
+    return buffer.getvalue()
+
+
+MEMBERS = [
+    ("a/0.png", PNG[0]),
+    ("a/0.cls", b"3\n"),
+    ("a/1.json", json.dumps({"label": "cat", "ok": True, "kind": 4.0}).encode()),
+    ("a/1.png", PNG[1]),
+    ("2.png", PNG[2]),
+    ("3.png", PNG[3]),
+    ("2.cls", b"5"),  # not next to its image: no label
+    ("4.left.png", PNG[4]),
+    ("4.right.PNG", PNG[5]),
+    ("4.cls", b"bird"),
+    ("5.png", b""),
+    ("5.json", b"{no json"),
+    ("6.png", PNG[6]),
+    ("6.cls", "²".encode()),
+    ("3.png", PNG[7]),
+    ("7.txt", b"no image"),
+    ("8.png", PNG[8]),
+    ("8.cls", b"-1"),
+]
+TAR_IDS = ["a/0.png", "a/1.png", "2.png", "3.png", "4.left.png", "4.right.PNG", "5.png", "6.png", "3.png#8", "8.png"]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_tars(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x.tar{suffix}"
+    write_tar(path, MEMBERS, f"w:{suffix[1:]}")
+    rows = read(tmp_path)
+    assert ids(rows) == [f"{path.name}#{name}" for name in TAR_IDS]
+    assert [r.row for r in rows] == list(range(10))
+    assert [r.image for r in rows] == [*PNG[:6], b"", PNG[6], PNG[7], PNG[8]]
+    assert [r.label for r in rows] == [3, "cat", None, None, "bird", "bird", None, "²", None, -1]
+    assert [r.error for r in rows] == [None] * 8 + ["duplicate_id: 3.png is in this tar twice", None]
+    other = read(tmp_path, label_column="kind", relevant_column="ok")
+    assert [(r.label, r.relevant) for r in other][:2] == [(3, None), (4, True)]
+    light = read(tmp_path, images=False)
+    assert [(r.image_id, r.label, r.image) for r in light] == [(r.image_id, r.label, None) for r in rows]
+
+
+@pytest.mark.parametrize("cut", [700, 1300, 1024, 5000, 1])
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_truncated_tars_have_as_many_rows_as_the_plan(tmp_path: Path, cut: int, mode: str) -> None:
+    rng = np.random.default_rng(1)
+    members = [(f"{i}.png", rng.bytes(900)) for i in range(12)]
+    path = tmp_path / ("x.tar" if mode == "w" else "x.tar.gz")
+    data = write_tar(path, members, mode)
+    path.write_bytes(data[: len(data) - 2048 - cut])
+    source = SourceConfig(uri=str(path))
+    found = units_of(source)
+    rows = [row for unit in found for row in read_rows(unit, source)]
+    assert len(rows) == sum(u.rows for u in found) > 0
+    assert ids(rows) == [f"{path.name}#{i}.png" for i in range(len(rows))]
+    for row, (_, image) in zip(rows, members, strict=False):
+        assert (row.image == image) is (row.error is None)
+    assert [r.error is None for r in rows[:-1]] == [True] * (len(rows) - 1)
+    if cut == 700 and mode == "w":  # in the data of the one before the last end-of-archive padding
+        assert str(rows[-1].error).startswith("truncated: the tar ends within this member")
+
+
+def test_a_tar_that_breaks_after_planning_gives_error_rows(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar.gz"
+    rng = np.random.default_rng(1)
+    data = write_tar(path, [(f"{i}.png", rng.bytes(5000)) for i in range(6)], "w:gz")
+    source = SourceConfig(uri=str(path))
+    (unit,) = units_of(source)
+    path.write_bytes(data[:13_000])
+    rows = list(read_rows(unit, source))
+    assert len(rows) == 6
+    assert ids(rows)[:3] + ids(rows)[-1:] == ["x.tar.gz#0.png", "x.tar.gz#1.png", "x.tar.gz#2.png", "x.tar.gz#5"]
+    assert [r.error is None for r in rows] == [True, True, False, False, False, False]
+    assert all(str(r.error).startswith("truncated: ") for r in rows[2:])
+
+
+def test_rows_within_a_tar(tmp_path: Path) -> None:
+    write_tar(tmp_path / "1.tar", MEMBERS)
+    write_tar(tmp_path / "2.tar", MEMBERS[:4])
+    whole = read(tmp_path)
+    assert len(whole) == 12
+    for rows in ([0, 3], [2, 5], [8, 9], [9, 11], [11, 12]):
+        assert read(tmp_path, rows=rows) == whole[slice(*rows)]
+
+
+# -- IDX and CIFAR ----------------------------------------------------------------------------------------------
+
+
+def pixels_of(row: Row, size: int, channels: int) -> np.ndarray:
+    return decode(row.image, PixelSpec(size, channels, "squash"))
+
+
+def write_idx(folder: Path, images: np.ndarray, labels: list[int] | None, suffix: str = "") -> Path:
+    pack: Callable[[bytes], bytes] = gzip.compress if suffix else bytes
+    path = folder / f"train-images-idx3-ubyte{suffix}"
+    path.write_bytes(pack(struct.pack(">IIII", 0x0803, *images.shape) + images.tobytes()))
+    if labels is not None:
+        name = f"train-labels-idx1-ubyte{suffix}"
+        (folder / name).write_bytes(pack(struct.pack(">II", 0x0801, len(labels)) + bytes(labels)))
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_idx(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "images"  # in the folder's name, the word is left alone
+    folder.mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (7, 8, 8), np.uint8)
+    path = write_idx(folder, images, [1, 2, 3, 4, 5, 6], suffix)
+    monkeypatch.setattr(units, "UNIT_ROWS", 3)
+    rows = read(folder)
+    assert ids(rows) == [f"{path.name}#{i}" for i in range(7)]
+    assert [r.label for r in rows] == [1, 2, 3, 4, 5, 6, None]
+    assert np.array_equal(np.stack([pixels_of(r, 8, 1)[0] for r in rows]), images)
+    assert [(r.label, r.image) for r in read(folder, images=False)] == [(r.label, None) for r in rows]
+    assert [r.label for r in read(folder, rows=[2, 4])] == [3, 4]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_truncated_idx(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (30, 40, 40), np.uint8)
+    path = write_idx(tmp_path, images, list(range(30)), suffix)
+    data = path.read_bytes()
+    path.write_bytes(data[: 16 + 1600 * 12 + 100] if not suffix else data[: len(data) // 2])
+    monkeypatch.setattr(units, "UNIT_ROWS", 4)
+    rows = read(tmp_path)
+    assert [r.label for r in rows] == list(range(30))
+    good = [r.error is None for r in rows]
+    assert good == sorted(good, reverse=True)
+    assert sum(good) == 12 if not suffix else 10 < sum(good) < 16
+    assert all(str(r.error).startswith("truncated: ") and r.image is None for r in rows[sum(good) :])
+    assert np.array_equal(pixels_of(rows[sum(good) - 1], 40, 1)[0], images[sum(good) - 1])
+
+
+@pytest.mark.parametrize("fine", [False, True])
+def test_cifar_and_a_partial_record(tmp_path: Path, fine: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), np.uint8)
+    labels = [60, 71, 82, 93, 14] if fine else [6, 7, 8, 9, 1]
+    coarse = [bytes([i + 12]) if fine else b"" for i in range(5)]
+    records = [c + bytes([y]) + x.tobytes() for c, y, x in zip(coarse, labels, images, strict=True)]
+    path = tmp_path / "train.bin"
+    path.write_bytes(b"".join(records))
+    monkeypatch.setattr(units, "UNIT_ROWS", 2)
+    rows = read(tmp_path)
+    assert ids(rows) == [f"train.bin#{i}" for i in range(5)]
+    assert [r.label for r in rows] == labels
+    assert np.array_equal(np.stack([pixels_of(r, 32, 3) for r in rows]), images)
+    path.write_bytes(b"".join(records)[:-100])
+    cut = read(tmp_path)
+    assert cut[:4] == rows[:4]
+    error = "truncated: the file ends within this record"
+    assert cut[4:] == [Row("train.bin#4", str(path), 4, None, labels[4], error=error)]
+
+
+# -- the same rows, however they are cut --------------------------------------------------------------------------
+
+
+def every_format(folder: Path) -> dict[str, SourceConfig]:
+    for name in ("parquet", "images", "tar", "idx", "cifar"):
+        (folder / name).mkdir()
+    for i in range(2):
+        table = pa.table({"image": PNG[20 * i : 20 * i + 20], "key": [f"k{20 * i + j}" for j in range(20)]})
+        pq.write_table(table, folder / f"parquet/{i}.parquet", row_group_size=7)
+        write_tar(folder / f"tar/{i}.tar", MEMBERS[: 8 + 10 * i])
+    for i, png in enumerate(PNG):
+        (folder / f"images/{i:02d}.png").write_bytes(png)
+    write_idx(folder / "idx", np.arange(30 * 4, dtype=np.uint8).reshape(30, 2, 2), list(range(30)))
+    (folder / "cifar/b.bin").write_bytes(b"".join(bytes([i]) + bytes([i + 50]) * 3072 for i in range(9)))
+    found = {name: SourceConfig(uri=str(folder / name)) for name in ("parquet", "images", "tar", "idx", "cifar")}
+    return found | {"ids": SourceConfig(uri=str(folder / "parquet"), id_column="key")}
+
+
+def test_rows_do_not_depend_on_the_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = {"parquet": 40, "images": 40, "tar": 15, "idx": 30, "cifar": 9, "ids": 40}
+    for name, source in every_format(tmp_path).items():
+        results = []
+        for rows, files, batch in ((1, 1, 2), (6, 7, 3), (10**6, 10**6, 1000)):
+            monkeypatch.setattr(units, "UNIT_ROWS", rows)
+            monkeypatch.setattr(units, "UNIT_FILES", files)
+            monkeypatch.setattr(reading, "BATCH_ROWS", batch)
+            found = units_of(source)
+            results.append([row for unit in found for row in read_rows(unit, source)])
+            assert sum(u.rows for u in found) == len(results[-1])
+        assert results[0] == results[1] == results[2]
+        assert len(results[0]) == len(set(ids(results[0]))) == counts[name]
+
+
+def test_wanted_positions_and_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "BLOCK_ROWS", 2)
+    for source in every_format(tmp_path).values():
+        for unit in units_of(source):
+            rows = list(read_rows(unit, source))
+            chosen = np.arange(unit.rows)[1::3]
+            labels = chosen * 10
+            blocks = list(read_blocks(Wanted(unit, chosen, labels), source))
+            assert [b.num_rows for b in blocks] == [2] * (len(chosen) // 2) + [1] * (len(chosen) % 2)
+            if not len(chosen):
+                continue
+            table = pa.concat_tables(blocks)
+            assert table.column("image_id").to_pylist() == [rows[i].image_id for i in chosen]
+            assert table.column("image").to_pylist() == [rows[i].image for i in chosen]
+            assert table.column("label").to_pylist() == [str(y) for y in labels]
+            assert table.column("label_is_name").to_pylist() == [False] * len(chosen)
+            assert set(table.column("unit").to_pylist()) == {unit.unit_id}
+            whole = pa.concat_tables(read_blocks(Wanted(unit), source))
+            assert whole.column("image_id").to_pylist() == ids(rows)
+
+
+def test_a_sample_of_a_folder_opens_no_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image_folder(tmp_path)
+    source = SourceConfig(uri=str(tmp_path))
+    (unit,) = units_of(source)
+    opened: list[str] = []
+    load = reading._read_or_reason
+    monkeypatch.setattr(reading, "_read_or_reason", lambda uri: opened.append(uri) or load(uri))
+    (block,) = read_blocks(Wanted(unit, np.array([1, 3])), source)
+    assert sorted(opened) == [str(tmp_path / "cat/1.png"), str(tmp_path / "dog/3.png")]
+    assert block.column("image_id").to_pylist() == ["cat/1.png", "dog/3.png"]
+    assert block.column("label").to_pylist() == ["cat", "dog"]
+
+
+def test_blocks_have_one_schema(tmp_path: Path) -> None:
+    image_folder(tmp_path)
+    source = SourceConfig(uri=str(tmp_path))
+    (unit,) = units_of(source)
+    (block,) = read_blocks(Wanted(unit), source)
+    assert block.schema == ROW_SCHEMA.append(pa.field("unit", pa.string())).append(pa.field("role", pa.string()))
+    assert block.column("content_hash").to_pylist() == [
+        content_hash(PNG[5]),
+        content_hash(PNG[1]),
+        content_hash(PNG[2]),
+        None,
+        content_hash(b"this is no picture"),
+    ]
+    assert block.column("label_is_name").to_pylist() == [None, True, True, True, True]
+    assert block.column("role").to_pylist() == ["corpus"] * 5
+
+
+def test_the_content_hash_is_blake2b_big_endian_signed() -> None:
+    # hashlib.blake2b(b"abc", digest_size=8).hexdigest()
+    assert content_hash(b"abc") == int.from_bytes(bytes.fromhex("d8bb14d833d59559"), "big", signed=True)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_units_read_by_ray_data_give_every_row_once(tmp_path: Path) -> None:
+    sources = list(every_format(tmp_path).values())[:2]
+    wanted, expected = [], []
+    for index, source in enumerate(sources):
+        for unit in units_of(source):
+            unit = Unit(**{**vars(unit), "source": index})
+            wanted.append(Wanted(unit))
+            expected += [(r.image_id, r.image) for r in read_rows(unit, source)]
+    dataset = read_units(wanted, {"corpus": tuple(sources)}, num_cpus=0.25)
+    rows = [(r["image_id"], r["image"]) for r in dataset.take_all()]
+    assert sorted(rows) == sorted(expected)
+    assert len(expected) == 80

@@ -1,0 +1,162 @@
+"""Listing: which files a source has, in which order, and what is said about the others."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pukd_ray.config import ConfigError, SourceConfig
+from pukd_ray.corpus.sources import check_reachable, format_of, list_source
+from pukd_ray.storage import open_storage, read_bytes
+
+
+def make(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+
+
+def relatives(uri: str | list[str], **more: object) -> list[str]:
+    return [f.relative for f in list_source(SourceConfig(uri=uri, **more), "corpus")[1]]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a/B.PARQUET", "parquet"),
+        ("a.pq", "parquet"),
+        ("a.tar", "webdataset"),
+        ("a.tar.gz", "webdataset"),
+        ("a.tgz", "webdataset"),
+        ("train-images-idx3-ubyte.gz", "idx"),
+        ("t10k-images.idx3-ubyte", "idx"),
+        ("train-labels-idx1-ubyte", None),
+        ("data_batch_1.bin", "cifar"),
+        ("x.JPeG", "images"),
+        ("x.heic", "images"),
+        ("x.txt", None),
+        ("README", None),
+    ],
+)
+def test_the_format_goes_by_the_name(name: str, expected: str | None) -> None:
+    assert format_of(name) == expected
+
+
+def test_a_folder_is_listed_in_path_order_and_other_files_are_counted(tmp_path: Path) -> None:
+    make(tmp_path, "b/2.png", "a/1.jpg", "a/10.jpg", "3.JPG", "notes.txt", "a/more.TXT", "LICENSE")
+    format_name, files, left_out = list_source(SourceConfig(uri=str(tmp_path)), "corpus")
+    assert format_name == "images"
+    assert [f.relative for f in files] == ["3.JPG", "a/1.jpg", "a/10.jpg", "b/2.png"]
+    assert [f.uri for f in files] == [str(tmp_path / f.relative) for f in files]
+    assert [f.size for f in files] == [5, 7, 8, 7]
+    assert [int(f.mtime) for f in files] == [Path(f.uri).stat().st_mtime_ns for f in files]
+    assert left_out == Counter({".txt": 2, "LICENSE": 1})
+
+
+def test_hidden_files_and_leftovers_are_no_part_of_a_folder_but_camera_names_are(tmp_path: Path) -> None:
+    make(tmp_path, ".trash/1.jpg", "._2.jpg", "_temporary/3.jpg", "_SUCCESS", "_DSC0001.JPG", "4.jpg")
+    _, files, left_out = list_source(SourceConfig(uri=str(tmp_path)), "corpus")
+    assert [f.relative for f in files] == ["4.jpg", "_DSC0001.JPG"]
+    assert left_out == Counter()
+    assert relatives(f"{tmp_path}/**/*.jpg") == ["4.jpg"]
+    assert relatives(f"{tmp_path}/_temporary/*.jpg") == ["3.jpg"]
+    assert relatives(f"{tmp_path}/**/_temp*/*") == ["_temporary/3.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.jpg", ["1.jpg", "12.jpg"]),
+        ("?.jpg", ["1.jpg"]),
+        ("[2-9].png", ["3.png"]),
+        ("[!3].png", ["1.png"]),
+        ("**/*.jpg", ["1.jpg", "12.jpg", "a/2.jpg", "a/b/c/4.jpg"]),
+        ("a/**", ["2.jpg", "b/c/4.jpg"]),
+        ("**/[ab]/*.jpg", ["a/2.jpg"]),
+        ("a/b/*/4.jpg", ["c/4.jpg"]),
+        ("*/b/*/4.jpg", ["a/b/c/4.jpg"]),
+        ("1+.jpg", None),
+    ],
+)
+def test_globs(tmp_path: Path, pattern: str, expected: list[str] | None) -> None:
+    make(tmp_path, "1.jpg", "12.jpg", "1.png", "3.png", "a/2.jpg", "a/b/c/4.jpg")
+    if expected is None:
+        with pytest.raises(ConfigError) as caught:
+            relatives(f"{tmp_path}/{pattern}")
+        assert caught.value.faults == [f"corpus.uri: no files under {tmp_path}/{pattern}"]
+    else:
+        assert relatives(f"{tmp_path}/{pattern}") == expected
+
+
+def test_a_name_with_brackets_is_a_file_if_there_is_one(tmp_path: Path) -> None:
+    make(tmp_path, "a[1]/x.jpg", "a1/y.jpg")
+    assert relatives(f"{tmp_path}/a[1]") == ["x.jpg"]
+    assert relatives(f"{tmp_path}/a[1]/x.jpg") == ["x.jpg"]
+    assert relatives(f"{tmp_path}/a[1]*/*.jpg") == ["a1/y.jpg"]
+
+
+def test_a_single_file_and_a_list_keep_the_order_of_the_uris_and_count_no_file_twice(tmp_path: Path) -> None:
+    make(tmp_path, "z.jpg", "a/1.jpg", "a/2.jpg")
+    assert relatives(str(tmp_path / "z.jpg")) == ["z.jpg"]
+    uris = [str(tmp_path / "z.jpg"), str(tmp_path / "a"), f"{tmp_path}/a/*.jpg", f"file://{tmp_path}/a/2.jpg"]
+    files = list_source(SourceConfig(uri=uris), "corpus")[1]
+    assert [(f.uri, f.relative) for f in files] == [
+        (f"{tmp_path}/z.jpg", "z.jpg"),
+        (f"{tmp_path}/a/1.jpg", "1.jpg"),
+        (f"{tmp_path}/a/2.jpg", "2.jpg"),
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["file://", "local://"])
+def test_uris_of_local_files(tmp_path: Path, scheme: str) -> None:
+    make(tmp_path, "a b/1.jpg", "a b/50%.jpg")
+    for uri in (f"{scheme}{tmp_path}", f"{scheme}{tmp_path}/", f"{scheme}{tmp_path}/**/*.jpg"):
+        files = list_source(SourceConfig(uri=uri), "corpus")[1]
+        assert [f.relative for f in files] == ["a b/1.jpg", "a b/50%.jpg"]
+        assert [read_bytes(*open_storage(f.uri)) for f in files] == [b"a b/1.jpg", b"a b/50%.jpg"]
+        assert [f.size for f in files] == [9, 11]
+    assert relatives(f"{scheme}{tmp_path}/a b/1.jpg") == ["1.jpg"]
+    assert check_reachable([f"{scheme}{tmp_path}/a b", f"{scheme}{tmp_path}/none"], "test") == [
+        f"test.uri: no such file or folder: {scheme}{tmp_path}/none"
+    ]
+
+
+def test_labels_of_idx_files_are_not_reported_as_left_out(tmp_path: Path) -> None:
+    make(tmp_path, "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", "readme.md")
+    format_name, files, left_out = list_source(SourceConfig(uri=str(tmp_path)), "corpus")
+    assert (format_name, [f.relative for f in files]) == ("idx", ["train-images-idx3-ubyte.gz"])
+    assert left_out == Counter({".md": 1})
+
+
+def test_several_formats_need_a_name(tmp_path: Path) -> None:
+    make(tmp_path, "1.jpg", "2.jpg", "t.parquet", "shard-000")
+    with pytest.raises(ConfigError) as caught:
+        relatives(str(tmp_path))
+    assert caught.value.faults == [
+        f"corpus.format: {tmp_path} holds several formats (2 images, 1 parquet): name one",
+    ]
+    assert relatives(str(tmp_path), format="images") == ["1.jpg", "2.jpg"]
+    # Named, Parquet may be called anything that no other format claims.
+    assert relatives(str(tmp_path), format="parquet") == ["shard-000", "t.parquet"]
+
+
+def test_nothing_found_is_a_fault_of_the_key(tmp_path: Path) -> None:
+    def faults(**more: object) -> list[str]:
+        with pytest.raises(ConfigError) as caught:
+            list_source(SourceConfig(uri=str(tmp_path), **more), "positives.1")
+        return caught.value.faults
+
+    assert faults() == [f"positives.1.uri: no files under {tmp_path}"]
+    make(tmp_path, "a.txt", "b.txt")
+    assert faults() == [f"positives.1.uri: 2 files of no known format under {tmp_path}"]
+    assert faults(format="images") == [f"positives.1.uri: no images files under {tmp_path}"]
+
+
+def test_unreachable_sources_are_named(tmp_path: Path) -> None:
+    uris = [str(tmp_path), f"{tmp_path}/no/*.jpg", f"{tmp_path}/no", "nope://x/y"]
+    assert check_reachable(uris, "corpus.2") == [
+        f"corpus.2.uri: no such folder: {tmp_path}/no",
+        f"corpus.2.uri: no such file or folder: {tmp_path}/no",
+        "corpus.2.uri: nope://x/y cannot be reached: nope://x/y: Protocol not known: nope",
+    ]

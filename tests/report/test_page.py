@@ -1,0 +1,370 @@
+"""The page from the JSON of a small run, without Ray."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pukd_ray.config import RunConfig, SelectionConfig
+from pukd_ray.report import page
+from pukd_ray.report.gallery import ClassGallery, Gallery, Picture
+from pukd_ray.run_folder import RunFolder
+
+NASTY = "<b>x</b>"
+PICTURE = Picture("part-0.parquet#3", 1.25, 0.8125, True, True, "data:image/png;base64,AAAA")
+
+
+def make_config(tmp_path: Path, **changes: Any) -> RunConfig:
+    teacher = {"arch": "lenet5", "weights": "t.pt", "num_classes": 3, "input_size": 28, "channels": 1}
+    teacher |= {"mean": [0.5], "std": [0.5], "classes": changes.pop("classes", [NASTY, "$x_$", "c & d"])}
+    return RunConfig(
+        name=changes.pop("name", "a run"),
+        output=str(tmp_path),
+        teacher=teacher,
+        positives={"uri": "p.parquet"},
+        corpus={"uri": "u.parquet"},
+        **changes,
+    )
+
+
+def make_run(tmp_path: Path, config: RunConfig) -> RunFolder:
+    """What the stages leave, as far as the page reads it: 100 images, of which 10 are unreadable and 4 copies."""
+    folder = RunFolder(str(tmp_path))
+    classes = config.teacher.classes
+    folder.write_json(
+        "environment.json",
+        {
+            "python": "3.11.7",
+            "platform": "Linux",
+            "versions": {"ray": "2.60.0"},
+            "cluster": {"cpus": 2.0, "gpus": 0.0, "nodes": 1, "autoscales": False},
+            "commit": None,
+        },
+    )
+    network = {"top1": 0.81234, "top5": 1.0, "per_class": [0.9, 0.8, None], "parameters": 60_000, "arch": "lenet5"}
+    estimated = {
+        "precision": 0.9111,
+        "precision_interval": [0.871, 0.951],
+        "recall": 0.7222,
+        "recall_interval": [0.681, 0.761],
+    }
+    folder.write_json(
+        "metrics.json",
+        {
+            "n_positives": 30,
+            "n_corpus": 100,
+            "n_scored": 90,
+            "n_rejected": 10,
+            "rejected_by_reason": {"empty": 7, "truncated": 3},
+            "n_duplicates": 4,
+            "n_selected": 20,
+            "n_test_rejected": 0,
+            "prior": {"value": 0.25, "lower": 0.2, "upper": 0.3, "source": "bbe", "used_for_training": 0.25},
+            "teacher": network,
+            "student": network | {"top1": 0.7654, "parameters": 15_000, "arch": "lenet5_half"},
+            "baseline_positives": network | {"top1": 0.6543, "parameters": 15_000, "arch": "lenet5_half"},
+            "selection": {"precision": 0.9, "recall": 0.6666, "average_precision": 0.9555},
+            "selection_estimated": estimated,
+            "images_per_second": {"score": 12.34},
+        },
+    )
+    folder.write_json(
+        "selector/prior.json",
+        {
+            "value": 0.25,
+            "lower": 0.2,
+            "upper": 0.3,
+            "source": "bbe",
+            "used_for_training": 0.25,
+            "estimate": {
+                "value": 0.25,
+                "lower": 0.2,
+                "upper": 0.3,
+                "folds": [0.23, 0.24, 0.25, 0.26, 0.27],
+                "dedpul": 0.2345,
+                "elkan_noto": 0.3456,
+                "auc": 0.8765,
+            },
+            "warnings": ["Set selector.prior & <i>look</i>."],
+            "true_in_sample": 0.2555,
+        },
+    )
+    folder.write_json(
+        "selector/meta.json",
+        {
+            "classes": classes,
+            "positives_per_class": [10, 10, 10],
+            "n_sample": 90,
+            "rejected_positives": {},
+            "teacher_agreement": 0.9,
+            "steps": 40,
+            "proxy_accuracy": 0.9321,
+            "held_out_recall": 0.88,
+            "held_out_share": 0.24,
+        },
+    )
+    folder.write_json(
+        "selector/training.json",
+        {"loss": "nnpu", "risk": [[20, 0.4], [40, 0.1]], "proxy_accuracy": [[20, 0.9], [40, 0.9321], [60, 0.93]]},
+    )
+    folder.write_json(
+        "selector/calibration.json", {"slope": 1.0, "offset": 0.0, "bootstrap": [[0.9, 0.1], [1.1, -0.1]]}
+    )
+    logits = np.r_[np.linspace(1, 4, 30), np.linspace(-4, 3, 90)].astype(np.float32)
+    folder.write_table(
+        "selector/held_out.parquet", pa.table({"role": ["positives"] * 30 + ["corpus"] * 90, "logit": logits})
+    )
+    folder.write_json(
+        "selected/summary.json",
+        {
+            "n_selected": 20,
+            "class_counts": [15, 5, 0],
+            "truth": {"precision": 0.9, "recall": 0.6666, "selected_relevant": 18},
+            "histogram": {
+                "logit": [-3.0, -1.0, 1.0, 3.0],
+                "edges": [-2.0, 0.0, 2.0],
+                "all": [40, 30, 8, 12],
+                "selected": [0, 0, 8, 12],
+                "relevant": [1, 2, 6, 12],
+            },
+        },
+    )
+    folder.write_json(
+        "student/class_weights.json",
+        {"classes": classes, "kind": "soft", "class_weights": [0.4, 0.9, 1.7], "effective_classes": 2.345},
+    )
+    folder.write_json(
+        "student/training.json",
+        {"steps": 40, "images": 50, "loss": {"student": [[20, 1.0], [40, 0.5]], "baseline_positives": [[40, 0.6]]}},
+    )
+    folder.finish("score", {}, 75.0, {})
+    return folder
+
+
+def update(folder: RunFolder, name: str, **changes: Any) -> None:
+    folder.write_json(name, folder.read_json(name) | changes)
+
+
+def make_gallery(*pictures: Picture) -> Gallery:
+    return Gallery(tuple(ClassGallery(k, 0.0, pictures, (), pictures[:1]) for k in range(3)), ranked=True)
+
+
+class Tags(HTMLParser):
+    """Collects tags, attributes and text; checks that what opens closes."""
+
+    VOID = ("meta", "br", "img", "input")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag in ("td", "th", "i"):
+            self.text += " "
+        self.links += [str(v) for k, v in attrs if k in ("src", "href", "xlink:href", "action", "data", "srcset")]
+        self.ids += [str(v) for k, v in attrs if k == "id"]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    return make_config(tmp_path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, config: RunConfig) -> RunFolder:
+    return make_run(tmp_path, config)
+
+
+def render(folder: RunFolder, config: RunConfig, gallery: Gallery | None = None) -> str:
+    return page.render_page(folder, config, gallery or make_gallery(PICTURE))
+
+
+def test_the_page_has_the_figures_of_the_run(folder: RunFolder, config: RunConfig) -> None:
+    text = " ".join(Tags(render(folder, config)).text.split())
+    for figure in (
+        *("teacher lenet5 0.8123 1.0000 60,000 1.0", "lenet5_half 0.7654 1.0000 15,000 4.0", "0.6543"),
+        *("precision 0.9000 0.9111 0.871 to 0.951 truth inside", "recall 0.6666 0.7222 0.681 to 0.761 truth outside"),
+        *("prior 0.2555 0.2500 0.200 to 0.300 truth inside", "average precision 0.9555"),
+        *("corpus 100 100.0 %", "unreadable 10 10.0 %", "scored 90 90.0 %", "copies dropped 4 4.0 %"),
+        *("not taken by the rule 66 66.0 %", "selected 20 20.0 %", "empty 7 7.000 %", "truncated 3 3.000 %"),
+        *("DEDPUL 0.2345", "Elkan-Noto upper bound 0.3456", "0.230 · 0.240", "score 75.0 s", "12.3 images per second"),
+        *("c & d 10 0 1.700 – – –", "number of steps (40, 0.9321)", "2.3 equally frequent classes of 3", "0.81 ✓"),
+    ):
+        assert figure in text, figure
+
+
+def test_the_page_refers_to_nothing_outside_itself(folder: RunFolder, config: RunConfig) -> None:
+    html = render(folder, config)
+    assert "http:" not in html
+    assert "https:" not in html
+    assert "@import" not in html
+    tags = Tags(html)
+    assert tags.open == []
+    assert {"script", "link", "iframe", "object"}.isdisjoint(tags.tags)
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in tags.links)
+    assert len(tags.ids) == len(set(tags.ids))
+    references = set(re.findall(r"url\(([^)]*)\)", html)) | {link for link in tags.links if link[0] == "#"}
+    assert references <= {f"#{i}" for i in tags.ids}
+
+
+def test_names_ids_and_warnings_are_escaped(tmp_path: Path) -> None:
+    config = make_config(tmp_path, name="<script>alert(1)</script>")
+    picture = Picture('"><script>', 0.0, 0.5, None, False, None)
+    html = render(make_run(tmp_path, config), config, make_gallery(picture))
+    assert NASTY not in html
+    assert "<script" not in html
+    assert html.count("&lt;b&gt;x&lt;/b&gt;") == 4  # plot, table, gallery, config
+    assert "Set selector.prior &amp; &lt;i&gt;look&lt;/i&gt;." in html
+    assert "$x_$" in html  # no formula
+    assert Tags(html).open == []
+
+
+def test_warnings_say_what_to_do(folder: RunFolder, config: RunConfig) -> None:
+    update(folder, "metrics.json", baseline_positives=folder.read_json("metrics.json")["student"])
+    update(folder, "selector/meta.json", teacher_agreement=0.6, positives_per_class=[30, 0, 0])
+    html = render(folder, config)
+    warnings = re.findall(r"<li>(.*?)</li>", html)
+    assert [w[:28] for w in warnings] == [
+        "Set selector.prior &amp; &lt",
+        "The teacher agrees with only",
+        "P has no image of $x_$, c &a",
+        "Nothing is selected for c &a",
+        "10% of the corpus could not ",
+        "The selection did not help: ",
+    ]
+
+
+def test_without_test_set_and_truth(folder: RunFolder, tmp_path: Path) -> None:
+    config = make_config(tmp_path, classes=None)
+    metrics = folder.read_json("metrics.json")
+    metrics.pop("baseline_positives")
+    nothing = {"top1": None, "top5": None, "per_class": None}
+    for name in ("teacher", "student"):
+        metrics[name] |= nothing
+    metrics["selection"] = dict.fromkeys(metrics["selection"])
+    metrics |= {"n_rejected": 0, "n_scored": 100, "rejected_by_reason": {}}
+    folder.write_json("metrics.json", metrics)
+    summary = folder.read_json("selected/summary.json")
+    summary["histogram"]["relevant"] = None
+    update(folder, "selected/summary.json", truth=None, histogram=summary["histogram"])
+    update(folder, "selector/prior.json", true_in_sample=None, warnings=[])
+    update(folder, "selector/meta.json", classes=None)
+    update(folder, "student/training.json", loss={"student": []})
+    tags = Tags(render(folder, config, make_gallery(Picture("u#1", 0.0, 0.5, None, False, None))))
+    text = " ".join(tags.text.split())
+    assert "There is no test set" in text
+    assert "no truth column" in text
+    assert "calibration error" not in text
+    assert "truth inside" not in text
+    assert "precision – 0.9111" in text
+    assert "class 2 10 0 1.700 – –" in text
+    assert "nothing 0" in text
+    assert "gone0.50" in text
+    assert "✓" not in text
+
+
+def test_without_warnings(folder: RunFolder, config: RunConfig) -> None:
+    update(folder, "selector/prior.json", warnings=[])
+    update(folder, "selected/summary.json", class_counts=[15, 4, 1])
+    update(folder, "metrics.json", n_rejected=5, n_scored=95)
+    assert "Warnings None." in " ".join(Tags(render(folder, config)).text.split())
+
+
+def test_a_prior_from_the_config_has_no_interval(folder: RunFolder, tmp_path: Path) -> None:
+    config = make_config(tmp_path, selector={"prior": 0.4})
+    update(folder, "selector/prior.json", source="config", value=0.4, lower=0.4, upper=0.4, used_for_training=0.4)
+    text = " ".join(Tags(render(folder, config)).text.split())
+    assert "prior 0.2555 0.4000 given by the config" in text
+    assert "BBE, not used 0.2500 (0.2000 to 0.3000)" in text
+
+
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [
+        ({"rule": "positive"}, "all images with PU logit above 0"),
+        ({"rule": "threshold", "threshold": 0.5}, "all images with P(relevant) of at least 0.5"),
+        ({"rule": "prior"}, "the top share of images that the prior says is relevant"),
+        ({"rule": "precision", "target_precision": 0.95}, "the most images whose estimated precision is at least 0.95"),
+        (
+            {"rule": "budget", "budget": 2000, "order": "random"},
+            "2,000 of the images with PU logit above 0, drawn at random",
+        ),
+        (
+            {"rule": "quota", "budget": 20},
+            "20 images with PU logit above 0, shared evenly over the teacher's classes, those with the highest logits",
+        ),
+        ({"rule": "random", "budget": 20}, "20 images at random, without the selector"),
+        (
+            {"rule": "teacher_confidence", "budget": 20},
+            "the 20 images of which the teacher is surest, without the selector",
+        ),
+    ],
+)
+def test_every_rule_is_explained(selection: dict[str, Any], expected: str) -> None:
+    assert page.explain_rule(SelectionConfig(**selection)) == expected
+
+
+def test_a_rule_without_selector_and_an_empty_gallery(folder: RunFolder, tmp_path: Path) -> None:
+    config = make_config(tmp_path, selection={"rule": "random", "budget": 20})
+    text = " ".join(Tags(render(folder, config, Gallery((), ranked=False))).text.split())
+    assert "Rule random: 20 images at random, without the selector. 20 images were selected." in text
+    assert "There are no images to show." in text
+    assert "the estimates rest on it all the same" in text
+    assert "logit 0 (not used by this rule)" in text
+
+
+def test_partial_truth_gives_no_reliability_curve() -> None:
+    truth = {"precision": 0.9, "selected_relevant": 18}
+    assert page.truth_is_complete({"truth": truth, "n_selected": 20})
+    assert not page.truth_is_complete({"truth": truth, "n_selected": 40})
+    assert not page.truth_is_complete({"truth": None, "n_selected": 40})
+    assert not page.truth_is_complete({"truth": {"precision": None, "selected_relevant": 0}, "n_selected": 40})
+
+
+def test_durations() -> None:
+    assert [page.duration(s) for s in (0.04, 99.0, 100.0, 3599.0, 7320.0)] == [
+        *("0.0 s", "99.0 s", "1.7 min", "1 h 00 min", "2 h 02 min")
+    ]
+
+
+def test_many_classes_are_folded(folder: RunFolder, tmp_path: Path) -> None:
+    config = make_config(tmp_path, classes=None)
+    teacher = config.teacher.__dict__ | {"num_classes": 300}
+    config = RunConfig(**(config.__dict__ | {"teacher": teacher}))
+    metrics = folder.read_json("metrics.json")
+    for name in ("teacher", "student", "baseline_positives"):
+        metrics[name]["per_class"] = [0.5] * 300
+    folder.write_json("metrics.json", metrics)
+    update(folder, "selector/meta.json", positives_per_class=[1] * 300, classes=None)
+    update(folder, "selected/summary.json", class_counts=list(range(300)))
+    update(folder, "student/class_weights.json", class_weights=[1.0] * 300)
+    html = render(folder, config)
+    assert "<details><summary>300 classes</summary>" in html
+    assert "the 3 of 300 classes with most selected images" in html

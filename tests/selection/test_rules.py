@@ -1,0 +1,195 @@
+"""Each rule against the plain sentence that says what it takes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pukd_ray.config import SelectionConfig
+from pukd_ray.selection.rules import (
+    EVERYTHING,
+    NOTHING,
+    Cut,
+    Scores,
+    eligible,
+    groups_of,
+    ordered_bits,
+    precision_count,
+    ranking,
+    share_quota,
+    target_counts,
+    unit_interval,
+    uses_selector,
+)
+
+CLASSES = 4
+
+
+def make_scores(seed: int, n: int = 300) -> Scores:
+    rng = np.random.default_rng(seed)
+    logit = np.round(rng.normal(-0.3, 1.0, n), 1).astype(np.float32)  # many ties, and -0.0 next to 0.0
+    return Scores(
+        pu_logit=logit,
+        pu_probability=(1 / (1 + np.exp(-logit))).astype(np.float32),
+        teacher_label=rng.choice(CLASSES, n, p=[0.6, 0.25, 0.1, 0.05]).astype(np.int32),
+        teacher_confidence=np.round(rng.random(n), 1).astype(np.float32),
+        tie_breaker=rng.integers(-(2**63), 2**63, n, dtype=np.int64),
+    )
+
+
+def take(config: SelectionConfig, scores: Scores, prior: float = 0.3) -> set[int]:
+    """What `select.py` does with rules, on one machine: count, cut, admit."""
+    allowed = eligible(config, scores)
+    bits = ordered_bits(ranking(config, scores))
+    groups = groups_of(config, scores)
+    size = CLASSES if config.rule == "quota" else 1
+    available = np.bincount(groups[allowed], minlength=size)
+    order = np.argsort(-scores.pu_logit[allowed], kind="stable")
+    targets = target_counts(
+        config, available, prior, len(bits), scores.pu_probability[allowed][order], np.ones(len(order), np.int64)
+    )
+    taken: set[int] = set()
+    for g in range(size):
+        mine = np.flatnonzero(allowed & (groups == g))
+        if targets is None or targets[g] >= available[g]:
+            cut = EVERYTHING
+        elif targets[g] == 0:
+            cut = NOTHING
+        else:
+            last = sorted(mine, key=lambda i: (-int(bits[i]), int(scores.tie_breaker[i])))[targets[g] - 1]
+            cut = Cut(int(bits[last]), int(scores.tie_breaker[last]))
+        taken |= set(mine[cut.admits(bits[mine], scores.tie_breaker[mine])].tolist())
+    return taken
+
+
+def best(scores: Scores, key: np.ndarray, among: np.ndarray, count: int) -> set[int]:
+    """The `count` highest keys, equal ones by tie breaker."""
+    order = np.lexsort((scores.tie_breaker, -key.astype(np.float64)))
+    return set(order[among[order]][:count].tolist())
+
+
+def positive(s: Scores) -> np.ndarray:
+    return s.pu_logit > 0
+
+
+def everyone(s: Scores) -> np.ndarray:
+    return np.ones(len(s.pu_logit), bool)
+
+
+RULES: dict[str, tuple[dict[str, Any], Callable[[Scores], set[int]]]] = {
+    "positive": ({}, lambda s: set(np.flatnonzero(positive(s)).tolist())),
+    "threshold": ({"threshold": 0.5}, lambda s: set(np.flatnonzero(s.pu_probability >= 0.5).tolist())),
+    "budget": ({"budget": 30}, lambda s: best(s, s.pu_logit, positive(s), 30)),
+    "prior": ({}, lambda s: best(s, s.pu_logit, everyone(s), round(0.3 * len(s.pu_logit)))),
+    "random": ({"budget": 40}, lambda s: best(s, unit_interval(s.tie_breaker), everyone(s), 40)),
+    "teacher_confidence": ({"budget": 40}, lambda s: best(s, s.teacher_confidence, everyone(s), 40)),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("seed", range(5))
+def test_rules_against_brute_force(rule: str, seed: int) -> None:
+    options, expected = RULES[rule]
+    scores = make_scores(seed)
+    assert take(SelectionConfig(rule=rule, **options), scores) == expected(scores)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_random_budget_is_a_random_part_of_the_positives(seed: int) -> None:
+    scores = make_scores(seed)
+    taken = take(SelectionConfig(rule="budget", budget=30, order="random"), scores)
+    assert taken == best(scores, unit_interval(scores.tie_breaker), positive(scores), 30)
+    assert taken != best(scores, scores.pu_logit, positive(scores), 30)
+
+
+@pytest.mark.parametrize("rule", ["budget", "random", "teacher_confidence", "quota"])
+def test_a_budget_beyond_the_supply_takes_all_there_is(rule: str) -> None:
+    scores = make_scores(1)
+    supply = positive(scores) if rule in ("budget", "quota") else everyone(scores)
+    assert take(SelectionConfig(rule=rule, budget=10**6), scores) == set(np.flatnonzero(supply).tolist())
+
+
+@pytest.mark.parametrize("order", ["top", "random"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_quota_is_the_best_of_each_class(order: str, seed: int) -> None:
+    scores = make_scores(seed)
+    taken = take(SelectionConfig(rule="quota", budget=40, order=order), scores)
+    key = scores.pu_logit if order == "top" else unit_interval(scores.tie_breaker)
+    of_class = [positive(scores) & (scores.teacher_label == k) for k in range(CLASSES)]
+    shares = share_quota(np.array([m.sum() for m in of_class]), 40)
+    assert shares.sum() == 40
+    assert taken == set().union(*(best(scores, key, m, int(n)) for m, n in zip(of_class, shares, strict=True)))
+
+
+@pytest.mark.parametrize("target", [0.55, 0.7, 0.9])
+@pytest.mark.parametrize("seed", range(3))
+def test_precision_takes_the_most_that_keep_it(target: float, seed: int) -> None:
+    scores = make_scores(seed)
+    taken = take(SelectionConfig(rule="precision", target_precision=target), scores)
+    order = np.lexsort((scores.tie_breaker, -scores.pu_logit.astype(np.float64)))
+    probability = scores.pu_probability[order].astype(np.float64)
+    most = max((n for n in range(1, len(order) + 1) if probability[:n].mean() >= target), default=0)
+    assert 0 < most < len(order)
+    assert taken == set(order[:most].tolist())
+
+
+def test_precision_count_of_bins() -> None:
+    probabilities, counts = np.array([0.9, 0.5, 0.1, 0.0]), np.array([10, 10, 0, 20])
+    assert precision_count(probabilities, counts, 0.9) == 10
+    assert precision_count(probabilities, counts, 0.7) == 20
+    assert precision_count(probabilities, counts, 0.35) == 40
+    assert precision_count(probabilities, counts, 0.95) == 0
+    assert precision_count(np.zeros(0), np.zeros(0), 0.5) == 0
+    assert precision_count(np.full(10, 0.1), np.ones(10), 0.1) == 10  # whatever the sums round to
+
+
+@pytest.mark.parametrize(
+    ("available", "budget", "expected"),
+    [
+        ([10, 10, 10], 9, [3, 3, 3]),
+        ([10, 10, 10], 10, [4, 3, 3]),
+        ([1, 10, 10], 9, [1, 4, 4]),
+        ([0, 2, 10], 9, [0, 2, 7]),
+        ([1, 2, 3], 100, [1, 2, 3]),
+        ([5, 5], 1, [1, 0]),
+        ([0, 0], 5, [0, 0]),
+        ([100, 1, 50, 7], 90, [41, 1, 41, 7]),
+    ],
+)
+def test_quotas_are_even_and_pass_on_what_is_not_used(available: list[int], budget: int, expected: list[int]) -> None:
+    assert share_quota(np.array(available), budget).tolist() == expected
+
+
+def test_ordered_bits_sort_as_floats_do() -> None:
+    tiny = np.float32(1e-45)  # the smallest of all
+    keys = np.array([-np.inf, -3e38, -1.5, -1, -tiny, 0.0, tiny, 1, 1.0000001, 3e38, np.inf], np.float32)
+    bits = ordered_bits(keys)
+    assert bits.dtype == np.uint32
+    assert (np.diff(bits.astype(np.int64)) > 0).all()
+    assert ordered_bits(np.array([-0.0], np.float32)) == ordered_bits(np.array([0.0], np.float32))
+    random = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    assert np.array_equal(np.argsort(ordered_bits(random)), np.argsort(random))
+    assert np.array_equal(ordered_bits(random[::3]), ordered_bits(random)[::3])
+
+
+def test_cuts() -> None:
+    bits = np.array([5, 6, 6, 6, 7, 0, 2**32 - 1], np.uint32)
+    ties = np.array([-9, -3, 0, 4, 99, -(2**63), 2**63 - 1], np.int64)
+    assert Cut(6, 0).admits(bits, ties).tolist() == [False, True, True, False, True, False, True]
+    for kind in (np.uint32, np.int64):
+        assert EVERYTHING.admits(bits.astype(kind), ties).all()
+        assert not NOTHING.admits(bits.astype(kind), ties).any()
+
+
+def test_unit_interval_covers_it_in_the_order_of_unsigned_hashes() -> None:
+    hashes = np.array([0, 1, 2**62, 2**63 - 1, -(2**63), -1], np.int64)
+    values = unit_interval(hashes)
+    assert values.dtype == np.float32
+    assert values.tolist() == [0, 0, 0.25, pytest.approx(0.5), 0.5, pytest.approx(1)]
+    assert values[-1] < 1
+
+
+def test_only_the_rivals_do_without_the_selector() -> None:
+    used = {rule: uses_selector(rule) for rule in (*RULES, "quota", "precision")}
+    assert {rule for rule, yes in used.items() if not yes} == {"random", "teacher_confidence"}

@@ -1,0 +1,104 @@
+"""Command lines and exit codes of the jobs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pukd_ray.cli import DEMO_CONFIG, parse_arguments, run_job
+from pukd_ray.config import ConfigError
+from pukd_ray.errors import RunError
+
+
+def test_a_full_command_line() -> None:
+    line = "--config a.yaml --selector.prior 0.2 --name=x=y --redo score --resources.score_actors [1,4] --seed -1"
+    arguments = parse_arguments(line.split(), "A job.")
+    assert arguments.config == Path("a.yaml")
+    assert arguments.redo == "score"
+    assert arguments.overrides == {
+        "selector.prior": 0.2,
+        "name": "x=y",
+        "resources.score_actors": [1, 4],
+        "seed": -1,
+    }
+
+
+def test_the_demo_needs_no_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    arguments = parse_arguments([], "A job.", demo=True)
+    assert (arguments.config, arguments.overrides, arguments.redo) == (DEMO_CONFIG, {}, None)
+    assert DEMO_CONFIG.is_file()
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    arguments = parse_arguments([], "A job.", demo=True)
+    assert arguments.overrides == {"output": f"{tmp_path}/pukd_ray/runs/demo"}
+    assert parse_arguments(["--output", "/x"], "A job.", demo=True).overrides == {"output": "/x"}
+    assert parse_arguments(["--config", "a.yaml"], "A job.", demo=True).overrides == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("", "arguments: the following arguments are required: --config"),
+        ("--config", "arguments: argument --config: expected one argument"),
+        ("--config a --selector.prior", "arguments: --selector.prior needs a value"),
+        ("--config a --selector.prior --seed 3", "arguments: --selector.prior needs a value"),
+        ("--config a --selector.prior --redo score", "arguments: --selector.prior needs a value"),
+        ("--config a stray", "arguments: unexpected 'stray'"),
+        ("--config a --seed 3 4", "arguments: unexpected '4'"),
+        ("--config a -s 3", "arguments: unexpected '-s'"),
+        ("--config a --=3", "arguments: unexpected '--=3'"),
+        ("--config a --redo", "arguments: argument --redo: expected one argument"),
+        ("--config a --redo training", "arguments: argument --redo: invalid choice: 'training'"),
+    ],
+)
+def test_arguments_that_are_faults(line: str, fault: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_arguments(line.split(), "A job.")
+    assert len(caught.value.faults) == 1
+    assert caught.value.faults[0].startswith(fault)
+
+
+def test_redo_is_no_key_where_a_job_has_none() -> None:
+    assert parse_arguments(["--config", "a", "--redo", "score"], "A job.", redo=False).overrides == {"redo": "score"}
+
+
+def test_help_ends_well(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_arguments(["--help"], "What the job does.")
+    assert caught.value.code == 0
+    assert "What the job does." in capsys.readouterr().out
+
+
+def failing(error: BaseException) -> Callable[[], None]:
+    def main() -> None:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "last"),
+    [
+        (ConfigError(["selector.prior: x", "seed: y"]), 2, "selector.prior: x\nseed: y"),
+        (RunError("nothing is relevant"), 1, "failed: nothing is relevant"),
+        (KeyboardInterrupt(), 1, "failed: interrupted; start again to go on where it stopped"),
+    ],
+)
+def test_expected_ends_have_no_traceback(
+    error: BaseException, code: int, last: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_job(failing(error)) == code
+    assert capsys.readouterr().err == f"{last}\n"
+
+
+def test_an_unexpected_end_has_a_traceback_and_a_last_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_job(failing(OSError("disk full"))) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-1] == "failed: OSError: disk full; mend the cause and start again to go on"
+
+
+def test_a_job_that_is_done_exits_with_0() -> None:
+    done: list[int] = []
+    assert run_job(lambda: done.append(1)) == 0
+    assert done == [1]

@@ -1,0 +1,257 @@
+"""The whole pipeline on a tiny task with real Ray: what a run leaves, restarts, and what stops it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from synthetic import labelled, write_config, write_task
+
+from pukd_ray import ConfigError, RunConfig, RunError, load_config, run_pipeline
+from pukd_ray.run_folder import SCORES_SCHEMA, SELECTED_SCHEMA
+
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(400)]
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    write_task(folder)
+    # Unreadable images, copies of each other and copies of P, appended to the first file.
+    first = folder / "lake" / "part-0.parquet"
+    table = pq.read_table(first)
+    images = table.column("image").to_pylist()
+    truth = table.column("relevant").to_pylist()
+    good = images[0]
+    extra = [None, b"", b"hello", good[:60], good, good, pq.read_table(folder / "p.parquet").column("image")[0].as_py()]
+    whole = pa.table({"image": [*images, *extra], "relevant": [*truth, *[True] * len(extra)]})
+    pq.write_table(whole, first, row_group_size=200)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(task: Path) -> Path:
+    result = run_pipeline(load_config(task / "config.yaml"))
+    assert result.folder == str(task / "run")
+    return task / "run"
+
+
+def scores(run: Path) -> pa.Table:
+    files = sorted((run / "scores").glob("*.parquet"))
+    return pa.concat_tables([pq.read_table(f) for f in files]).sort_by("image_id")
+
+
+def test_every_image_is_scored_once_or_rejected_with_a_reason(task: Path, finished: Path) -> None:
+    table = scores(finished)
+    assert table.schema.equals(SCORES_SCHEMA)
+    expected = {f"part-{i}.parquet#{row}" for i, n in enumerate((407, 400, 400)) for row in range(n)}
+    ids = table.column("image_id").to_pylist()
+    assert len(ids) == 1207
+    assert set(ids) == expected
+    errors = dict(zip(ids, table.column("error").to_pylist(), strict=True))
+    found = {i: e.partition(":")[0] for i, e in errors.items() if e is not None}
+    assert found == {
+        "part-0.parquet#400": "empty",
+        "part-0.parquet#401": "empty",
+        "part-0.parquet#402": "not_an_image",
+        "part-0.parquet#403": "truncated",
+    }
+    rejected = table.filter(pa.compute.is_valid(table.column("error")))
+    for name in ("pu_logit", "pu_probability", "teacher_label", "teacher_confidence", "teacher_entropy"):
+        assert rejected.column(name).null_count == 4
+        assert table.column(name).null_count == 4
+    assert set(table.column("source").to_pylist()) == {str(task / "lake" / f"part-{i}.parquet") for i in range(3)}
+
+
+def test_metrics_add_up(finished: Path) -> None:
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert metrics["n_corpus"] == 1207
+    assert metrics["n_scored"] == 1203
+    assert metrics["n_rejected"] == 4
+    assert metrics["rejected_by_reason"] == {"empty": 2, "not_an_image": 1, "truncated": 1}
+    assert metrics["n_positives"] == 80
+    # Two of three equal images, and the copy of a positive.
+    assert metrics["n_duplicates"] == 3
+    assert metrics["teacher"]["top1"] == 1.0
+    assert metrics["student"]["top1"] > 0.9
+    assert metrics["student"]["parameters"] < metrics["teacher"]["parameters"]
+    assert metrics["prior"]["source"] == "bbe"
+    assert metrics["prior"]["lower"] <= metrics["prior"]["value"] <= metrics["prior"]["upper"]
+    assert abs(metrics["prior"]["value"] - 0.3) < 0.06
+    assert metrics["selection"]["precision"] > 0.95
+    assert metrics["selection"]["recall"] > 0.9
+    assert metrics["selection"]["average_precision"] > 0.99
+    estimated = metrics["selection_estimated"]
+    for key in ("precision", "recall"):
+        low, high = estimated[f"{key}_interval"]
+        assert 0 <= low <= estimated[key] <= high <= 1
+    assert set(metrics["seconds"]) == {"plan", "selector", "score", "select", "distill", "evaluate", "report"}
+    assert metrics["images_per_second"]["score"] > 0
+
+
+def test_the_folder_holds_what_the_contract_names(finished: Path) -> None:
+    top = {p.name for p in finished.iterdir()}
+    assert top == {
+        "config.yaml",
+        "environment.json",
+        "files.parquet",
+        "markers",
+        "metrics.json",
+        "plan.parquet",
+        "report.html",
+        "scores",
+        "selected",
+        "selector",
+        "student",
+    }
+    assert {p.name for p in (finished / "student").iterdir()} == {
+        "class_weights.json",
+        "meta.json",
+        "student.pt",
+        "training.json",
+    }
+    chunks = [json.loads(p.read_text()) for p in sorted((finished / "markers" / "score").iterdir())]
+    assert len(chunks) == 3
+    assert sorted(f for c in chunks for f in c["files"]) == sorted(
+        f"scores/{p.name}" for p in (finished / "scores").iterdir()
+    )
+    weights = json.loads((finished / "student" / "class_weights.json").read_text())["class_weights"]
+    assert sum(weights) == pytest.approx(4)
+    resolved = load_config(finished / "config.yaml")
+    assert resolved.teacher.weights == str(finished.parent / "teacher.pt")
+
+
+def test_selected_rows_are_the_rule_and_in_hash_order(finished: Path) -> None:
+    from pukd_ray.selection.scoring import sort_key
+
+    selected = pa.concat_tables([pq.read_table(f) for f in sorted((finished / "selected").glob("*.parquet"))])
+    assert selected.schema.equals(SELECTED_SCHEMA)
+    table = scores(finished)
+    good = table.filter(pa.compute.is_null(table.column("error")))
+    positive = {
+        i
+        for i, z in zip(good.column("image_id").to_pylist(), good.column("pu_logit").to_pylist(), strict=True)
+        if z > 0
+    }
+    ids = selected.column("image_id").to_pylist()
+    assert len(ids) == len(set(ids))
+    assert set(ids) <= positive
+    assert len(positive - set(ids)) <= 3  # the copies
+    keys = [sort_key(0, i) % 2**64 for i in ids]
+    assert keys == sorted(keys)
+    assert selected.column("image").null_count == 0
+
+
+def test_a_finished_run_does_nothing_and_a_changed_key_needs_redo(
+    task: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
+    run_pipeline(load_config(task / "config.yaml"))
+    assert "nothing to do" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
+    changed = load_config(task / "config.yaml", {"selection.rule": "budget", "selection.budget": 100})
+    with pytest.raises(ConfigError) as caught:
+        run_pipeline(changed)
+    assert [f.partition(":")[0] for f in caught.value.faults] == ["selection.budget", "selection.rule", "output"]
+    assert "--redo select" in caught.value.faults[-1]
+    with pytest.raises(ConfigError):
+        run_pipeline(changed, redo="distill")  # too late a stage
+    run_pipeline(load_config(task / "config.yaml", {"name": "renamed", "resources.train_workers": 1}))
+
+
+def copy_of(finished: Path, tmp_path: Path, **overrides: Any) -> tuple[RunConfig, Path]:
+    """A copy of the finished run, and a config that goes on with it."""
+    output = tmp_path / "run"
+    shutil.copytree(finished, output)
+    return load_config(finished.parent / "config.yaml", {"output": str(output), **overrides}), output
+
+
+def test_other_chunks_give_the_same_scores(finished: Path, tmp_path: Path) -> None:
+    config, again = copy_of(finished, tmp_path, **{"score.chunk_images": 10_000})
+    run_pipeline(config, redo="score", until="score")
+    first, second = scores(finished), scores(again)
+    assert len(list((again / "markers" / "score").iterdir())) == 1
+    for name in ("image_id", "source_row", "content_hash", "error", "teacher_label", "relevant", "image"):
+        assert first.column(name).to_pylist() == second.column(name).to_pylist(), name
+    logits = [t.column("pu_logit").drop_null().to_numpy() for t in (first, second)]
+    np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-4)
+    assert list((again / "old").rglob("scores/*.parquet")), "--redo must keep the old part"
+
+
+def test_a_selection_too_large_for_memory_is_streamed(finished: Path, tmp_path: Path) -> None:
+    config, again = copy_of(finished, tmp_path, **{"distill.memory_gib": 1e-6})
+    result = run_pipeline(config, redo="distill", until="evaluate")
+    assert result.metrics["student"]["top1"] > 0.9
+    training = json.loads((again / "student" / "training.json").read_text())
+    assert training["images"] == result.metrics["n_selected"] + 80
+    state = {p: torch.load(p / "student" / "student.pt", weights_only=True)["fc3.bias"] for p in (finished, again)}
+    assert not torch.equal(state[finished], state[again]), "the order of the stream differs: was it streamed at all?"
+
+
+def test_two_workers_train_the_same_head_and_student_as_one(finished: Path, tmp_path: Path) -> None:
+    config, two = copy_of(finished, tmp_path, **{"resources.train_workers": 2})
+    run_pipeline(config, redo="selector", until="distill")
+    for name in ("selector/head.pt", "student/student.pt"):
+        ours, theirs = (torch.load(run / name, weights_only=True) for run in (two, finished))
+        assert ours.keys() == theirs.keys()
+        for key, value in theirs.items():
+            torch.testing.assert_close(ours[key], value, rtol=1e-2, atol=2e-3, msg=lambda m, k=key: f"{k}: {m}")
+    weights = [json.loads((r / "student/class_weights.json").read_text())["class_weights"] for r in (two, finished)]
+    assert weights[0] == pytest.approx(weights[1], rel=1e-3)
+
+
+def test_new_files_are_the_only_ones_scored(task: Path, finished: Path, tmp_path: Path) -> None:
+    config, again = copy_of(finished, tmp_path)
+    before = {p.name for p in (again / "scores").iterdir()}
+    new = task / "lake" / "part-9.parquet"
+    try:
+        pq.write_table(pq.read_table(task / "lake" / "part-1.parquet").slice(0, 50), new)
+        run_pipeline(config, until="select")
+        after = {p.name for p in (again / "scores").iterdir()}
+        assert before < after
+        added = pa.concat_tables([pq.read_table(again / "scores" / name) for name in after - before])
+        assert sorted(added.column("image_id").to_pylist()) == sorted(f"part-9.parquet#{i}" for i in range(50))
+        summary = json.loads((again / "selected" / "summary.json").read_text())
+        assert summary["n_scored"] == 1253
+        assert summary["n_duplicates"] == 53
+        assert list((again / "old").rglob("summary.json"))
+        # A file that changed is not a new one.
+        pq.write_table(pq.read_table(task / "lake" / "part-1.parquet").slice(0, 60), new)
+        with pytest.raises(ConfigError, match=r"part-9\.parquet has changed"):
+            run_pipeline(config, until="select")
+    finally:
+        new.unlink()
+
+
+def test_shifted_labels_are_found(task: Path, tmp_path: Path) -> None:
+    table = labelled(80, 1)
+    shifted = [(k + 1) % 4 for k in table.column("label").to_pylist()]
+    pq.write_table(table.set_column(1, "label", pa.array(shifted)), tmp_path / "p.parquet")
+    config = load_config(
+        task / "config.yaml", {"positives.uri": str(tmp_path / "p.parquet"), "output": str(tmp_path / "run")}
+    )
+    with pytest.raises(RunError, match=r"positives: the teacher agrees with only \d+% of the labels, but with 100%"):
+        run_pipeline(config)
+
+
+def test_a_corpus_without_relevant_images_ends_at_the_selector(tmp_path: Path) -> None:
+    config = write_task(tmp_path, relevant=0.0)
+    with pytest.raises(RunError, match="corpus:"):
+        run_pipeline(load_config(write_config(tmp_path, config)))
+    assert not (tmp_path / "run" / "scores").exists()
+    assert not (tmp_path / "run" / "student").exists()
+
+
+def test_too_many_unreadable_images_stop_the_run(tmp_path: Path) -> None:
+    config = write_task(tmp_path)
+    broken = pa.table({"image": [b"x"] * 600, "relevant": [False] * 600})
+    pq.write_table(broken, tmp_path / "lake" / "part-8.parquet")
+    with pytest.raises(RunError, match=r"600 not_an_image\), more than score.max_rejected"):
+        run_pipeline(load_config(write_config(tmp_path, config)))

@@ -1,0 +1,335 @@
+"""What a user hears of a config before anything starts: all faults in one go, one line each, the key first."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from pukd_ray import load_config
+from pukd_ray.config import ConfigError, RunConfig
+from pukd_ray.networks.zoo import build_network
+from pukd_ray.pipeline import _as_yaml
+from pukd_ray.preflight import load_teacher_training, parse_value, to_yaml
+
+SHAPE = {"num_classes": 5, "channels": 1, "input_size": 28}
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    return build_network("lenet5", **SHAPE).state_dict()
+
+
+@pytest.fixture
+def home(tmp_path: Path, weights: dict[str, torch.Tensor]) -> Path:
+    """A folder with a sound config and all that it names."""
+    (tmp_path / "data").mkdir()
+    for name in ("p.parquet", "u.parquet", "t.parquet"):
+        (tmp_path / "data" / name).write_bytes(b"x")
+    torch.save(weights, tmp_path / "teacher.pt")
+    (tmp_path / "classes.txt").write_text("shirt\n\n  coat \nbag\nno\n1e-3\n")
+    write(tmp_path)
+    return tmp_path
+
+
+def write(home: Path, **more: Any) -> None:
+    raw = {
+        "teacher": {"arch": "lenet5", "weights": "teacher.pt", "mean": [0.2], "std": [0.3], **SHAPE},
+        "positives": {"uri": "data/p.parquet"},
+        "corpus": {"uri": "data/*.parquet"},
+    }
+    (home / "run.yaml").write_text(yaml.safe_dump(raw | more))
+
+
+def load(home: Path, **overrides: Any) -> RunConfig:
+    return load_config(home / "run.yaml", {k.replace("__", "."): v for k, v in overrides.items()})
+
+
+def faults(home: Path, overrides: dict[str, Any] | None = None) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_config(home / "run.yaml", overrides)
+    return caught.value.faults
+
+
+def test_a_sound_config(home: Path) -> None:
+    config = load(home)
+    assert config.teacher.weights == str(home / "teacher.pt")
+    assert config.positives[0].uri == str(home / "data/p.parquet")
+    assert config.corpus[0].uri == f"{home}/data/*.parquet"
+    assert config.output == "runs/my-run"
+    assert config.selector.prior == "auto"
+
+
+def test_every_kind_of_fault_is_told_in_one_go(home: Path) -> None:
+    other = build_network("lenet5_half", **SHAPE).state_dict()
+    torch.save(other, home / "half.pt")
+    write(
+        home,
+        selctor={"loss": "nnpu"},
+        selector={"priro": 0.1, "prior": 1.5, "steps": True, "lr": "fast", "batch_size": 64},
+        corpus=[{"uri": "data/u.parquet", "formt": "x"}, {"uri": "data/none.parquet", "rows": [5, 2]}],
+        distill={"epochs": 1.5, "epsilon": -1, "augment": "flip"},
+        selection={"rule": "budget", "order": "best"},
+        student={"arch": "resnet18_cifra"},
+        resources={"train_workers": 3, "score_actors": [4, 2]},
+        name=7,
+    )
+    found = faults(home, {"teacher.weights": "half.pt", "score.keep.images": "all"})
+    assert all("\n" not in fault for fault in found)
+    expected = {
+        "selctor": "unknown key",
+        "selector.priro": "unknown key",
+        "selector.prior": "1.5 should be auto or below 1",
+        "selector.steps": "true should be a whole number",
+        "selector.lr": '"fast" should be a number',
+        "corpus.0.formt": "unknown key",
+        "corpus.1.uri": f"no such file or folder: {home}/data/none.parquet",
+        "corpus.1.rows": "[5, 2] is not 0 <= start < stop",
+        "distill.epochs": "1.5 should be a whole number",
+        "distill.epsilon": "-1 should be at least 0",
+        "distill.augment": '"flip" should be crop_flip, crop or none',
+        "selection.budget": "is needed by selection.rule budget",
+        "selection.order": '"best" should be top or random',
+        "student.arch": "resnet18_cifra: no such network; did you mean resnet18_cifar",
+        "resources.score_actors": "min is above max",
+        "resources.train_workers": "3 does not divide ",  # both batches, a line for each
+        "name": "7 should be text",
+        "score.keep.images": "unknown key",
+        "teacher.weights": f"{home}/half.pt, arch lenet5: does not fit LeNet5: wrong shape: conv1.weight is "
+        "[3, 1, 5, 5] instead of [6, 1, 5, 5]",
+    }
+    by_key = {fault.partition(": ")[0]: fault.partition(": ")[2] for fault in found}
+    assert by_key.keys() == expected.keys()
+    for key, text in expected.items():
+        assert by_key[key].startswith(text), (key, by_key[key])
+    assert len(found) == len(expected) + 1
+    assert "resources.train_workers: 3 does not divide a quarter of selector.batch_size (16)" in found
+    assert "resources.train_workers: 3 does not divide distill.batch_size (256)" in found
+
+
+def test_required_keys(home: Path) -> None:
+    (home / "run.yaml").write_text("selector: {prior: 0.2}")
+    assert faults(home) == ["teacher: is required", "positives: is required", "corpus: is required"]
+    (home / "run.yaml").write_text("teacher: {weights: none.pt}\npositives: {}\ncorpus: {uri: nowhere}")
+    assert faults(home) == [
+        *(f"teacher.{key}: is required" for key in ("arch", "num_classes", "input_size", "mean", "std")),
+        "positives.uri: is required",
+        f"corpus.uri: no such file or folder: {home}/nowhere",
+        f"teacher.weights: no such file: {home}/none.pt",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("teacher", None, "null should be keys and values"),
+        ("teacher", [1], "[1] should be keys and values"),
+        ("teacher.mean", 0.1, "0.1 should be a list"),
+        ("teacher.mean", [0.1, 0.2], "needs 1 value, one per channel"),
+        ("teacher.mean.0", "a", '"a" should be a number'),
+        ("teacher.mean.1", 0.5, "there is no such key to set; its items are numbered 0 to 0"),
+        ("teacher.std", [0.0], "values must be above 0"),
+        ("teacher.channels", 2, "2 should be 1 or 3"),
+        ("teacher.num_classes", True, "true should be a whole number"),
+        ("teacher.input_size", 4, "4 should be at least 8"),
+        ("teacher.classes", ["a", "b"], "2 names, but teacher.num_classes is 5"),
+        ("teacher.classes", list("abcda"), "a name is repeated"),
+        ("teacher.arch", "lenet6", "lenet6: no such network; did you mean"),
+        ("teacher.arch", "", "is empty"),
+        ("teacher.weights", "", "is empty"),
+        ("corpus", "u.parquet", '"u.parquet" should be keys and values'),
+        ("corpus", [], "is an empty list"),
+        ("corpus.uri", 5, "5 should be text or a list"),
+        ("corpus.uri", "", "is empty"),
+        ("corpus.uri", "nope://x/y", "nope://x/y cannot be reached: nope://x/y: Protocol not known: nope"),
+        ("corpus.uri", "no/*.parquet", "no such folder: "),
+        ("corpus.rows", [1, 2, 3], "[1, 2, 3] should be a list of 2"),
+        ("corpus.relevant", 1, "1 should be true or false"),
+        ("selector", 5, "5 should be keys and values"),
+        ("selector.prior", 0, "0 should be auto or above 0"),
+        ("selector.prior", 1.0, "1.0 should be auto or below 1"),
+        ("selector.prior", "maybe", '"maybe" should be auto or a number'),
+        ("selector.batch_size", 10, "10 is not a multiple of 4 (a quarter of it is P)"),
+        ("selection.target_precision", 2, "2 should be below 1"),
+        ("resources.score_actors", 0, "0 should be auto or at least 1 or a list"),
+        ("seed", -1, "-1 should be at least 0"),
+        ("seed", 2**31, "2147483648 should be below 2147483648"),
+        ("distill.lr", float("nan"), "NaN should be a finite number"),
+        ("output", "", "is empty"),
+        ("a.b.c", 1, "unknown key"),
+        ("", 1, "there is no such key to set"),
+        ("teacher.", 1, "there is no such key to set"),
+    ],
+)
+def test_one_fault_is_one_line_with_its_key(home: Path, key: str, value: Any, text: str) -> None:
+    (fault,) = faults(home, {key: value})
+    assert fault.startswith(f"{key}: {text}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fault"),
+    [
+        ("corpus.uri", ["data", 5], "corpus.uri.1: 5 should be text"),
+        ("corpus.label_map", {"a": 1.5}, "corpus.label_map.a: 1.5 should be a whole number or text"),
+        ("selection.rule", "budget", "selection.budget: is needed by selection.rule budget"),
+        ("selection.rule", "threshold", "selection.threshold: is needed by selection.rule threshold"),
+        ("selection.rule", "precision", "selection.target_precision: is needed by selection.rule precision"),
+        ("selector.prior.x", 1, 'selector.prior: {"x": 1} should be auto or a number'),
+        ("name.x", 1, 'name: {"x": 1} should be text'),
+        ("distill.batch_size", 0, "distill.batch_size: 0 should be at least 1"),
+    ],
+)
+def test_faults_name_the_key_that_is_to_be_mended(home: Path, key: str, value: Any, fault: str) -> None:
+    assert faults(home, {key: value}) == [fault]
+
+
+def test_a_key_of_a_list_of_sources_needs_its_number(home: Path) -> None:
+    write(home, corpus=[{"uri": "data/u.parquet"}, {"uri": "data/t.parquet"}])
+    assert faults(home, {"corpus.uri": "x"}) == [
+        "corpus.uri: there is no such key to set; its items are numbered 0 to 1"
+    ]
+    assert load(home, corpus__1__rows=[0, 3]).corpus[1].rows == (0, 3)
+
+
+def test_overrides_reach_new_and_old_keys(home: Path) -> None:
+    write(home, selector={"steps": 10})
+    config = load(home, selector__steps=20, selector__prior=0.25, distill__epochs=2, test={"uri": "data/t.parquet"})
+    assert (config.selector.steps, config.selector.prior, config.distill.epochs) == (20, 0.25, 2)
+    assert config.test is not None
+    assert config.test[0].uri == str(home / "data/t.parquet")
+
+
+def test_numbers_and_words_of_yaml(home: Path) -> None:
+    text = (home / "run.yaml").read_text()
+    (home / "run.yaml").write_text(
+        text + "name: no\nselector: {lr: 1e-3, prior: .5}\ndistill: {weight_decay: 5E-4}\noutput: 2026-01-01\n"
+    )
+    config = load(home)
+    assert (config.selector.lr, config.selector.prior, config.distill.weight_decay) == (1e-3, 0.5, 5e-4)
+    assert (config.name, config.output) == ("no", "2026-01-01")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001),
+        ("-2", -2),
+        ("true", True),
+        ("null", None),
+        ("[1, 4]", [1, 4]),
+        ("{uri: a}", {"uri": "a"}),
+        ("s3://a/b", "s3://a/b"),
+        ("1e-3x", "1e-3x"),
+        ("off", "off"),
+        ("2026-01-01", "2026-01-01"),
+        ("", ""),
+        ("a: b: c", "a: b: c"),
+    ],
+)
+def test_values_of_the_command_line(text: str, value: Any) -> None:
+    found = parse_value(text)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_paths_resolve_against_the_folder_of_the_config(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "elsewhere").mkdir()
+    monkeypatch.chdir(home / "elsewhere")
+    write(
+        home,
+        positives={"uri": ["data/p.parquet", str(home / "data/t.parquet"), "file://data/u.parquet"]},
+        test={"uri": "./data/../data/"},
+    )
+    config = load_config("../run.yaml", {"teacher.weights": "data/../teacher.pt"})
+    assert config.positives[0].uris == tuple(f"{home}/data/{n}.parquet" for n in "ptu")
+    assert config.test is not None
+    assert config.test[0].uri == f"{home}/data"
+    assert config.teacher.weights == f"{home}/teacher.pt"
+
+
+def test_remote_uris_stay_as_they_are(home: Path) -> None:
+    assert load(home, corpus__uri=f"local://{home}/data").corpus[0].uri == f"local://{home}/data"
+
+
+def test_class_names_from_a_file(home: Path) -> None:
+    assert load(home, teacher__classes="classes.txt").teacher.class_names == ("shirt", "coat", "bag", "no", "1e-3")
+    assert load(home).teacher.class_names is None
+    (fault,) = faults(home, {"teacher.classes": "none.txt"})
+    assert fault.startswith(f"teacher.classes: cannot read {home}/none.txt: ")
+    (home / "classes.txt").write_text("one\ntwo\n")
+    assert faults(home, {"teacher.classes": "classes.txt"}) == [
+        "teacher.classes: 2 names, but teacher.num_classes is 5"
+    ]
+
+
+def test_weights_that_are_none(home: Path) -> None:
+    torch.save([1, 2], home / "list.pt")
+    torch.save(build_network("lenet5", **SHAPE), home / "pickle.pt")
+    (home / "text.pt").write_text("no weights")
+    (home / "folder.pt").mkdir()
+    assert faults(home, {"teacher.weights": "list.pt"}) == [
+        f"teacher.weights: {home}/list.pt holds a list, not a state_dict"
+    ]
+    for name in ("pickle.pt", "text.pt"):
+        (fault,) = faults(home, {"teacher.weights": name})
+        assert fault.startswith(f"teacher.weights: {home}/{name} is not a state_dict that loads with weights_only=True")
+    (fault,) = faults(home, {"teacher.weights": "folder.pt"})
+    assert fault.startswith(f"teacher.weights: cannot read {home}/folder.pt: ")
+
+
+def test_weights_of_another_number_of_classes(home: Path) -> None:
+    (fault,) = faults(home, {"teacher.num_classes": 7})
+    assert fault.startswith(f"teacher.weights: {home}/teacher.pt, arch lenet5: does not fit LeNet5: wrong shape: ")
+
+
+def test_files_that_are_no_config(home: Path) -> None:
+    def of(path: Path) -> list[str]:
+        with pytest.raises(ConfigError) as caught:
+            load_config(path)
+        return caught.value.faults
+
+    assert of(home / "none.yaml") == [f"--config: cannot read {home}/none.yaml: No such file or directory"]
+    assert of(home) == [f"--config: cannot read {home}: Is a directory"]
+    path = home / "bad.yaml"
+    path.write_text("a: [1\nb: 2")
+    assert of(path) == [f"--config: {path} line 2 is not YAML: expected ',' or ']', but got ':'"]
+    path.write_text("- 1")
+    assert of(path) == [f"--config: {path} must hold keys and values"]
+    path.write_bytes(b"\xff\xfe\x00")
+    assert of(path)[0].startswith(f"--config: {path} is not YAML: ")
+
+
+@pytest.mark.parametrize("dump", [_as_yaml, to_yaml])
+def test_the_config_that_a_run_writes_loads_again(home: Path, dump: Any, tmp_path: Path) -> None:
+    write(
+        home,
+        corpus={"uri": ["data/u.parquet"], "label_map": {0: "no", 1: 3}, "relevant_labels": [1, "x"], "rows": [0, 9]},
+        selector={"prior": 1e-05},
+        resources={"score_actors": [1, 3]},
+    )
+    config = load(home, teacher__classes=["a", "no", "1", "null", "ä"])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/config.yaml").write_text(dump(config))
+    assert load_config(tmp_path / "other/config.yaml") == config
+
+
+def test_text_that_looks_like_a_number_stays_text(home: Path) -> None:
+    config = load(home, teacher__classes="classes.txt", name="5e5")
+    (home / "config.yaml").write_text(to_yaml(config))
+    assert load_config(home / "config.yaml") == config
+
+
+def test_the_config_of_a_teacher_training(home: Path) -> None:
+    raw = {
+        "teacher": {"arch": "lenet5", "weights": "new.pt", "mean": [0.2], "std": [0.3], **SHAPE},
+        "train": {"uri": "data/p.parquet"},
+        "epochs": 3,
+    }
+    (home / "train.yaml").write_text(yaml.safe_dump(raw))
+    config = load_teacher_training(home / "train.yaml")
+    assert (config.teacher.weights, config.epochs) == (f"{home}/new.pt", 3)  # the file is yet to be written
+    assert config.train[0].uri == f"{home}/data/p.parquet"
+    with pytest.raises(ConfigError) as caught:
+        load_teacher_training(home / "train.yaml", {"train.uri": "none", "teacher.arch": "lenet6", "student.arch": "x"})
+    assert [f.partition(": ")[0] for f in caught.value.faults] == ["student.arch", "train.uri", "teacher.arch"]

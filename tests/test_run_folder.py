@@ -1,0 +1,158 @@
+"""A run's folder: markers, seconds, what a stage leaves and what retiring it moves."""
+
+import pickle
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pukd_ray.run_folder import OUTPUTS, SCORES_SCHEMA, SELECTED_SCHEMA, STAGES, RunFolder, absolute, changed_inputs
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder(str(tmp_path / "run"))
+
+
+def tree(run: RunFolder) -> set[str]:
+    root = Path(run.root)
+    return {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()}
+
+
+def fill(run: RunFolder) -> None:
+    """Everything that a finished run has."""
+    for stage in STAGES:
+        for name in OUTPUTS[stage]:
+            run.write_text(name if "." in name else f"{name}/part", stage)
+        run.finish(stage, {}, 1.0, {})
+    run.write_text("config.yaml", "x")
+    run.write_json("markers/score/00000.json", {})
+    run.write_json("markers/score.inputs.json", {})
+
+
+def test_the_schemas_are_those_of_the_contract() -> None:
+    assert [(f.name, str(f.type)) for f in SCORES_SCHEMA] == [
+        ("image_id", "string"),
+        ("source", "string"),
+        ("source_row", "int64"),
+        ("content_hash", "int64"),
+        ("error", "string"),
+        ("pu_logit", "float"),
+        ("pu_probability", "float"),
+        ("teacher_label", "int32"),
+        ("teacher_confidence", "float"),
+        ("teacher_entropy", "float"),
+        ("relevant", "bool"),
+        ("image", "binary"),
+    ]
+    assert SELECTED_SCHEMA.names == [
+        *("image_id", "source", "source_row", "pu_logit", "pu_probability", "teacher_label", "teacher_confidence"),
+        "image",
+    ]
+
+
+def test_files_of_all_kinds(run: RunFolder) -> None:
+    assert run.read_json("a.json") is None
+    assert not run.exists("a.json")
+    run.write_json("deep/er/a.json", {"x": [1, None]})
+    assert run.read_json("deep/er/a.json") == {"x": [1, None]}
+    with pytest.raises(ValueError, match="Out of range float"):
+        run.write_json("deep/er/a.json", {"x": float("nan")})
+    assert run.read_json("deep/er/a.json") == {"x": [1, None]}
+    table = pa.table({"a": [1, 2], "b": ["x", None]})
+    run.write_table("t/b.parquet", table)
+    run.write_text("t/a.txt", "ä")
+    assert run.read_table("t/b.parquet") == table
+    assert run.read_table("t/b.parquet", ["b"]).column_names == ["b"]
+    assert run.files("t") == ["t/a.txt", "t/b.parquet"]
+    assert run.files("deep") == []
+    assert run.files("none") == []
+    run.delete("t/a.txt")
+    run.delete_folder("deep")
+    run.delete_folder("none")
+    assert tree(run) == {"t/b.parquet"}
+
+
+def test_a_folder_travels_by_its_uri(run: RunFolder) -> None:
+    run.write_text("a.txt", "x")
+    copy = pickle.loads(pickle.dumps(run))
+    assert copy == run
+    assert copy.exists("a.txt")
+
+
+def test_the_seconds_of_all_attempts_add_up(run: RunFolder) -> None:
+    assert run.marker("score") is None
+    assert run.spent("score") == 0
+    run.record_attempt("score", 1.25)
+    run.record_attempt("score", 2.0)
+    run.record_attempt("select", 50)
+    assert run.marker("score") is None
+    run.finish("score", {"seed": 0}, 4.5, {"n": 3})
+    marker = run.marker("score")
+    assert marker is not None
+    assert marker.pop("finished").endswith("+00:00")
+    assert marker == {"stage": "score", "seconds": 7.75, "counts": {"n": 3}, "inputs": {"seed": 0}}
+    run.finish("score", {"seed": 0}, 1.0, {"n": 4})  # new files came
+    assert run.marker("score") | {"finished": ""} == {
+        **marker,
+        "finished": "",
+        "seconds": 8.75,
+        "counts": {"n": 4},
+    }
+    run.retire(("score",))
+    run.finish("score", {}, 2.0, {})
+    assert run.marker("score")["seconds"] == 2.0
+
+
+@pytest.mark.parametrize("first", STAGES)
+def test_retiring_moves_what_the_stages_left_and_nothing_else(run: RunFolder, first: str) -> None:
+    fill(run)
+    before = tree(run)
+    stages = STAGES[STAGES.index(first) :]
+    old = run.retire(stages)
+    mine = {p for p in before if any(p == o or p.startswith(f"{o}/") for s in stages for o in OUTPUTS[s])}
+    mine |= {p for p in before if p.startswith("markers/") and p.split("/")[1].partition(".")[0] in stages}
+    assert {"config.yaml"} <= before - mine
+    assert tree(run) == (before - mine) | {f"{old}/{p}" for p in mine}
+    assert [run.has_outputs(s) for s in STAGES] == [s not in stages for s in STAGES]
+    assert [run.marker(s) is None for s in STAGES] == [s in stages for s in STAGES]
+
+
+def test_two_retirements_in_one_second_have_two_names(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "strftime", lambda _: "20260101-120000")
+    names = []
+    for i in range(3):
+        run.write_text("scores/a", str(i))
+        names.append(run.retire(("score",)))
+    assert names == ["old/20260101-120000", "old/20260101-120000-2", "old/20260101-120000-3"]
+    assert [Path(run.path(f"{name}/scores/a")).read_text() for name in names] == ["0", "1", "2"]
+
+
+def test_a_retirement_cut_short_leaves_no_stage_that_seems_done(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(run)
+    moved: list[str] = []
+
+    def move(fs: object, source: str, target: str) -> None:
+        del target
+        if not source.startswith(run.path("markers")):
+            raise OSError("the power is gone")
+        moved.append(source)
+        fs.delete_file(source) if Path(source).is_file() else fs.delete_dir(source)
+
+    monkeypatch.setattr("pukd_ray.run_folder.move_tree", move)
+    with pytest.raises(OSError, match="the power is gone"):
+        run.retire(("select", "distill", "report"))
+    assert [run.marker(s) is None for s in ("select", "distill", "report")] == [True] * 3
+    assert moved[0] == run.path("markers/report.json")
+    assert run.marker("score") is not None
+
+
+def test_names_for_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert RunFolder(absolute("runs/x")).display == f"{tmp_path}/runs/x"
+    assert RunFolder(absolute(f"file://{tmp_path}/y")).display == f"{tmp_path}/y"
+    assert absolute("s3://bucket/x/") == "s3://bucket/x/"
+    assert changed_inputs({"a": 1, "b": 2, "c": 3}, {"b": 2, "c": 4, "d": 5}) == ["a", "c", "d"]

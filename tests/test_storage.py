@@ -1,0 +1,188 @@
+"""One way to reach local disks, object stores and fsspec; a file is there whole or not at all."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.fs as pafs
+import pytest
+
+from pukd_ray import storage
+from pukd_ray.config import SourceConfig
+from pukd_ray.corpus.reading import read_rows
+from pukd_ray.corpus.sources import check_reachable, list_source
+from pukd_ray.corpus.units import make_units, measure
+from pukd_ray.run_folder import RunFolder
+from pukd_ray.storage import (
+    is_local,
+    list_files,
+    move_tree,
+    open_storage,
+    read_bytes,
+    split_uri,
+    write_atomically,
+    write_bytes,
+    write_json,
+)
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """A bucket on a server of our own."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }.items():
+            patch.setenv(name, value)
+        boto3.client("s3").create_bucket(Bucket="lake")
+        storage._open_bucket.cache_clear()
+        yield "s3://lake"
+        storage._open_bucket.cache_clear()
+    server.stop()
+
+
+def test_local_uris() -> None:
+    assert [is_local(u) for u in ("a/b", "/a", "file:///a", "s3://a", "local:///a")] == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("uri", "parts"),
+    [
+        ("a/b?c=d", ("", "a/b?c=d", "")),
+        ("s3://b/k/*.jpg", ("s3://", "b/k/*.jpg", "")),
+        ("s3://b/k?/x?.jpg", ("s3://", "b/k?/x?.jpg", "")),
+        ("s3://b/k?region=eu-1&x=y", ("s3://", "b/k", "?region=eu-1&x=y")),
+        ("file:///a?b=c", ("file://", "/a?b=c", "")),
+    ],
+)
+def test_uris_are_split(uri: str, parts: tuple[str, str, str]) -> None:
+    assert split_uri(uri) == parts
+    assert "".join(split_uri(uri)) == uri
+
+
+def test_local_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert open_storage("x/y")[1] == f"{tmp_path}/x/y"
+    assert open_storage(f"file://{tmp_path}/x y%20#")[1] == f"{tmp_path}/x y%20#"
+    assert open_storage("~/z")[1] == f"{tmp_path}/home/z"
+
+
+def test_an_unknown_scheme_is_a_value_error() -> None:
+    with pytest.raises(ValueError, match=r"nope://a/b: Protocol not known: nope"):
+        open_storage("nope://a/b")
+
+
+def everything(base: str) -> None:
+    """What the project asks of a storage."""
+    fs, root = open_storage(base)
+    write_bytes(fs, f"{root}/deep/a b.bin", b"one")
+    write_bytes(fs, f"{root}/deep/a b.bin", b"two")  # replaces
+    write_json(fs, f"{root}/deep/er/c.json", {"x": None})
+    assert read_bytes(fs, f"{root}/deep/a b.bin") == b"two"
+    assert read_bytes(fs, f"{root}/deep/er/c.json") == b'{\n  "x": null\n}\n'
+    assert [f.path for f in list_files(fs, f"{root}/deep")] == [f"{root}/deep/a b.bin", f"{root}/deep/er/c.json"]
+    assert [f.path for f in list_files(fs, f"{root}/deep", recursive=False)] == [f"{root}/deep/a b.bin"]
+    assert list_files(fs, f"{root}/nothing") == []
+
+    def fail(sink: object) -> None:
+        sink.write(b"half of it")
+        raise RuntimeError("out of memory")
+
+    for name in ("deep/a b.bin", "deep/new.bin"):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            write_atomically(fs, f"{root}/{name}", fail)
+    assert read_bytes(fs, f"{root}/deep/a b.bin") == b"two"
+    assert [f.path for f in list_files(fs, root)] == [f"{root}/deep/a b.bin", f"{root}/deep/er/c.json"]
+    fs.create_dir(f"{root}/moved")
+    move_tree(fs, f"{root}/deep", f"{root}/moved/deep")
+    move_tree(fs, f"{root}/nothing", f"{root}/moved/nothing")
+    assert [f.path for f in list_files(fs, root)] == [f"{root}/moved/deep/a b.bin", f"{root}/moved/deep/er/c.json"]
+    assert fs.get_file_info(f"{root}/deep").type == pafs.FileType.NotFound
+    move_tree(fs, f"{root}/moved/deep/a b.bin", f"{root}/z.bin")
+    assert read_bytes(fs, f"{root}/z.bin") == b"two"
+
+
+@pytest.mark.parametrize("scheme", ["", "file://", "local://"])
+def test_local_disks(tmp_path: Path, scheme: str) -> None:
+    everything(f"{scheme}{tmp_path}/x")
+
+
+def test_memory_of_fsspec() -> None:
+    everything("memory://everything")
+
+
+def test_s3(s3: str) -> None:
+    everything(f"{s3}/everything")
+    everything(f"{s3}/again?region=us-east-1")
+
+
+def test_a_corpus_on_s3(s3: str) -> None:
+    fs, root = open_storage(f"{s3}/corpus")
+    names = ["cat/50%20.png", "cat/a b.png", "dog/#1.png", "dog/é+.png", "dog/notes.txt"]
+    for name in names:
+        write_bytes(fs, f"{root}/{name}", name.encode())
+    pictures = sorted(names[:4])
+    for uri in (f"{s3}/corpus", f"{s3}/corpus/", f"{s3}/corpus/**/*.png", f"{s3}/corpus?region=us-east-1"):
+        source = SourceConfig(uri=uri)
+        format_name, files, left_out = list_source(source, "corpus")
+        assert [f.relative for f in files] == pictures
+        assert left_out == ({} if "*" in uri else {".txt": 1})
+        measured = [(f, measure(f, format_name, source), f.relative) for f in files]
+        (unit,) = make_units("corpus", 0, source, format_name, measured)
+        rows = list(read_rows(unit, source))
+        assert [r.image for r in rows] == [name.encode() for name in pictures]
+        assert [r.label for r in rows] == [name[:3] for name in pictures]
+        assert [r.source for r in rows] == [f.uri for f in files]
+    assert check_reachable([f"{s3}/corpus/cat", f"{s3}/none", f"{s3}/none/*.png"], "corpus") == [
+        f"corpus.uri: no such file or folder: {s3}/none",
+        f"corpus.uri: no such folder: {s3}/none",
+    ]
+
+
+def test_a_run_folder_on_s3(s3: str) -> None:
+    run = RunFolder(f"{s3}/runs/one/")
+    assert run.display == f"{s3}/runs/one"
+    run.write_text("scores/a.parquet", "x")
+    run.write_text("metrics.json", "{}")
+    run.write_json("markers/score/00000.json", {})
+    run.finish("score", {}, 1.5, {})
+    assert run.files("scores") == ["scores/a.parquet"]
+    first = run.retire(("score", "select"))
+    assert run.marker("score") is None
+    assert not run.has_outputs("score")
+    run.write_text("scores/b.parquet", "y")
+    second = run.retire(("score", "select"))
+    assert first != second
+    below = len(run.root) + 1
+    assert {f.path[below:] for f in list_files(run.fs, run.root)} == {
+        "metrics.json",
+        f"{first}/markers/score.attempts.json",
+        f"{first}/markers/score.json",
+        f"{first}/markers/score/00000.json",
+        f"{first}/scores/a.parquet",
+        f"{second}/scores/b.parquet",
+    }
+
+
+def test_two_writers_of_one_file_do_not_share_a_temporary_name(tmp_path: Path) -> None:
+    fs, root = open_storage(str(tmp_path))
+
+    def outer(sink: object) -> None:
+        sink.write(b"outer")
+        write_bytes(fs, f"{root}/a", b"inner")
+
+    write_atomically(fs, f"{root}/a", outer)
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"outer"
