@@ -15,11 +15,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from pukd_ray import __version__
 from pukd_ray.config import ConfigError, RunConfig, to_plain
 from pukd_ray.corpus.plan import Drift, Listing, compare_listing, list_inputs, plan_inputs, sources_by_role
 from pukd_ray.corpus.units import Unit, units_from_table
 from pukd_ray.engine import Cluster, engine, gpus_per_actor, under_job
-from pukd_ray.errors import RunError
+from pukd_ray.preflight import to_yaml
 from pukd_ray.progress import Stopwatch, say
 from pukd_ray.run_folder import FORMAT_VERSION, STAGES, RunFolder, absolute, changed_inputs
 from pukd_ray.storage import is_local, open_storage, read_bytes
@@ -205,7 +206,7 @@ def _check_cluster(config: RunConfig, cluster: Cluster, folder: RunFolder) -> No
 
 
 def _run_stages(folder: RunFolder, config: RunConfig, cluster: Cluster, progress: Progress) -> None:
-    folder.write_text("config.yaml", _as_yaml(config))
+    folder.write_text("config.yaml", to_yaml(config))
     for stage in progress.pending:
         watch = Stopwatch()
         try:
@@ -287,22 +288,15 @@ def _add_seconds(folder: RunFolder) -> None:
     folder.write_json("metrics.json", metrics)
 
 
-def _as_yaml(config: RunConfig) -> str:
-    import yaml
-
-    text: str = yaml.safe_dump(to_plain(config), sort_keys=False)
-    return text
-
-
 def _environment(cluster: Cluster) -> dict[str, Any]:
-    packages = ("pukd_ray", "ray", "torch", "torchvision", "pyarrow", "numpy", "pillow", "scikit-learn")
+    packages = ("ray", "torch", "torchvision", "pyarrow", "numpy", "pillow", "scikit-learn")
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
     )
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: version(name) for name in packages},
+        "versions": {"pukd_ray": __version__} | {name: version(name) for name in packages},
         "cluster": vars(cluster),
         "cpus_of_driver": os.cpu_count(),
         "commit": commit.stdout.strip() or None,
@@ -311,6 +305,3 @@ def _environment(cluster: Cluster) -> dict[str, Any]:
 
 def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-__all__ = ["RunError", "RunResult", "run_pipeline"]

@@ -175,8 +175,8 @@ def stream(
 ) -> Iterator[dict[str, Any]]:
     """Stream the wanted rows through `actor`, hand each block to `consume` in a task, yield what that returns.
 
-    `consume` writes or counts and returns a small table, its ledger: only that reaches the driver. When and how long the
-    workers were at work is added to `spans`.
+    `consume` writes or counts and returns a small table, its ledger: only that reaches the driver. When the workers
+    were at work is added to `spans`.
     """
     gpus = gpus_per_actor(config.resources, cluster)
     rows = read_units(wanted, sources, num_cpus=IO_CPUS, concurrency=decoders(cluster))

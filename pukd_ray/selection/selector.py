@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -164,7 +164,8 @@ def train_selector(
     fit: FitReport = ray.get(
         assess_fit.remote(_all_folds(p_ref, u_ref, training, spans), units_ref, value, draws, config.seed)
     )
-    final = HeadTraining(training.loss, used, fit.steps, training.batch_size, training.lr, config.seed)
+    # Stopped where the folds were best, on the schedule that they followed.
+    final = replace(training, steps=fit.steps, horizon=training.steps)
     result = _fit_final(folder, config, cluster, files, final)
     spans.append(result["span"])
     u_logits = _apply_scale(result["u_logits"], result["head"])

@@ -32,6 +32,8 @@ class HeadTraining:
     batch_size: int
     lr: float
     seed: int
+    horizon: int | None = None
+    """Steps of the learning-rate schedule, if training stops before its end."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def train_head(
     head = AttentionHead(p.shape[1]).to(device)
     model = prepare(head) if prepare else head
     optimizer = torch.optim.Adam(model.parameters(), lr=training.lr, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.horizon or training.steps)
     n_p = training.batch_size // P_SHARE
     p_order = EndlessOrder(len(p), n_p, training.seed, 0)
     u_order = EndlessOrder(len(u), training.batch_size - n_p, training.seed, 1)
