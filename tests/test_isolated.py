@@ -139,7 +139,8 @@ def test_the_demo_passes_under_ray_job_submit_on_one_cpu(
     excludes = yaml.safe_load((ROOT / "jobs" / "runtime_env.yaml").read_text())
     output = tmp_path / "demo"
     relative = client.submit_job(
-        entrypoint="python jobs/full_pipeline.py --output runs/x", runtime_env={"working_dir": str(ROOT), **excludes}
+        entrypoint=f"{sys.executable} jobs/full_pipeline.py --output runs/x",
+        runtime_env={"working_dir": str(ROOT), **excludes},
     )
     job = client.submit_job(
         entrypoint=f"{sys.executable} jobs/full_pipeline.py --output {output}",
