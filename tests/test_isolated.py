@@ -65,7 +65,7 @@ def test_bad_configs_end_with_2_before_ray_starts(tmp_path: Path) -> None:
 
 
 def test_a_killed_driver_loses_at_most_a_chunk(tmp_path: Path) -> None:
-    config = write_task(tmp_path, images=2400, files=12)
+    config = write_task(tmp_path, images=1400, files=7)
     config["score"]["chunk_images"] = 200
     write_config(tmp_path, config)
     run = tmp_path / "run"
@@ -80,7 +80,7 @@ def test_a_killed_driver_loses_at_most_a_chunk(tmp_path: Path) -> None:
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
     kept = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted((run / "markers" / "score").glob("*.json"))}
-    assert 2 <= len(kept) < 12
+    assert 2 <= len(kept) < 7
     files = {name: (run / name).stat().st_mtime_ns for p in kept for name in json.loads(p.read_text())["files"]}
     (run / "scores" / "00099-leftover.parquet").write_bytes(b"half a file")
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=500)
@@ -89,18 +89,18 @@ def test_a_killed_driver_loses_at_most_a_chunk(tmp_path: Path) -> None:
     assert {name: (run / name).stat().st_mtime_ns for name in files} == files
     assert not (run / "scores" / "00099-leftover.parquet").exists()
     table = pa.concat_tables([pq.read_table(f) for f in (run / "scores").glob("*.parquet")])
-    expected = sorted(f"part-{i}.parquet#{row}" for i in range(12) for row in range(200))
+    expected = sorted(f"part-{i}.parquet#{row}" for i in range(7) for row in range(200))
     assert sorted(table.column("image_id").to_pylist()) == expected
-    assert len(list((run / "markers" / "score").glob("*.json"))) == 12
+    assert len(list((run / "markers" / "score").glob("*.json"))) == 7
 
 
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[str]:
     """A head node of one CPU with a dashboard, in its own process group and with its own token."""
-    ports = [socket.socket() for _ in range(3)]
+    ports = [socket.socket() for _ in range(4)]
     for s in ports:
         s.bind(("127.0.0.1", 0))
-    gcs, dashboard, client = (s.getsockname()[1] for s in ports)
+    gcs, dashboard, client, agent = (s.getsockname()[1] for s in ports)
     for s in ports:
         s.close()
     env = environment(RAY_AUTH_MODE="disabled", HOME=str(tmp_path))
@@ -108,6 +108,7 @@ def head(tmp_path: Path) -> Iterator[str]:
         str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=1", f"--port={gcs}",
         f"--dashboard-port={dashboard}", f"--ray-client-server-port={client if client > 20000 else 24321}",
         "--include-dashboard=true", "--disable-usage-stats",
+        f"--dashboard-agent-listen-port={agent}",  # its default is taken where another Ray runs
     ]  # fmt: skip
     with (tmp_path / "head.log").open("wb") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
@@ -127,25 +128,24 @@ def test_the_demo_passes_under_ray_job_submit_on_one_cpu(
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     from ray.job_submission import JobStatus, JobSubmissionClient
 
-    client = None
-    for _ in range(60):
-        try:
-            client = JobSubmissionClient(head)
-            client.list_jobs()
-            break
-        except Exception:
-            time.sleep(1)
-    assert client is not None
     excludes = yaml.safe_load((ROOT / "jobs" / "runtime_env.yaml").read_text())
     output = tmp_path / "demo"
-    relative = client.submit_job(
-        entrypoint=f"{sys.executable} jobs/full_pipeline.py --output runs/x",
-        runtime_env={"working_dir": str(ROOT), **excludes},
-    )
-    job = client.submit_job(
-        entrypoint=f"{sys.executable} jobs/full_pipeline.py --output {output}",
-        runtime_env={"working_dir": str(ROOT), **excludes},
-    )
+
+    def submit(arguments: str) -> tuple[JobSubmissionClient, str]:
+        # The dashboard answers before the agent that starts jobs is there.
+        for attempt in range(60):
+            try:
+                client = JobSubmissionClient(head)
+                command = f"{sys.executable} jobs/full_pipeline.py {arguments}"
+                return client, client.submit_job(entrypoint=command, runtime_env={"working_dir": str(ROOT), **excludes})
+            except (ConnectionError, RuntimeError):
+                if attempt == 59:
+                    raise
+                time.sleep(1)
+        raise AssertionError
+
+    client, relative = submit("--output runs/x")
+    client, job = submit(f"--output {output}")
     deadline = time.monotonic() + 540
     while time.monotonic() < deadline and not client.get_job_status(job).is_terminal():
         time.sleep(2)
