@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import ray
 
-from pukd_ray.config import SourceConfig
+from pukd_ray.config import SourceConfig, TeacherConfig
 from pukd_ray.corpus.reading import Wanted, read_rows
 from pukd_ray.corpus.units import Unit
 
@@ -44,19 +44,13 @@ def _read_labels(units: list[Unit], source: SourceConfig) -> list[list[int | str
     return [[row.label for row in read_rows(unit, source, images=False)] for unit in units]
 
 
-def index_labelled(
-    role: str,
-    units: list[Unit],
-    sources: tuple[SourceConfig, ...],
-    *,
-    num_classes: int,
-    classes: tuple[str, ...] | None,
-) -> Labelled:
+def index_labelled(role: str, units: list[Unit], sources: tuple[SourceConfig, ...], teacher: TeacherConfig) -> Labelled:
     """Read the labels of `role` (not its pixels), resolve them, apply `label_map` and `per_class`.
 
-    Integers are teacher indices. Strings are looked up in `classes`, else numbered in sorted order.
+    Integers are teacher indices. Strings are looked up in `teacher.classes`, else numbered in sorted order.
     Raises LabelError naming the file and row of the first label that does not fit.
     """
+    num_classes, classes = teacher.num_classes, teacher.class_names
     mine = [[u for u in units if u.role == role and u.source == i] for i in range(len(sources))]
     sources = tuple(_with_default_label(s) for s in sources)
     raw = ray.get([_read_labels.remote(many, source) for many, source in zip(mine, sources, strict=True)])

@@ -14,8 +14,6 @@ from torch import Tensor
 from pukd_ray.batches import EndlessOrder
 from pukd_ray.corpus.pixels import PixelSpec, Unreadable, decode, decode_batch
 
-DECODE_CHUNK = 4096
-
 
 class Images(Protocol):
     """What a training loop needs of its images."""

@@ -26,13 +26,7 @@ from pukd_ray.spans import covered_seconds
 
 @ray.remote(num_cpus=IO_CPUS)
 def _encoded_positives(units: list[Unit], config: RunConfig) -> list[bytes | None]:
-    labelled = index_labelled(
-        "positives",
-        units,
-        config.positives,
-        num_classes=config.teacher.num_classes,
-        classes=config.teacher.class_names,
-    )
+    labelled = index_labelled("positives", units, config.positives, config.teacher)
     blocks = (b for w in labelled.wanted for b in read_blocks(w, config.positives[w.unit.source]))
     return [image for block in blocks for image in block.column("image").to_pylist()]
 

@@ -76,9 +76,7 @@ def measure_accuracy(
 ) -> tuple[dict[str, dict[str, Any]], int]:
     """Accuracy of each network on the test set, {name: {top1, top5, per_class}}, and unreadable test images."""
     sources = sources_by_role(config)
-    labelled = index_labelled(
-        "test", units, sources["test"], num_classes=config.teacher.num_classes, classes=config.teacher.class_names
-    )
+    labelled = index_labelled("test", units, sources["test"], config.teacher)
     refs = {name: (arch, Shared.of(weights)) for name, (arch, weights) in networks.items()}
     totals: dict[str, np.ndarray] = {}
     rows = 0

@@ -28,9 +28,7 @@ def _load(
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...] | None]:
     listing = list_inputs({role: sources})
     units = measure_units({role: sources}, listing.table, say)
-    labelled: Labelled = index_labelled(
-        role, units, sources, num_classes=teacher.num_classes, classes=teacher.class_names
-    )
+    labelled: Labelled = index_labelled(role, units, sources, teacher)
     blocks = [block for w in labelled.wanted for block in read_blocks(w, sources[w.unit.source])]
     pixels, labels = decode_labelled(blocks, pixel_spec(teacher))
     return pixels, labels, labelled.classes

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from pukd_ray.config import RunConfig, SourceConfig
+from pukd_ray.config import RunConfig
+from pukd_ray.corpus.labelled import index_labelled
 from pukd_ray.corpus.plan import sources_by_role
 from pukd_ray.corpus.reading import Wanted, read_blocks
 from pukd_ray.corpus.units import Unit, units_from_table
@@ -129,19 +130,20 @@ def _copies_in(pieces: list[ray.ObjectRef], part: int, known: np.ndarray, exact:
 
 
 @ray.remote(num_cpus=IO_CPUS)
-def _known_hashes(units: list[Unit], sources: dict[str, tuple[SourceConfig, ...]]) -> np.ndarray:
+def _known_hashes(units: list[Unit], config: RunConfig) -> np.ndarray:
+    """Content hashes of P and the test images, int64 [n]: of those in use, not of whole files."""
     hashes = [
         block.column("content_hash").drop_null().to_numpy()
-        for unit in units
-        for block in read_blocks(Wanted(unit), sources[unit.role][unit.source])
+        for role, sources in sources_by_role(config).items()
+        if role != "corpus"
+        for wanted in index_labelled(role, units, sources, config.teacher).wanted
+        for block in read_blocks(wanted, sources[wanted.unit.source])
     ]
     return np.concatenate(hashes) if hashes else np.zeros(0, np.int64)
 
 
 def _find_copies(job: Job, groups: list[list[str]], units: list[Unit]) -> tuple[list[list[ray.ObjectRef]], int]:
-    sources = sources_by_role(job.config)
-    labelled = [u for u in units if u.role != "corpus"]
-    known = _known_hashes.remote(labelled, sources)
+    known = _known_hashes.remote([u for u in units if u.role != "corpus"], job.config)
     n_scored = int(sum(ray.get([_count_readable.remote(job.folder, g) for g in groups])))
     parts = 1 + n_scored // COPY_SHUFFLE_ROWS
     pieces = [_hash_rows.remote(job, group, t, parts) for t, group in enumerate(groups)]

@@ -220,11 +220,8 @@ def train_selector(
 
 
 def _index(role: str, units: list[Unit], config: RunConfig) -> Labelled:
-    sources = sources_by_role(config)[role]
     try:
-        return index_labelled(
-            role, units, sources, num_classes=config.teacher.num_classes, classes=config.teacher.class_names
-        )
+        return index_labelled(role, units, sources_by_role(config)[role], config.teacher)
     except LabelError as error:
         raise RunError(str(error)) from error
 

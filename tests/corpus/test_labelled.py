@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pukd_ray.config import SourceConfig
+from pukd_ray.config import SourceConfig, TeacherConfig
 from pukd_ray.corpus.labelled import LabelError, Labelled, index_labelled
 from pukd_ray.corpus.plan import list_inputs, measure_units
 
@@ -32,7 +32,16 @@ def index(
     *sources: SourceConfig, num_classes: int = 3, classes: tuple[str, ...] | None = None, role: str = "positives"
 ) -> Labelled:
     units = measure_units({role: sources}, list_inputs({role: sources}).table, print)
-    return index_labelled(role, units, sources, num_classes=num_classes, classes=classes)
+    teacher = TeacherConfig(
+        arch="lenet5",
+        weights="w",
+        num_classes=num_classes,
+        classes=classes,
+        input_size=28,
+        mean=[0.5] * 3,
+        std=[0.5] * 3,
+    )
+    return index_labelled(role, units, sources, teacher)
 
 
 def found(labelled: Labelled) -> list[tuple[str, int, int]]:
