@@ -178,8 +178,8 @@ class SelectorConfig:
     """The positive-unlabelled classifier."""
 
     trunk: Literal["frozen", "finetune"] = "frozen"
-    """frozen: a head on cached teacher features. finetune: the trunk is trained too (every image then needs a
-    second, teacher forward)."""
+    """frozen: a head on cached teacher features. finetune: a quarter of the steps more, in which the trunk is trained
+    too, at a tenth of the learning rate (every image then needs a second, teacher forward)."""
     loss: Literal["nnpu", "naive", "vpu"] = "nnpu"
     """nnpu; naive: U as negatives, the rival to beat; vpu: needs no prior."""
     prior: Literal["auto"] | Share = "auto"
@@ -192,13 +192,14 @@ class SelectorConfig:
     """GLOBAL batch, P and U together, a quarter of it P."""
     lr: Positive = 0.001
     """Learning rate of Adam."""
-
-    @field_validator("trunk")
-    @classmethod
-    def _is_implemented(cls, value: str) -> str:
-        if value == "finetune":
-            raise ValueError("is not implemented yet; use frozen")
-        return value
+    batches: Literal["balanced", "plain"] = "balanced"
+    """balanced: a quarter of each batch is P. plain: P and U shuffled together, as published; to compare with."""
+    grid: Literal["auto", 1, 2, 3] = "auto"
+    """Feature maps are pooled in grid x grid cells; auto: 2 where an image's features stay within 4,096, else 1."""
+    views: Count = 8
+    """Views of each positive that training sees, the image itself among them."""
+    augment: Literal["crop_flip", "crop", "none"] = "crop_flip"
+    """How they differ: shifts by up to 1/16 of the side, and horizontal flips where these leave the class as it is."""
 
     @field_validator("batch_size")
     @classmethod

@@ -40,9 +40,10 @@ _DUMMY_BATCH = 2  # not 1, by which a tap that has lost its batch axis would pas
 class MultiScaleExtractor(nn.Module):
     """Pooled outputs of several stages of a classifier, concatenated.
 
-    Images [B, channels, H, W] float -> features [B, C] float. Each tap is pooled by rank: maps over
-    their pixels, tokens [B, N, C] over those that stand for a part of the image, so without class tokens; 2-D
-    outputs stay as they are. A tap that the network runs several times counts with its last output.
+    Images [B, channels, H, W] float -> features [B, C] float. Each tap is pooled by rank: maps over their pixels
+    (in each cell of a `grid`, if asked for), tokens [B, N, C] over those that stand for a part of the image, so
+    without class tokens; 2-D outputs stay as they are. A tap that the network runs several times counts with its
+    last output.
 
     The network is used, not copied: training it changes the features, `model.state_dict()` keeps its names.
     The mode is the model's; call `train()` or `eval()` on the extractor to change it. Gradients flow unless
@@ -57,6 +58,8 @@ class MultiScaleExtractor(nn.Module):
         input_shape: (channels, H, W) of the images, H = W. One forward of zeros of this shape finds the taps
             and their widths. By default the channels of the first convolution, and the model's `image_size`
             or else the first of 224, 64, 32 and 28 pixels that it takes.
+        grid: maps are pooled in grid x grid cells, which keeps something of where things are (spatial pyramid
+            pooling, He et al. 2014); a map with fewer pixels to a side is pooled as a whole.
 
     Attributes:
         taps: tuple[str, ...], in the order of the features.
@@ -76,8 +79,11 @@ class MultiScaleExtractor(nn.Module):
         taps: Sequence[str] | None = None,
         *,
         input_shape: tuple[int, int, int] | None = None,
+        grid: int = 1,
     ) -> None:
         super().__init__()
+        if grid < 1:
+            raise ValueError(f"grid must be at least 1, not {grid}")
         if input_shape is not None and input_shape[1] != input_shape[2]:
             raise ValueError(f"input_shape must be that of square images, not {input_shape}")
         self.model = model
@@ -99,7 +105,8 @@ class MultiScaleExtractor(nn.Module):
                 shapes = {tap: _usable(tap, _shape(outputs[tap])) for tap in self.taps}
         self._channel_axis = _channel_axes(shapes)
         self._prefix_tokens = _prefix_tokens(model)
-        self.channels = sum(shape[self._channel_axis[tap]] for tap, shape in shapes.items())
+        self._grids = {tap: _grid_of(shape, self._channel_axis[tap], grid) for tap, shape in shapes.items()}
+        self.channels = sum(shape[self._channel_axis[tap]] * self._grids[tap] ** 2 for tap, shape in shapes.items())
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, channels, H, W] float -> features [B, C]."""
@@ -124,6 +131,9 @@ class MultiScaleExtractor(nn.Module):
 
     def _pool(self, tap: str, output: Tensor) -> Tensor:
         if output.ndim == 4:
+            if self._grids[tap] > 1:
+                maps = output if self._channel_axis[tap] == 1 else output.permute(0, 3, 1, 2)
+                return nn.functional.adaptive_avg_pool2d(maps, self._grids[tap]).flatten(1)
             return output.mean(dim=(2, 3) if self._channel_axis[tap] == 1 else (1, 2))
         if output.ndim == 3:
             return output[:, self._prefix_tokens :].mean(dim=1)
@@ -255,6 +265,14 @@ def _channel_axes(shapes: Mapping[str, torch.Size]) -> dict[str, int]:
         return 1 if _is_map(shape) else 3
 
     return {tap: axis(shape) for tap, shape in shapes.items()}
+
+
+def _grid_of(shape: torch.Size, channel_axis: int, grid: int) -> int:
+    """Cells to a side in which a tap of this shape is pooled."""
+    if len(shape) != 4:
+        return 1
+    sides = shape[2:] if channel_axis == 1 else shape[1:3]
+    return grid if min(sides) >= grid else 1
 
 
 def _prefix_tokens(model: nn.Module) -> int:

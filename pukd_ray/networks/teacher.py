@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from pukd_ray.config import TeacherConfig
 from pukd_ray.networks.features import MultiScaleExtractor
 from pukd_ray.networks.zoo import build_network, load_weights
+
+WIDEST_GRID = 4096  # features per image, 8 KB in the cache, up to which grid `auto` pools in 2 x 2 cells
 
 
 def load_state(data: bytes) -> Mapping[str, Tensor]:
@@ -61,12 +64,18 @@ class Normalise(nn.Module):
 class Teacher:
     """Frozen teacher: pixels in, multi-scale features and logits out."""
 
-    def __init__(self, config: TeacherConfig, weights: bytes, device: torch.device) -> None:
+    def __init__(
+        self, config: TeacherConfig, weights: bytes, device: torch.device, grid: int | Literal["auto"] = 1
+    ) -> None:
         self.device = device
         network = load_network(config.arch, config, weights, device, what="teacher.weights")
+        shape = (config.channels, config.input_size, config.input_size)
         self.extractor = MultiScaleExtractor(
-            network, config.taps, input_shape=(config.channels, config.input_size, config.input_size)
-        ).eval()
+            network, config.taps, input_shape=shape, grid=2 if grid == "auto" else grid
+        )
+        if grid == "auto" and self.extractor.channels > WIDEST_GRID:
+            self.extractor = MultiScaleExtractor(network, config.taps, input_shape=shape)
+        self.extractor.eval()
         self.normalise = Normalise(config).to(device)
 
     @torch.inference_mode()

@@ -1,25 +1,35 @@
 """One 5-fold split of P and the sample of U serves prior, step choice, proxy accuracy and calibration.
 
-Round 1 trains each fold's head P against U; its held-out scores give the prior. Round 2 trains it under the
-PU risk with that prior; its held-out logits choose the number of steps and calibrate. No image is ever
-scored by a head that was trained on it.
+Round 1 trains each fold's head P against U; its held-out scores give a first prior. Round 2 trains the selector under
+the PU risk with that prior; its held-out logits choose the number of steps, calibrate and refine the prior. No image
+is ever scored by a network that was trained on it.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-import ray
+import torch
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
-from pukd_ray.selection.calibration import Calibration, fit_platt, resample_weights
+from pukd_ray.selection.calibration import Binned, Calibration, resample_weights
+from pukd_ray.selection.inference import rescale_logits
 from pukd_ray.selection.prior import bbe_prior, dedpul_prior, elkan_noto_ratio, prior_warnings
 from pukd_ray.selection.risk import proxy_accuracy
-from pukd_ray.selection.training import HeadTraining, Scaler, head_logits, train_head
+from pukd_ray.selection.training import (
+    Examples,
+    Hooks,
+    SelectorNetwork,
+    Training,
+    Trunk,
+    fit_selector,
+    log_max_phi,
+    logits_of,
+)
 from pukd_ray.spans import Span
 
 FOLDS = 5
@@ -50,27 +60,28 @@ def checkpoint_steps(steps: int) -> tuple[int, ...]:
     return tuple(sorted({max(1, round(steps * (i + 1) / CHECKPOINTS)) for i in range(CHECKPOINTS)}))
 
 
-@ray.remote(num_cpus=1)
-def fit_fold(p: np.ndarray, u: np.ndarray, fold: int, training: HeadTraining) -> HeldOut:
-    """Train on the other folds of p [n_p, C] and u [n_u, C], score this one."""
-    from pukd_ray.networks.teacher import use_threads
-
+def fit_fold(features: Examples, fold: int, training: Training, trunk: Trunk | None = None) -> HeldOut:
+    """Train on the other folds, score this one; of P only the images themselves are scored."""
     began = time.time()
-    use_threads()
-    p_fold, u_fold = fold_of(len(p), training.seed), fold_of(len(u), training.seed + 1)
+    p_fold, u_fold = fold_of(len(features.p), training.seed), fold_of(len(features.u), training.seed + 1)
     p_rows, u_rows = np.flatnonzero(p_fold == fold), np.flatnonzero(u_fold == fold)
-    p_train, u_train = p[p_fold != fold], u[u_fold != fold]
-    scaler = Scaler.of(u_train)
-    steps = checkpoint_steps(training.steps)
+    rest = np.flatnonzero(p_fold != fold), np.flatnonzero(u_fold != fold)
+    seen = features if trunk is None else trunk.pixels
+    held_out, learnt = seen.take(p_rows, u_rows), seen.take(*rest)
+    last = training if trunk is None else training.finetuning()
+    steps = checkpoint_steps(last.steps)
     p_logits: list[np.ndarray] = []
     u_logits: list[np.ndarray] = []
 
-    def score(step: int, head: Any) -> None:
+    def score(step: int, network: SelectorNetwork) -> None:
         del step
-        p_logits.append(head_logits(head, scaler, p[p_rows]))
-        u_logits.append(head_logits(head, scaler, u[u_rows]))
+        scale = log_max_phi(network, learnt, training)
+        p_logits.append(rescale_logits(logits_of(network, held_out.p[:, 0]), scale))
+        u_logits.append(rescale_logits(logits_of(network, held_out.u), scale))
 
-    train_head(p_train, u_train, scaler, training, checkpoints=steps, on_checkpoint=score)
+    if trunk is not None:
+        trunk = replace(trunk, pixels=learnt)
+    fit_selector(features.take(*rest), training, trunk, Hooks(steps, score))
     return HeldOut(steps, p_rows, u_rows, np.stack(p_logits), np.stack(u_logits), (began, time.time()))
 
 
@@ -95,10 +106,8 @@ def _auc(p: np.ndarray, u: np.ndarray) -> float:
     return float(roc_auc_score(np.r_[np.ones(len(p)), np.zeros(len(u))], np.r_[p, u]))
 
 
-@ray.remote(num_cpus=0.5)
-def estimate_prior(fits: list[ray.ObjectRef], units: np.ndarray, seed: int) -> PriorReport:
+def estimate_prior(held_out: Sequence[HeldOut], units: np.ndarray, seed: int) -> PriorReport:
     """Pool the folds' held-out scores, standardised per fold, and estimate the prior with its interval."""
-    held_out: list[HeldOut] = ray.get(fits)
     aucs = [np.mean([_auc(h.p_logits[i], h.u_logits[i]) for h in held_out]) for i in range(len(held_out[0].steps))]
     best = int(np.argmax(aucs))
     p = np.zeros(sum(len(h.p_rows) for h in held_out))
@@ -135,10 +144,15 @@ def estimate_prior(fits: list[ray.ObjectRef], units: np.ndarray, seed: int) -> P
 
 @dataclass(frozen=True)
 class FitReport:
-    """What the PU round says about the head that will be trained on everything."""
+    """What the PU round says about the selector that will be trained on everything."""
 
+    prior: float
+    """The prior given, or the one refined on this round's logits."""
+    prior_interval: tuple[float, float]
+    """90 %, from the bootstrap."""
+    refined: bool
     steps: int
-    """Chosen by proxy accuracy."""
+    """Chosen by proxy accuracy; of the head where the trunk is fine-tuned too."""
     proxy_accuracy: float
     proxy_curve: tuple[tuple[int, float], ...]
     recall: float
@@ -146,21 +160,35 @@ class FitReport:
     selected_share: float
     """Share of held-out U with logit > 0."""
     calibration: Calibration
-    bootstrap: tuple[tuple[float, float], ...]
-    """(slope, offset) refitted on resampled P and units, each with its own prior."""
+    bootstrap: tuple[tuple[float, float, float], ...]
+    """(slope, offset, prior) refitted on resampled P and units, each with its own prior."""
     p_logits: np.ndarray
     u_logits: np.ndarray
 
 
-@ray.remote(num_cpus=0.5)
 def assess_fit(
-    fits: list[ray.ObjectRef], units: np.ndarray, prior: float, prior_bootstrap: tuple[float, ...], seed: int
+    held_out: Sequence[HeldOut],
+    units: np.ndarray,
+    prior: float,
+    training: Training,
+    seed: int,
+    *,
+    draws: Sequence[float] = (),
+    refine: bool = False,
 ) -> FitReport:
-    """Choose the steps and calibrate on the folds' pooled held-out logits."""
-    import torch
+    """Choose the steps and calibrate on the folds' pooled held-out logits.
 
-    held_out: list[HeldOut] = ray.get(fits)
-    steps = held_out[0].steps
+    Args:
+        held_out: one per fold.
+        units: unit of each of U, [n_u].
+        prior: known, or a first estimate.
+        training: what the folds were trained for.
+        seed: of the bootstrap.
+        draws: priors of the bootstrap, one each; empty: the prior itself.
+        refine: estimate the prior again, from these logits; where the new one is less than half or more than
+            one and a half times the first, it is not believed.
+    """
+    tried = held_out[0].steps
 
     def pooled(i: int) -> tuple[np.ndarray, np.ndarray]:
         p = np.zeros(sum(len(h.p_rows) for h in held_out), np.float32)
@@ -170,29 +198,35 @@ def assess_fit(
         return p, u
 
     curve = []
-    for i in range(len(steps)):
+    for i in range(len(tried)):
         p, u = pooled(i)
         curve.append(proxy_accuracy(torch.from_numpy(p), torch.from_numpy(u), prior))
     best = int(np.argmax(curve))
     p, u = pooled(best)
+    logits = Binned.of(p, u)
+    calibration, refined = logits.fit(None if refine else prior)
+    refine = refine and not calibration.at_bound and 0.5 * prior < refined < 1.5 * prior
+    if not refine:
+        calibration, refined = logits.fit(prior)
     rng = np.random.default_rng(seed)
     refits = []
-    for drawn in prior_bootstrap:
-        fit = fit_platt(
-            p,
-            u,
-            float(np.clip(drawn, 1e-4, 1 - 1e-4)),
-            p_weights=resample_weights(rng, len(p)),
-            u_weights=resample_weights(rng, len(u), units),
-        )
-        refits.append((fit.slope, fit.offset))
+    for i in range(BOOTSTRAPS):
+        weights = resample_weights(rng, len(p)), resample_weights(rng, len(u), units)
+        known = float(np.clip(draws[i] if draws else prior, 1e-4, 1 - 1e-4))
+        fit, estimate = logits.fit(None if refine else known, *weights)
+        refits.append((fit.slope, fit.offset, estimate))
+    lower, upper = np.quantile([r[2] for r in refits], [0.05, 0.95])
     return FitReport(
-        steps=steps[best],
+        prior=refined if refine else prior,
+        prior_interval=(float(min(lower, refined)), float(max(upper, refined))),
+        refined=refine,
+        # Of the whole schedule the same share, where the folds' last phase had fewer steps.
+        steps=max(1, round(tried[best] * training.steps / tried[-1])),
         proxy_accuracy=curve[best],
-        proxy_curve=tuple(zip(steps, curve, strict=True)),
+        proxy_curve=tuple(zip(tried, curve, strict=True)),
         recall=float((p > 0).mean()),
         selected_share=float((u > 0).mean()),
-        calibration=fit_platt(p, u, prior),
+        calibration=calibration,
         bootstrap=tuple(refits),
         p_logits=p,
         u_logits=u,

@@ -1,4 +1,4 @@
-"""The feature cache: multi-scale teacher features of P and the sample of U, on storage.
+"""The feature cache: multi-scale teacher features of P (in several views) and the sample of U, on storage.
 
 Imported by every task of the pass, so nothing here imports torch or Ray Train.
 """
@@ -7,25 +7,42 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pukd_ray.config import SelectorConfig, TeacherConfig
 from pukd_ray.run_folder import RunFolder
 from pukd_ray.selection.inference import TeacherActor, spread, teacher_opinion
+from pukd_ray.selection.views import random_views
 
 
 class ExtractFeatures(TeacherActor):
-    """Multi-scale features and the teacher's opinion of each row."""
+    """Multi-scale features and the teacher's opinion of each row; of positives, features of all views."""
+
+    def __init__(self, teacher: TeacherConfig, weights: Any, selector: SelectorConfig, seed: int) -> None:
+        super().__init__(teacher, weights, selector.grid)
+        self._selector, self._seed = selector, seed
 
     def keep(self, table: pa.Table) -> pa.Table:
         """Decoded rows -> rows of `selector/features/`."""
-        table, readable, features, logits = self.forward(table)
+        table, readable, pixels, features, logits = self.forward(table)
         label, confidence, entropy = teacher_opinion(logits)
-        half = np.clip(features, -65504, 65504).astype(np.float16)  # halves the cache; standardised in float32
+        is_p = np.array([role == "positives" for role in table.column("role").to_pylist()])[readable]
+        shown: list[np.ndarray] = list(pixels)
+        cached = [as_half(row) for row in features]
+        if is_p.any():
+            seeds = np.array(table.column("content_hash").filter(pa.array(readable)).to_pylist())[is_p] + self._seed
+            views = random_views(pixels[is_p], self._selector.augment, self._selector.views, seeds)
+            others = [self.extract(views[:, v])[0] for v in range(1, views.shape[1])]
+            of_views = as_half(np.stack([features[is_p], *others], 1))
+            for i, view, row in zip(np.flatnonzero(is_p), views, of_views, strict=True):
+                shown[i], cached[i] = view, row
         columns = {
-            "features": pa.array([row.tobytes() for row in spread_rows(half, readable)], pa.binary(), mask=~readable),
+            "features": _as_bytes(cached, readable),
+            "pixels": _as_bytes(shown if self._selector.trunk == "finetune" else None, readable),
             "teacher_label": spread(label, readable, pa.int32()),
             "teacher_confidence": spread(confidence, readable, pa.float32()),
             "teacher_entropy": spread(entropy, readable, pa.float32()),
@@ -36,11 +53,17 @@ class ExtractFeatures(TeacherActor):
         return table
 
 
-def spread_rows(values: np.ndarray, readable: np.ndarray) -> np.ndarray:
-    """`values` of the readable rows, zeros in the others."""
-    full = np.zeros((len(readable), values.shape[1]), values.dtype)
-    full[readable] = values
-    return full
+def as_half(features: np.ndarray) -> np.ndarray:
+    """float16 of features of any shape, as the cache holds them: half the space; float32 again where it is used."""
+    return np.clip(features, -65504, 65504).astype(np.float16)
+
+
+def _as_bytes(rows: list[np.ndarray] | None, readable: np.ndarray) -> pa.Array:
+    """Raw bytes of the readable rows, nulls in the others; all nulls for None."""
+    if rows is None:
+        return pa.nulls(len(readable), pa.binary())
+    values = iter(rows)
+    return pa.array([next(values).tobytes() if good else None for good in readable], pa.binary())
 
 
 @dataclass(frozen=True)
@@ -66,12 +89,18 @@ class Features:
     """Cached features of P and the sample of U, readable rows only, in the order of their ids."""
 
     p: np.ndarray
-    """float16 [n_p, C]."""
+    """float16 [n_p, views, C], the image itself first."""
     u: np.ndarray
     """float16 [n_u, C]."""
+    p_pixels: np.ndarray | None
+    """uint8 [n_p, views, C * H * W], where the trunk is fine-tuned."""
+    u_pixels: np.ndarray | None
+    """uint8 [n_u, C * H * W], likewise."""
     p_labels: np.ndarray
     p_teacher: np.ndarray
     """The teacher's label of each positive, int64 [n_p]."""
+    u_teacher: np.ndarray
+    """The same for U."""
     u_units: np.ndarray
     """Unit of each row of U."""
     u_relevant: np.ndarray
@@ -86,10 +115,26 @@ def load_features(folder: RunFolder, files: list[str]) -> Features:
         [("role", "ascending"), ("unit", "ascending"), ("source_row", "ascending"), ("image_id", "ascending")]
     )
     is_p = np.array(table.column("role").to_pylist()) == "positives"
-    raw = table.column("features").to_pylist()
-    values = np.frombuffer(b"".join(raw), np.float16).reshape(len(raw), -1)
+    p, u = _stacked(table, "features", is_p, np.float16)
+    p_pixels, u_pixels = _stacked(table, "pixels", is_p, np.uint8)
+    assert p is not None
+    assert u is not None
     labels = np.array([int(v) if p else -1 for v, p in zip(table.column("label").to_pylist(), is_p, strict=True)])
     teacher = table.column("teacher_label").to_numpy()
     truth = np.array([-1 if v is None else int(v) for v in table.column("relevant").to_pylist()])
     units = np.array(table.column("unit").to_pylist())
-    return Features(values[is_p], values[~is_p], labels[is_p], teacher[is_p], units[~is_p], truth[~is_p])
+    return Features(p, u, p_pixels, u_pixels, labels[is_p], teacher[is_p], teacher[~is_p], units[~is_p], truth[~is_p])
+
+
+def _stacked(table: pa.Table, name: str, is_p: np.ndarray, kind: type) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """(P [n_p, views, width], U [n_u, width]) of a column of raw bytes; None where it is empty."""
+    column = table.column(name)
+    if column.null_count:
+        return None, None
+    raw = column.to_pylist()
+    p, u = ([row for row, here in zip(raw, mask, strict=True) if here] for mask in (is_p, ~is_p))
+    width = len(u[0]) // np.dtype(kind).itemsize if u else -1
+    stacked_p: np.ndarray = (
+        np.frombuffer(b"".join(p), kind).reshape(len(p), -1, width) if p else np.zeros((0, 1, width), kind)
+    )
+    return stacked_p, np.frombuffer(b"".join(u), kind).reshape(len(u), width)

@@ -10,7 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -97,13 +97,13 @@ def stack_pixels(pixels: pa.ChunkedArray, spec: PixelSpec) -> np.ndarray:
 class TeacherActor(ABC):
     """Runs the teacher on decoded rows; subclasses say what to keep of it."""
 
-    def __init__(self, teacher: TeacherConfig, weights: Any) -> None:
+    def __init__(self, teacher: TeacherConfig, weights: Any, grid: int | Literal["auto"]) -> None:
         # torch belongs to the actors, not to the driver or the decoding tasks.
         from pukd_ray.networks.teacher import Teacher, pick_device, use_threads
 
         use_threads()
         self.spec = pixel_spec(teacher)
-        self.teacher = Teacher(teacher, ray.get(weights.ref), pick_device())
+        self.teacher = Teacher(teacher, ray.get(weights.ref), pick_device(), grid)
 
     @abstractmethod
     def keep(self, table: pa.Table) -> pa.Table:
@@ -118,23 +118,28 @@ class TeacherActor(ABC):
             kept = kept.append_column(name, decoded.column(name))
         return with_span(kept, "computed", began)
 
-    def forward(self, table: pa.Table) -> tuple[pa.Table, np.ndarray, np.ndarray, np.ndarray]:
-        """(table with new reasons, readable [N] bool, features [n, F] float32, logits [n, K] float32)."""
+    def extract(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 [n, C, H, W] -> (features [n, F], teacher's logits [n, K]), float32."""
+        features, logits = self.teacher(pixels)
+        return features.cpu().numpy(), logits.cpu().numpy()
+
+    def forward(self, table: pa.Table) -> tuple[pa.Table, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(table with new reasons, readable [N] bool, and of these pixels, features and logits as of `extract`)."""
         errors = table.column("error").to_pylist()
         readable = np.array([error is None for error in errors])
+        pixels = stack_pixels(table.column("pixels"), self.spec)
         features, logits = np.zeros((0, self.teacher.extractor.channels), np.float32), np.zeros((0, 1), np.float32)
         if readable.any():
-            f, z = self.teacher(stack_pixels(table.column("pixels"), self.spec))
-            features, logits = f.cpu().numpy(), z.cpu().numpy()
+            features, logits = self.extract(pixels)
             finite = np.isfinite(features).all(1) & np.isfinite(logits).all(1)
             if not finite.all():
                 rows = np.flatnonzero(readable)[~finite]
                 for i in rows:
                     errors[i] = "nonfinite: the teacher's output on this image is not finite"
                 readable[rows] = False
-                features, logits = features[finite], logits[finite]
+                pixels, features, logits = pixels[finite], features[finite], logits[finite]
                 table = table.set_column(table.schema.get_field_index("error"), "error", pa.array(errors, pa.string()))
-        return table.drop_columns("pixels"), readable, features, logits
+        return table.drop_columns("pixels"), readable, pixels, features, logits
 
 
 def teacher_opinion(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ import json
 import uuid
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from pukd_ray.errors import RunError
 from pukd_ray.progress import Stopwatch, progress, say
 from pukd_ray.run_folder import SCORES_SCHEMA, RunFolder
 from pukd_ray.selection.calibration import Calibration
+from pukd_ray.selection.features import as_half
 from pukd_ray.selection.inference import Shared, TeacherActor, rescale_logits, spread, stream, teacher_opinion
 from pukd_ray.spans import Span, covered_seconds
 
@@ -32,19 +33,34 @@ class ScoreImages(TeacherActor):
     """Decoded rows -> rows of `scores/`."""
 
     def __init__(
-        self, teacher: TeacherConfig, weights: Any, head: bytes, calibration: Calibration, keep: str, keep_above: float
+        self,
+        teacher: TeacherConfig,
+        weights: Any,
+        grid: int | Literal["auto"],
+        head: bytes,
+        trunk: bytes | None,
+        calibration: Calibration,
+        keep: str,
+        keep_above: float,
     ) -> None:
-        super().__init__(teacher, weights)
-        from pukd_ray.networks.head import AttentionHead
-        from pukd_ray.networks.teacher import load_state
+        super().__init__(teacher, weights, grid)
+        from pukd_ray.networks.selector import SelectorHead
+        from pukd_ray.networks.teacher import Teacher, load_state
 
         state = dict(load_state(head))
-        self._mean, self._std = (state.pop(k).to(self.teacher.device) for k in ("mean", "std"))
         self._log_max_phi = float(state.pop("log_max_phi"))
-        self._head = AttentionHead(self._mean.numel(), hidden=state["reduce.weight"].shape[0])
+        self._head = SelectorHead(state["mean"].numel())
         self._head.load_state_dict(state)
         self._head.to(self.teacher.device).eval()
+        self._trunk = None if trunk is None else Teacher(teacher, trunk, self.teacher.device, grid)
         self._calibration, self._kept, self._keep_above = calibration, keep, keep_above
+
+    def extract(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Features of the fine-tuned trunk, if there is one; the opinion is always the teacher's."""
+        features, logits = super().extract(pixels)
+        if self._trunk is not None:
+            features = self._trunk(pixels)[0].cpu().numpy()
+        return features, logits
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """PU logits float32 [n] of features [n, C]."""
@@ -54,13 +70,14 @@ class ScoreImages(TeacherActor):
             return np.zeros(0, np.float32)
         with torch.inference_mode():
             # Through float16 as the features that the head was trained on.
-            half = torch.from_numpy(features).clamp(-65504, 65504).half().float().to(self.teacher.device)
-            z: np.ndarray = self._head((half - self._mean) / self._std).cpu().numpy()
+            z: np.ndarray = (
+                self._head(torch.from_numpy(as_half(features)).to(self.teacher.device).float()).cpu().numpy()
+            )
         return rescale_logits(z, self._log_max_phi)
 
     def keep(self, table: pa.Table) -> pa.Table:
         """Same rows, with scores or the reason why there are none."""
-        table, readable, features, logits = self.forward(table)
+        table, readable, _, features, logits = self.forward(table)
         pu_logit = self.logits(features)
         probability = self._calibration(pu_logit).astype(np.float32)
         label, confidence, entropy = teacher_opinion(logits)
@@ -133,7 +150,9 @@ def score_corpus(
     arguments = (
         config.teacher,
         Shared.of(weights),
+        config.selector.grid,
         read_bytes(folder.fs, folder.path("selector/head.pt")),
+        read_bytes(folder.fs, folder.path("selector/trunk.pt")) if config.selector.trunk == "finetune" else None,
         Calibration(saved["slope"], saved["offset"]),
         config.score.keep_images,
         config.score.keep_above,

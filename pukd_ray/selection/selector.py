@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
+import torch
 from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as TrainRunConfig
 from ray.train.torch import TorchTrainer
@@ -21,6 +23,8 @@ from pukd_ray.corpus.reading import Wanted
 from pukd_ray.corpus.units import Unit
 from pukd_ray.engine import Cluster, gpus_per_actor
 from pukd_ray.errors import RunError
+from pukd_ray.networks.selector import PixelSelector, SelectorHead
+from pukd_ray.networks.teacher import dump_state, use_threads
 from pukd_ray.progress import Stopwatch, progress, remote_progress, say
 from pukd_ray.run_folder import RunFolder
 from pukd_ray.selection.calibration import Calibration, match_prior
@@ -28,6 +32,7 @@ from pukd_ray.selection.crossfit import (
     FOLDS,
     SCORER_STEPS,
     FitReport,
+    HeldOut,
     PriorReport,
     assess_fit,
     estimate_prior,
@@ -36,7 +41,7 @@ from pukd_ray.selection.crossfit import (
 from pukd_ray.selection.features import ExtractFeatures, Features, WriteFeatures, load_features
 from pukd_ray.selection.inference import Shared, rescale_logits, stream
 from pukd_ray.selection.sampling import sample_corpus
-from pukd_ray.selection.training import HeadTraining, Scaler, head_logits, train_head
+from pukd_ray.selection.training import Examples, Hooks, Training, Trunk, fit_selector, log_max_phi, logits_of
 from pukd_ray.spans import Span, covered_seconds
 
 MIN_POSITIVES = 10
@@ -47,34 +52,72 @@ MAX_SHARE = 0.95
 LOG_EVERY = 20
 
 
+PRIOR_FACTORS = (0.5, 2.0)  # of the sensitivity that the report shows, beside 1
+
+
 @ray.remote(num_cpus=0.5, num_returns=3)
-def _load_features(folder: RunFolder, files: list[str]) -> tuple[np.ndarray, np.ndarray, Features]:
+def _load_features(folder: RunFolder, files: list[str], config: RunConfig, weights: bytes) -> tuple[Any, ...]:
+    """(examples, trunk or None, the features' labels without the features)."""
     features = load_features(folder, files)
-    light = Features(
-        features.p[:0], features.u[:0], features.p_labels, features.p_teacher, features.u_units, features.u_relevant
+    light = replace(features, p=features.p[:0], u=features.u[:0], p_pixels=None, u_pixels=None)
+    return Examples(features.p, features.u), _trunk(features, config, weights), light
+
+
+def _trunk(features: Features, config: RunConfig, weights: bytes) -> Trunk | None:
+    if features.p_pixels is None or features.u_pixels is None:
+        return None
+    t = config.teacher
+    shape = (t.channels, t.input_size, t.input_size)
+    pixels = Examples(
+        features.p_pixels.reshape(*features.p_pixels.shape[:2], *shape), features.u_pixels.reshape(-1, *shape)
     )
-    return features.p, features.u, light
+    return Trunk(t, weights, config.selector.grid, pixels)
+
+
+@ray.remote(num_cpus=1)
+def _fit_fold(features: Examples, trunk: Trunk | None, fold: int, training: Training) -> HeldOut:
+    use_threads()
+    return fit_fold(features, fold, training, trunk)
+
+
+@ray.remote(num_cpus=0.5)
+def _estimate_prior(units: np.ndarray, seed: int, *held_out: HeldOut) -> PriorReport:
+    return estimate_prior(held_out, units, seed)
+
+
+@ray.remote(num_cpus=0.5)
+def _assess_fit(
+    units: np.ndarray, prior: float, training: Training, draws: tuple[float, ...], refine: bool, *held_out: HeldOut
+) -> FitReport:
+    return assess_fit(held_out, units, prior, training, training.seed, draws=draws, refine=refine)
+
+
+@ray.remote(num_cpus=1)
+def _selected_of_sample(features: Examples, trunk: Trunk | None, training: Training) -> tuple[np.ndarray, Span]:
+    """Which of U a selector trained so would take, bool [n_u]."""
+    began = time.time()
+    use_threads()
+    network = fit_selector(features, training, trunk)
+    taken = logits_of(network, features.u if trunk is None else trunk.pixels.u) > 0
+    return taken, (began, time.time())
 
 
 # -- final head -------------------------------------------------------------------------------------------------
 
 
 def _train_loop(config: dict[str, Any]) -> dict[str, Any] | None:
-    """Ray Train worker: the final head on all of P."""
+    """Ray Train worker: the final selector on all of P."""
     import ray.train
-    import torch
     import torch.distributed as dist
     from ray.train.torch import get_device, prepare_model
-
-    from pukd_ray.networks.teacher import dump_state, use_threads
 
     began = time.time()
     use_threads()
     features = load_features(config["folder"], config["files"])
-    scaler = Scaler.of(features.u)
+    trunk = _trunk(features, config["config"], ray.get(config["weights"].ref))
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    training: HeadTraining = config["training"]
+    training: Training = config["training"]
     history: list[tuple[int, float]] = []
 
     def log(step: int, risk: float) -> None:
@@ -82,11 +125,7 @@ def _train_loop(config: dict[str, Any]) -> dict[str, Any] | None:
             history.append((step, risk))
             config["counter"].set.remote(step, training.steps, f"risk {risk:.4f}")
 
-    head = train_head(
-        features.p,
-        features.u,
-        scaler,
-        training,
+    hooks = Hooks(
         on_step=log,
         prepare=prepare_model,
         rank=rank,
@@ -94,22 +133,21 @@ def _train_loop(config: dict[str, Any]) -> dict[str, Any] | None:
         group=dist.group.WORLD if world > 1 else None,
         device=get_device(),
     )
+    network = fit_selector(Examples(features.p, features.u), training, trunk, hooks)
     if rank:
         return None
-    head.eval()
-    logits = head_logits(head, scaler, features.u, get_device())
-    scale = 0.0
-    if training.loss == "vpu":  # phi is known up to a factor: 1 is its maximum over the data
-        scale = float(
-            -np.log1p(np.exp(-float(max(logits.max(), head_logits(head, scaler, features.p, get_device()).max()))))
-        )
-    state = {
-        **head.state_dict(),
-        "mean": torch.from_numpy(scaler.mean),
-        "std": torch.from_numpy(scaler.std),
-        "log_max_phi": torch.tensor(scale, dtype=torch.float64),
+    head = network if isinstance(network, SelectorHead) else network.head
+    seen = Examples(features.p, features.u) if trunk is None else trunk.pixels
+    logits = logits_of(network, seen.u, get_device())
+    scale = log_max_phi(network, seen, training, get_device())
+    return {
+        "head": dump_state({**head.state_dict(), "log_max_phi": torch.tensor(scale, dtype=torch.float64)}),
+        "trunk": dump_state(network.extractor.model.state_dict()) if isinstance(network, PixelSelector) else None,
+        "log_max_phi": scale,
+        "history": history,
+        "u_logits": rescale_logits(logits, scale),
+        "span": (began, time.time()),
     }
-    return {"head": dump_state(state), "history": history, "u_logits": logits, "span": (began, time.time())}
 
 
 # -- the stage --------------------------------------------------------------------------------------------------
@@ -132,58 +170,61 @@ def train_selector(
     wanted = [*labelled.wanted, *sample]
     spans: list[Span] = []
     files, errors = _extract(folder, config, cluster, wanted, sources, Shared.of(weights), spans)
-    p_ref, u_ref, light_ref = _load_features.remote(folder, files)
+    features, trunk, light_ref = _load_features.remote(folder, files, config, weights)
     light: Features = ray.get(light_ref)
     n_p, n_u = len(light.p_labels), len(light.u_units)
     _check_sample(config, n_p, n_u, errors)
     agreement = _check_teacher_agrees(light, config)
 
-    training = HeadTraining(
+    selector = config.selector
+    training = Training(
         loss="naive",
         prior=0.5,
-        steps=min(config.selector.steps, SCORER_STEPS),
-        batch_size=config.selector.batch_size,
-        lr=config.selector.lr,
+        steps=min(selector.steps, SCORER_STEPS),
+        batch_size=selector.batch_size,
+        lr=selector.lr,
         seed=config.seed,
     )
     units_ref = ray.put(light.u_units)
-    prior: PriorReport = ray.get(
-        estimate_prior.remote(_all_folds(p_ref, u_ref, training, spans), units_ref, config.seed)
-    )
-    source = "bbe" if config.selector.prior == "auto" else "config"
-    value = prior.value if config.selector.prior == "auto" else float(config.selector.prior)
-    _check_prior(config, prior)
-    value = float(np.clip(value, 1e-4, 1 - 1e-4))
+    # P against U needs no trunk of its own.
+    scorers = _all_folds(lambda fold: _fit_fold.remote(features, None, fold, training), "P against U", spans)
+    first: PriorReport = ray.get(_estimate_prior.remote(units_ref, config.seed, *scorers))
+    estimated = selector.prior == "auto"
+    prior = first.value if selector.prior == "auto" else selector.prior
+    _check_prior(config, first)
+    prior = float(np.clip(prior, 1e-4, 1 - 1e-4))
     # A prior too small is the dangerous side (method sheet 1.8, 3.5): err high in training.
-    used = value if source == "config" else float(np.clip(max(value, prior.upper / 2), 1e-3, 0.99))
-    draws = prior.bootstrap if source == "bbe" else (value,) * len(prior.bootstrap)
+    used = float(np.clip(max(prior, first.upper / 2), 1e-3, 0.99)) if estimated else prior
 
-    training = HeadTraining(
-        config.selector.loss, used, config.selector.steps, training.batch_size, training.lr, config.seed
-    )
-    fit: FitReport = ray.get(
-        assess_fit.remote(_all_folds(p_ref, u_ref, training, spans), units_ref, value, draws, config.seed)
-    )
+    training = replace(training, loss=selector.loss, prior=used, steps=selector.steps, batches=selector.batches)
+    fits = _all_folds(lambda fold: _fit_fold.remote(features, trunk, fold, training), selector.loss, spans)
+    draws = first.bootstrap if estimated else ()
+    refine = estimated and selector.loss == "nnpu"  # the logits of the others are no basis for it
+    fit: FitReport = ray.get(_assess_fit.remote(units_ref, prior, training, draws, refine, *fits))
+    value = fit.prior
     # Stopped where the folds were best, on the schedule that they followed.
     final = replace(training, steps=fit.steps, horizon=training.steps)
-    result = _fit_final(folder, config, cluster, files, final)
+    result = _fit_final(folder, config, cluster, files, final, Shared.of(weights))
     spans.append(result["span"])
-    u_logits = _apply_scale(result["u_logits"], result["head"])
+    u_logits = result["u_logits"]
     calibration = match_prior(fit.calibration, u_logits, value)
     share = float((u_logits > 0).mean())
-    warnings = [*(prior.warnings if source == "bbe" else ()), *_fit_warnings(fit, share, value)]
+    warnings = [*(first.warnings if estimated else ()), *_fit_warnings(fit, share, value)]
     _check_selection(config, share, value)
     for warning in warnings:
         say(f"          warning: {warning}")
+    sensitivity = _try_priors(features, trunk, final, u_logits > 0, light, config, spans)
     known = light.u_relevant >= 0
     truth = float(light.u_relevant[known].mean()) if known.any() else None
     prior_json = {
         "value": value,
-        "lower": value if source == "config" else prior.lower,
-        "upper": value if source == "config" else prior.upper,
-        "source": source,
+        "lower": fit.prior_interval[0] if estimated else value,
+        "upper": fit.prior_interval[1] if estimated else value,
+        "source": "bbe" if estimated else "config",
+        "refined": fit.refined,
         "used_for_training": used,
-        "estimate": {k: v for k, v in asdict(prior).items() if k != "bootstrap"},
+        "estimate": {k: v for k, v in asdict(first).items() if k != "bootstrap"},
+        "sensitivity": sensitivity,
         "warnings": warnings,
         "true_in_sample": truth,
     }
@@ -206,7 +247,7 @@ def train_selector(
             "share_selected": share,
             "share_above_half": float((calibration(u_logits) > 0.5).mean()),
             "calibration": asdict(calibration),
-            "log_max_phi": _log_max_phi(result["head"]),
+            "log_max_phi": result["log_max_phi"],
         },
     )
     return {
@@ -240,7 +281,7 @@ def _extract(
     errors: list[tuple[str, str, str]] = []
     watch = Stopwatch()
     with progress("features", total, "images") as bar:
-        arguments = (config.teacher, weights)
+        arguments = (config.teacher, weights, config.selector, config.seed)
         for row in stream(wanted, sources, config, cluster, ExtractFeatures, arguments, WriteFeatures(folder), spans):
             files.append(row["file"])
             errors += [_split_error(e) for e in row["errors"]]
@@ -255,10 +296,9 @@ def _split_error(text: str) -> tuple[str, str, str]:
     return role, image, error
 
 
-def _all_folds(p: ray.ObjectRef, u: ray.ObjectRef, training: HeadTraining, spans: list[Span]) -> list[ray.ObjectRef]:
-    with progress(training.loss, FOLDS, "folds") as bar:
-        fits = [fit_fold.remote(p, u, fold, training) for fold in range(FOLDS)]
-        waiting = fits
+def _all_folds(start: Callable[[int], ray.ObjectRef], name: str, spans: list[Span]) -> list[ray.ObjectRef]:
+    with progress(name, FOLDS, "folds") as bar:
+        fits = waiting = [start(fold) for fold in range(FOLDS)]
         while waiting:
             done, waiting = ray.wait(waiting)
             spans += [fit.span for fit in ray.get(done)]
@@ -266,15 +306,56 @@ def _all_folds(p: ray.ObjectRef, u: ray.ObjectRef, training: HeadTraining, spans
     return fits
 
 
+def _try_priors(
+    features: ray.ObjectRef,
+    trunk: ray.ObjectRef,
+    final: Training,
+    taken: np.ndarray,
+    light: Features,
+    config: RunConfig,
+    spans: list[Span],
+) -> list[dict[str, Any]]:
+    """What the selector takes of the sample at half, one and two times the prior it was trained with."""
+    if final.loss != "nnpu":
+        return []
+    factors = [f for f in PRIOR_FACTORS if f * final.prior < 1]
+    with progress("sensitivity", len(factors), "priors") as bar:
+        tries = [
+            _selected_of_sample.remote(features, trunk, replace(final, prior=factor * final.prior))
+            for factor in factors
+        ]
+        results = {1.0: taken}
+        for factor, result in zip(factors, tries, strict=True):
+            results[factor], span = ray.get(result)
+            spans.append(span)
+            bar.update(1)
+    return [
+        {
+            "factor": factor,
+            "prior": factor * final.prior,
+            "share_selected": float(results[factor].mean()),
+            "per_class": np.bincount(light.u_teacher[results[factor]], minlength=config.teacher.num_classes).tolist(),
+        }
+        for factor in sorted(results)
+    ]
+
+
 def _fit_final(
-    folder: RunFolder, config: RunConfig, cluster: Cluster, files: list[str], training: HeadTraining
+    folder: RunFolder, config: RunConfig, cluster: Cluster, files: list[str], training: Training, weights: Shared
 ) -> dict[str, Any]:
     gpus = gpus_per_actor(config.resources, cluster)
     per_worker = {"CPU": 1.0, "GPU": gpus} if gpus else {"CPU": 1.0}
     with remote_progress("head") as counter:
         trainer = TorchTrainer(
             _train_loop,
-            train_loop_config={"folder": folder, "files": files, "training": training, "counter": counter},
+            train_loop_config={
+                "folder": folder,
+                "files": files,
+                "config": config,
+                "weights": weights,
+                "training": training,
+                "counter": counter,
+            },
             scaling_config=ScalingConfig(
                 num_workers=config.resources.train_workers, use_gpu=gpus > 0, resources_per_worker=per_worker
             ),
@@ -300,6 +381,8 @@ def _write_head(
     from pukd_ray.storage import write_bytes
 
     write_bytes(folder.fs, folder.path("selector/head.pt"), result["head"])
+    if result["trunk"] is not None:
+        write_bytes(folder.fs, folder.path("selector/trunk.pt"), result["trunk"])
     folder.write_json(
         "selector/training.json",
         {"loss": config.selector.loss, "risk": result["history"], "proxy_accuracy": fit.proxy_curve},
@@ -311,7 +394,7 @@ def _write_head(
             "offset": calibration.offset,
             # Offsets relative to the cross-fit's, so that they carry over to the final head.
             "bootstrap": [
-                (slope, offset - fit.calibration.offset + calibration.offset) for slope, offset in fit.bootstrap
+                (slope, offset - fit.calibration.offset + calibration.offset) for slope, offset, _ in fit.bootstrap
             ],
         },
     )
@@ -324,16 +407,6 @@ def _write_head(
             }
         ),
     )
-
-
-def _log_max_phi(head: bytes) -> float:
-    from pukd_ray.networks.teacher import load_state
-
-    return float(load_state(head)["log_max_phi"])
-
-
-def _apply_scale(logits: np.ndarray, head: bytes) -> np.ndarray:
-    return rescale_logits(logits, _log_max_phi(head))
 
 
 # -- what stops a run -------------------------------------------------------------------------------------------

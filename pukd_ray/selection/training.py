@@ -1,4 +1,4 @@
-"""Training the attention head on cached features: plain torch, the same for any number of workers.
+"""Training the selector: plain torch, the same for any number of workers.
 
 Every rank draws the same global batches from one seeded stream and takes its slice of them, so the
 gradient of a step does not depend on the number of workers.
@@ -7,24 +7,54 @@ gradient of a step does not depend on the number of workers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from pukd_ray.batches import EndlessOrder
-from pukd_ray.networks.head import AttentionHead
+from pukd_ray.config import TeacherConfig
+from pukd_ray.networks.selector import DROPOUT, PixelSelector, SelectorHead
+from pukd_ray.networks.teacher import Teacher
 from pukd_ray.selection.risk import naive_risk, nnpu_risk, vpu_risk
 
+SelectorNetwork = SelectorHead | PixelSelector
 P_SHARE = 4  # a quarter of each batch is P (method sheet 1.6)
 WEIGHT_DECAY = 1e-4
+FINETUNE_STEPS = 0.25  # of the head's, after them
+FINETUNE_LR = 0.1  # of the head's: features that are good already should not be lost (Kumar et al. 2022)
 
 
 @dataclass(frozen=True)
-class HeadTraining:
-    """What the head is trained for."""
+class Examples:
+    """What a network is trained on: P in one or more views, and U."""
+
+    p: np.ndarray
+    """[n_p, views, ...], the image itself first."""
+    u: np.ndarray
+    """[n_u, ...]: features float16 [C], or pixels uint8 [C, H, W]."""
+
+    def take(self, p_rows: np.ndarray, u_rows: np.ndarray) -> Examples:
+        """Some rows of both."""
+        return Examples(self.p[p_rows], self.u[u_rows])
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """The teacher, to be fine-tuned as trunk of the selector, and the pixels of the examples."""
+
+    teacher: TeacherConfig
+    weights: bytes
+    grid: int | Literal["auto"]
+    pixels: Examples
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a selector is trained."""
 
     loss: str
     prior: float
@@ -32,95 +62,140 @@ class HeadTraining:
     batch_size: int
     lr: float
     seed: int
+    batches: str = "balanced"
     horizon: int | None = None
     """Steps of the learning-rate schedule, if training stops before its end."""
 
+    def finetuning(self) -> Training:
+        """The same for the trunk and its head, after the head."""
+        horizon = self.horizon or self.steps
+        return replace(
+            self,
+            steps=max(1, round(self.steps * FINETUNE_STEPS)),
+            horizon=max(1, round(horizon * FINETUNE_STEPS)),
+            lr=self.lr * FINETUNE_LR,
+        )
+
 
 @dataclass(frozen=True)
-class Scaler:
-    """Per-dimension standardisation by the statistics of U, float32 [C] each."""
+class Hooks:
+    """What the caller of a training wants of it."""
 
-    mean: np.ndarray
-    std: np.ndarray
-
-    @classmethod
-    def of(cls, features: np.ndarray) -> Scaler:
-        """Statistics of features [N, C]."""
-        values = features.astype(np.float32)
-        std = values.std(0)
-        # A dimension that never varies carries nothing; dividing by its rounding noise would.
-        return cls(values.mean(0), np.where(std > 1e-6, std, 1.0).astype(np.float32))
-
-    def __call__(self, features: np.ndarray) -> Tensor:
-        """[N, C] of any float dtype -> standardised float32 tensor."""
-        return torch.from_numpy((features.astype(np.float32) - self.mean) / self.std)
+    checkpoints: Sequence[int] = ()
+    on_checkpoint: Callable[[int, SelectorNetwork], None] | None = None
+    """Called with the step and the network after each of `checkpoints`."""
+    on_step: Callable[[int, float], None] | None = None
+    prepare: Callable[[Any], Any] | None = None
+    """Wraps the network for data parallelism."""
+    rank: int = 0
+    world: int = 1
+    group: ProcessGroup | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
-def train_head(
-    p: np.ndarray,
-    u: np.ndarray,
-    scaler: Scaler,
-    training: HeadTraining,
-    *,
-    checkpoints: Sequence[int] = (),
-    on_checkpoint: Callable[[int, nn.Module], None] | None = None,
-    on_step: Callable[[int, float], None] | None = None,
-    prepare: Callable[[nn.Module], nn.Module] | None = None,
-    rank: int = 0,
-    world: int = 1,
-    group: ProcessGroup | None = None,
-    device: torch.device | None = None,
-) -> AttentionHead:
-    """Train on features p [n_p, C] and u [n_u, C] (all of them on every rank) for `training.steps` steps.
+def fit_selector(
+    features: Examples, training: Training, trunk: Trunk | None = None, hooks: Hooks = Hooks()
+) -> SelectorNetwork:
+    """Train a head on features and, with a trunk, go on with both on pixels.
 
-    `prepare` wraps the head for data parallelism; `on_checkpoint` sees it after the given steps.
+    Returns the SelectorHead, or the PixelSelector. Steps of checkpoints are those of the last phase.
     """
-    device = device or torch.device("cpu")
     torch.manual_seed(training.seed)
-    head = AttentionHead(p.shape[1]).to(device)
-    model = prepare(head) if prepare else head
-    optimizer = torch.optim.Adam(model.parameters(), lr=training.lr, weight_decay=WEIGHT_DECAY)
+    head = SelectorHead(features.u.shape[1]).to(hooks.device)
+    head.standardise_by(torch.from_numpy(features.u))
+    if trunk is None:
+        train(head, features, training, hooks)
+        return head
+    train(head, features, replace(training, steps=training.horizon or training.steps), replace(hooks, checkpoints=()))
+    teacher = Teacher(trunk.teacher, trunk.weights, hooks.device, trunk.grid)
+    network = PixelSelector(teacher.extractor, teacher.normalise, head)
+    network.freeze_unused(torch.from_numpy(trunk.pixels.p[:2, 0]).to(hooks.device))
+    train(network, trunk.pixels, training.finetuning(), hooks)
+    return network
+
+
+def train(network: SelectorNetwork, examples: Examples, training: Training, hooks: Hooks) -> None:
+    """Train `network` in place for `training.steps` steps; all examples are on every rank."""
+    model = hooks.prepare(network) if hooks.prepare else network
+    learnt = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(learnt, lr=training.lr, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.horizon or training.steps)
-    n_p = training.batch_size // P_SHARE
-    p_order = EndlessOrder(len(p), n_p, training.seed, 0)
-    u_order = EndlessOrder(len(u), training.batch_size - n_p, training.seed, 1)
+    batches = _batches(len(examples.p), len(examples.u), training)
+    views = np.random.default_rng([training.seed, 3])
     mixes = np.random.default_rng([training.seed, 2]).beta(0.3, 0.3, training.steps)
-    due = set(checkpoints)
+    due = set(hooks.checkpoints)
+    mine = slice(hooks.rank, None, hooks.world)
     for step in range(1, training.steps + 1):
-        p_rows, u_rows = p_order.batch(step - 1)[rank::world], u_order.batch(step - 1)[rank::world]
-        x = torch.cat([scaler(p[p_rows]), scaler(u[u_rows])]).to(device)
-        labels = torch.ones(len(x), device=device)
+        p_rows, u_rows = batches(step - 1)
+        view = views.integers(0, examples.p.shape[1], len(p_rows))
+        kept = torch.from_numpy(_dropout_mask(len(p_rows) + len(u_rows), network.channels, training.seed, step))
+        kept = torch.cat([kept[: len(p_rows)][mine], kept[len(p_rows) :][mine]]).to(hooks.device)
+        p_rows, view, u_rows = p_rows[mine], view[mine], u_rows[mine]
+        x = torch.from_numpy(np.concatenate([examples.p[p_rows, view], examples.u[u_rows]])).to(hooks.device).float()
+        labels = torch.ones(len(x), device=hooks.device)
         labels[len(p_rows) :] = -1
         if training.loss == "nnpu":
-            value, objective = nnpu_risk(model(x), labels, training.prior, group=group)
+            value, objective = nnpu_risk(model(x, kept), labels, training.prior, group=hooks.group)
         elif training.loss == "naive":
-            value, objective = naive_risk(model(x), labels, group=group)
+            value, objective = naive_risk(model(x, kept), labels, group=hooks.group)
         else:
+            # Mixing before the network standardises is the same as after it: both are affine.
             mix = float(mixes[step - 1])
-            partners = x[: len(p_rows)][torch.arange(len(u_rows), device=device) % len(p_rows)]
+            partners = x[: len(p_rows)][torch.arange(len(u_rows), device=hooks.device) % max(1, len(p_rows))]
             mixed = mix * x[len(p_rows) :] + (1 - mix) * partners
-            logits = model(torch.cat([x, mixed]))  # one forward: DDP must see all inputs of a step at once
-            value, objective = vpu_risk(logits[: len(x)], labels, logits[len(x) :], mix, group=group)
+            logits = model(
+                torch.cat([x, mixed]), torch.cat([kept, kept[len(p_rows) :]])
+            )  # one forward, as DDP wants it
+            value, objective = vpu_risk(logits[: len(x)], labels, logits[len(x) :], mix, group=hooks.group)
         optimizer.zero_grad()
         objective.backward()
         optimizer.step()
         schedule.step()
-        if on_step:
-            on_step(step, float(value))
-        if on_checkpoint and step in due:
-            on_checkpoint(step, head)
-    return head
+        if hooks.on_step:
+            hooks.on_step(step, float(value))
+        if hooks.on_checkpoint and step in due:
+            hooks.on_checkpoint(step, network)
+
+
+def _dropout_mask(rows: int, channels: int, *seed: int) -> np.ndarray:
+    """Bool [rows, channels] of the global batch: every rank draws the same and uses its part."""
+    drawn = np.frombuffer(np.random.default_rng(seed).bytes(rows * channels), np.uint8)
+    return drawn.reshape(rows, channels) >= round(256 * DROPOUT)
+
+
+def _batches(n_p: int, n_u: int, training: Training) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
+    """(rows of P, rows of U) of the global batch of each step."""
+    if training.batches == "balanced":
+        share = training.batch_size // P_SHARE
+        p_order = EndlessOrder(n_p, share, training.seed, 0)
+        u_order = EndlessOrder(n_u, training.batch_size - share, training.seed, 1)
+        return lambda step: (p_order.batch(step), u_order.batch(step))
+    order = EndlessOrder(n_p + n_u, training.batch_size, training.seed, 0)
+
+    def shuffled(step: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = order.batch(step)
+        return rows[rows < n_p], rows[rows >= n_p] - n_p
+
+    return shuffled
 
 
 @torch.inference_mode()
-def head_logits(
-    head: nn.Module, scaler: Scaler, features: np.ndarray, device: torch.device | None = None
+def logits_of(
+    network: SelectorNetwork, inputs: np.ndarray, device: torch.device | None = None, batch: int = 4096
 ) -> np.ndarray:
-    """Logits float32 [N] of features [N, C], in slices so that large samples fit."""
-    head.eval()
-    parts = [
-        head(scaler(features[i : i + 8192]).to(device or torch.device("cpu"))).cpu().numpy()
-        for i in range(0, len(features), 8192)
+    """PU logits float32 [N] of inputs [N, ...], in slices so that large samples fit."""
+    parts: list[Tensor] = [
+        network(torch.from_numpy(inputs[i : i + batch]).to(device or torch.device("cpu")).float()).cpu()
+        for i in range(0, len(inputs), batch)
     ]
-    head.train()
-    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    return torch.cat(parts).numpy() if parts else np.zeros(0, np.float32)
+
+
+def log_max_phi(
+    network: SelectorNetwork, examples: Examples, training: Training, device: torch.device | None = None
+) -> float:
+    """What `rescale_logits` needs: VPU knows its phi up to a factor, by which the largest over the data becomes 1."""
+    if training.loss != "vpu":
+        return 0.0
+    highest = max(float(logits_of(network, part, device).max()) for part in (examples.p[:, 0], examples.u))
+    return float(-np.log1p(np.exp(-highest)))
