@@ -16,6 +16,7 @@ import torch
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
+from pukd_ray.config import SelectorConfig
 from pukd_ray.selection.calibration import Binned, Calibration, resample_weights
 from pukd_ray.selection.inference import rescale_logits
 from pukd_ray.selection.prior import bbe_prior, dedpul_prior, elkan_noto_ratio, prior_warnings
@@ -36,6 +37,29 @@ FOLDS = 5
 CHECKPOINTS = 10
 BOOTSTRAPS = 200
 SCORER_STEPS = 500  # P against U overfits soon: few steps, of which the best by held-out AUC
+
+
+def scorer_training(selector: SelectorConfig, seed: int) -> Training:
+    """Round 1: P against U, equally weighted."""
+    steps = min(selector.steps, SCORER_STEPS)
+    return Training("naive", 0.5, steps, selector.batch_size, selector.lr, seed)
+
+
+def pu_training(selector: SelectorConfig, first: PriorReport, seed: int) -> tuple[float, Training]:
+    """(prior to start from, round 2)."""
+    if selector.prior != "auto":
+        prior = used = float(np.clip(selector.prior, 1e-4, 1 - 1e-4))
+    else:
+        prior = float(np.clip(first.value, 1e-4, 1 - 1e-4))
+        # A prior too small is the dangerous side (method sheet 1.8, 3.5): err high in training.
+        used = float(np.clip(max(prior, first.upper / 2), 1e-3, 0.99))
+    training = Training(selector.loss, used, selector.steps, selector.batch_size, selector.lr, seed, selector.batches)
+    return prior, training
+
+
+def final_training(training: Training, fit: FitReport) -> Training:
+    """The selector on everything: stopped where the folds were best, on the schedule that they followed."""
+    return replace(training, steps=fit.steps, horizon=training.steps)
 
 
 @dataclass(frozen=True)
@@ -171,10 +195,7 @@ def assess_fit(
     units: np.ndarray,
     prior: float,
     training: Training,
-    seed: int,
-    *,
-    draws: Sequence[float] = (),
-    refine: bool = False,
+    first: PriorReport | None,
 ) -> FitReport:
     """Choose the steps and calibrate on the folds' pooled held-out logits.
 
@@ -183,10 +204,8 @@ def assess_fit(
         units: unit of each of U, [n_u].
         prior: known, or a first estimate.
         training: what the folds were trained for.
-        seed: of the bootstrap.
-        draws: priors of the bootstrap, one each; empty: the prior itself.
-        refine: estimate the prior again, from these logits; where the new one is less than half or more than
-            one and a half times the first, it is not believed.
+        first: where `prior` comes from if it is an estimate. It is then refined, from the logits of nnPU; where
+            the new one is less than half or more than one and a half times the first, it is not believed.
     """
     tried = held_out[0].steps
 
@@ -204,15 +223,16 @@ def assess_fit(
     best = int(np.argmax(curve))
     p, u = pooled(best)
     logits = Binned.of(p, u)
+    refine = first is not None and training.loss == "nnpu"
     calibration, refined = logits.fit(None if refine else prior)
     refine = refine and not calibration.at_bound and 0.5 * prior < refined < 1.5 * prior
     if not refine:
         calibration, refined = logits.fit(prior)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(training.seed)
     refits = []
     for i in range(BOOTSTRAPS):
         weights = resample_weights(rng, len(p)), resample_weights(rng, len(u), units)
-        known = float(np.clip(draws[i] if draws else prior, 1e-4, 1 - 1e-4))
+        known = float(np.clip(first.bootstrap[i], 1e-4, 1 - 1e-4)) if first else prior
         fit, estimate = logits.fit(None if refine else known, *weights)
         refits.append((fit.slope, fit.offset, estimate))
     lower, upper = np.quantile([r[2] for r in refits], [0.05, 0.95])

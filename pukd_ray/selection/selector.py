@@ -30,13 +30,15 @@ from pukd_ray.run_folder import RunFolder
 from pukd_ray.selection.calibration import Calibration, match_prior
 from pukd_ray.selection.crossfit import (
     FOLDS,
-    SCORER_STEPS,
     FitReport,
     HeldOut,
     PriorReport,
     assess_fit,
     estimate_prior,
+    final_training,
     fit_fold,
+    pu_training,
+    scorer_training,
 )
 from pukd_ray.selection.features import ExtractFeatures, Features, WriteFeatures, load_features
 from pukd_ray.selection.inference import Shared, rescale_logits, stream
@@ -87,9 +89,9 @@ def _estimate_prior(units: np.ndarray, seed: int, *held_out: HeldOut) -> PriorRe
 
 @ray.remote(num_cpus=0.5)
 def _assess_fit(
-    units: np.ndarray, prior: float, training: Training, draws: tuple[float, ...], refine: bool, *held_out: HeldOut
+    units: np.ndarray, prior: float, training: Training, first: PriorReport | None, *held_out: HeldOut
 ) -> FitReport:
-    return assess_fit(held_out, units, prior, training, training.seed, draws=draws, refine=refine)
+    return assess_fit(held_out, units, prior, training, first)
 
 
 @ray.remote(num_cpus=1)
@@ -177,33 +179,18 @@ def train_selector(
     agreement = _check_teacher_agrees(light, config)
 
     selector = config.selector
-    training = Training(
-        loss="naive",
-        prior=0.5,
-        steps=min(selector.steps, SCORER_STEPS),
-        batch_size=selector.batch_size,
-        lr=selector.lr,
-        seed=config.seed,
-    )
     units_ref = ray.put(light.u_units)
+    scorer = scorer_training(selector, config.seed)
     # P against U needs no trunk of its own.
-    scorers = _all_folds(lambda fold: _fit_fold.remote(features, None, fold, training), "P against U", spans)
+    scorers = _all_folds(lambda fold: _fit_fold.remote(features, None, fold, scorer), "P against U", spans)
     first: PriorReport = ray.get(_estimate_prior.remote(units_ref, config.seed, *scorers))
-    estimated = selector.prior == "auto"
-    prior = first.value if selector.prior == "auto" else selector.prior
     _check_prior(config, first)
-    prior = float(np.clip(prior, 1e-4, 1 - 1e-4))
-    # A prior too small is the dangerous side (method sheet 1.8, 3.5): err high in training.
-    used = float(np.clip(max(prior, first.upper / 2), 1e-3, 0.99)) if estimated else prior
-
-    training = replace(training, loss=selector.loss, prior=used, steps=selector.steps, batches=selector.batches)
+    estimated = selector.prior == "auto"
+    prior, training = pu_training(selector, first, config.seed)
     fits = _all_folds(lambda fold: _fit_fold.remote(features, trunk, fold, training), selector.loss, spans)
-    draws = first.bootstrap if estimated else ()
-    refine = estimated and selector.loss == "nnpu"  # the logits of the others are no basis for it
-    fit: FitReport = ray.get(_assess_fit.remote(units_ref, prior, training, draws, refine, *fits))
+    fit: FitReport = ray.get(_assess_fit.remote(units_ref, prior, training, first if estimated else None, *fits))
+    final = final_training(training, fit)
     value = fit.prior
-    # Stopped where the folds were best, on the schedule that they followed.
-    final = replace(training, steps=fit.steps, horizon=training.steps)
     result = _fit_final(folder, config, cluster, files, final, Shared.of(weights))
     spans.append(result["span"])
     u_logits = result["u_logits"]
@@ -222,7 +209,7 @@ def train_selector(
         "upper": fit.prior_interval[1] if estimated else value,
         "source": "bbe" if estimated else "config",
         "refined": fit.refined,
-        "used_for_training": used,
+        "used_for_training": training.prior,
         "estimate": {k: v for k, v in asdict(first).items() if k != "bootstrap"},
         "sensitivity": sensitivity,
         "warnings": warnings,

@@ -1,0 +1,1 @@
+"""Experiments on data of known truth: what the claims in docs/ rest on."""

@@ -1,0 +1,273 @@
+"""How good selectors are on the pools of `pukd_ray.demo.pools`, with and without parts of the method.
+
+A run is one pool, seed and setting: the cross-fit and the final selector exactly as the stage `selector` makes them,
+on features that were extracted once. Truth is only used to measure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from sklearn.metrics import average_precision_score, precision_recall_curve
+
+from pukd_ray.config import SelectorConfig, TeacherConfig
+from pukd_ray.demo.pools import POOLS, Bank, Pool, draw_pool
+from pukd_ray.networks.teacher import Teacher
+from pukd_ray.progress import progress
+from pukd_ray.selection.calibration import Calibration, match_prior
+from pukd_ray.selection.crossfit import (
+    FOLDS,
+    assess_fit,
+    estimate_prior,
+    final_training,
+    fit_fold,
+    pu_training,
+    scorer_training,
+)
+from pukd_ray.selection.features import as_half
+from pukd_ray.selection.inference import rescale_logits, teacher_opinion
+from pukd_ray.selection.rules import precision_count
+from pukd_ray.selection.select import estimate_quality
+from pukd_ray.selection.training import Examples, Trunk, fit_selector, log_max_phi, logits_of
+from pukd_ray.selection.views import random_views
+
+UNIT_ROWS = 800  # rows that the bootstrap draws together, as a unit of the corpus
+TARGET_PRECISION = 0.8
+MAX_SEEDS = 20
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run changes of the defaults."""
+
+    selector: Mapping[str, Any] = field(default_factory=dict)
+    """Config keys of `selector`."""
+    prior_factor: float | None = None
+    """The true prior times this instead of an estimate."""
+    per_class: int = 100
+    taps: tuple[str, ...] | None = None
+
+
+SETTINGS: Mapping[str, Setting] = {
+    "default": Setting(),
+    "trunk: finetune": Setting({"trunk": "finetune"}),
+    "prior: true": Setting(prior_factor=1.0),
+    "prior: half": Setting(prior_factor=0.5),
+    "prior: double": Setting(prior_factor=2.0),
+    "loss: vpu": Setting({"loss": "vpu"}),
+    "loss: naive": Setting({"loss": "naive"}),
+    "batches: plain": Setting({"batches": "plain"}),
+    "50 per class": Setting(per_class=50),
+    "20 per class": Setting(per_class=20),
+    "20 per class, plain": Setting({"batches": "plain"}, per_class=20),
+    "taps: last": Setting(taps=("relu4",)),
+    "grid: 1": Setting({"grid": 1}),
+    "views: 1": Setting({"views": 1}),
+}
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Features and the teacher's confidence of the whole bank, for one choice of taps and grid."""
+
+    features: np.ndarray
+    """float16 [N, C]."""
+    confidence: np.ndarray
+    """float32 [N]."""
+    cpu_seconds_per_image: float
+
+
+def extract_bank(bank: Bank, teacher: TeacherConfig, weights: bytes, grid: int | str) -> Cache:
+    """Run the teacher over all images of the bank, in this process."""
+    network = Teacher(teacher, weights, torch.device("cpu"), grid)  # type: ignore[arg-type]
+    began = time.process_time()
+    parts = [network(bank.images[i : i + 512, None]) for i in range(0, len(bank.images), 512)]
+    seconds = time.process_time() - began
+    features = np.concatenate([as_half(f.numpy()) for f, _ in parts])
+    confidence = teacher_opinion(torch.cat([z for _, z in parts]).numpy())[1]
+    return Cache(features, confidence, seconds / len(bank.images))
+
+
+def measure(
+    bank: Bank,
+    cache: Cache,
+    teacher: TeacherConfig,
+    weights: bytes,
+    pool_name: str,
+    seed: int,
+    setting: Setting,
+    base: Mapping[str, Any],
+    *,
+    tuning: bool = False,
+) -> dict[str, float]:
+    """One run; `base` are config keys of `selector` that all runs share."""
+    torch.set_num_threads(1)
+    pool = draw_pool(bank, pool_name, seed=seed, per_class=setting.per_class, tuning=tuning)
+    true_prior = float(pool.relevant.mean())
+    selector = SelectorConfig(**{**base, **setting.selector})
+    if setting.prior_factor is not None:
+        selector = replace(selector, prior=setting.prior_factor * true_prior)
+    teacher = replace(teacher, taps=setting.taps)
+    network = Teacher(teacher, weights, torch.device("cpu"), selector.grid)
+    views = random_views(bank.images[pool.positives, None], selector.augment, selector.views, pool.positives + seed)
+    p = np.stack([as_half(network(views[:, v])[0].numpy()) for v in range(views.shape[1])], 1)
+    features = Examples(p, cache.features[pool.corpus])
+    trunk = None
+    if selector.trunk == "finetune":
+        trunk = Trunk(teacher, weights, selector.grid, Examples(views, bank.images[pool.corpus, None]))
+
+    began = time.process_time()
+    units = np.arange(len(pool.corpus)) // UNIT_ROWS
+    scorer = scorer_training(selector, seed)
+    first = estimate_prior([fit_fold(features, k, scorer) for k in range(FOLDS)], units, seed)
+    prior, training = pu_training(selector, first, seed)
+    held_out = [fit_fold(features, k, training, trunk) for k in range(FOLDS)]
+    fit = assess_fit(held_out, units, prior, training, first if selector.prior == "auto" else None)
+    final = final_training(training, fit)
+    fitted = fit_selector(features, final, trunk)
+    seen = features if trunk is None else trunk.pixels
+    logits = rescale_logits(logits_of(fitted, seen.u), log_max_phi(fitted, seen, final))
+    fit_seconds = time.process_time() - began
+
+    calibration = match_prior(fit.calibration, logits, fit.prior)
+    shift = calibration.offset - fit.calibration.offset
+    bootstrap = [Calibration(slope, offset + shift) for slope, offset, _ in fit.bootstrap]
+    ones = np.ones(len(logits))
+    estimated = estimate_quality(ones, (logits > 0).astype(float), logits, calibration, bootstrap)
+    figures = {
+        **_quality(logits, pool),
+        **_at_target(logits, calibration(logits), pool),
+        "confidence_ap": float(average_precision_score(pool.relevant, cache.confidence[pool.corpus])),
+        "true_prior": true_prior,
+        "prior": fit.prior,
+        "prior_lower": fit.prior_interval[0],
+        "prior_upper": fit.prior_interval[1],
+        "prior_bbe": first.value,
+        "prior_dedpul": first.dedpul,
+        "prior_used": training.prior,
+        "steps": fit.steps,
+        "proxy_accuracy": fit.proxy_accuracy,
+        "accuracy": float(((logits > 0) == pool.relevant).mean()),
+        "calibration_error": _calibration_error(calibration(logits), pool.relevant),
+        "feature_seconds": cache.cpu_seconds_per_image * (len(pool.corpus) + p.shape[0] * p.shape[1]),
+        "fit_seconds": fit_seconds,
+    }
+    for name in ("precision", "recall"):
+        figures[f"{name}_estimated"] = estimated[name]
+        figures[f"{name}_lower"], figures[f"{name}_upper"] = estimated[f"{name}_interval"]
+    return figures
+
+
+def _quality(logits: np.ndarray, pool: Pool) -> dict[str, float]:
+    taken = logits > 0
+    hits = float((taken & pool.relevant).sum())
+    precision, recall, _ = precision_recall_curve(pool.relevant, logits)
+    return {
+        "ap": float(average_precision_score(pool.relevant, logits)),
+        "precision": hits / max(1, int(taken.sum())),
+        "recall": hits / float(pool.relevant.sum()),
+        "f1": 2 * hits / float(taken.sum() + pool.relevant.sum()),
+        "best_f1": float((2 * precision * recall / np.maximum(precision + recall, 1e-9)).max()),
+        "recall_at_target": float(recall[precision >= TARGET_PRECISION].max()),
+    }
+
+
+def _at_target(logits: np.ndarray, probability: np.ndarray, pool: Pool) -> dict[str, float]:
+    """What `selection.rule: precision` takes."""
+    order = np.argsort(-logits, kind="stable")
+    count = precision_count(probability[order], np.ones(len(order)), TARGET_PRECISION)
+    hits = float(pool.relevant[order[:count]].sum())
+    return {"target_precision": hits / max(1, count), "target_recall": hits / float(pool.relevant.sum())}
+
+
+def _calibration_error(probability: np.ndarray, relevant: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error: mean |mean probability - share of relevant| over equal-width bins."""
+    index = np.minimum((probability * bins).astype(int), bins - 1)
+    gaps = np.bincount(index, probability, bins) - np.bincount(index, relevant, bins)
+    return float(np.abs(gaps).sum() / len(probability))
+
+
+# -- many runs --------------------------------------------------------------------------------------------------
+
+QUICK = {"steps": 600, "batch_size": 512, "lr": 0.003}
+"""A twelfth of the default cost; the figures of default settings are given beside it."""
+RARE_TOO = ("prior: true", "prior: half", "prior: double", "loss: vpu", "loss: naive", "batches: plain")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is run, and under which key its figures are kept."""
+
+    base: str
+    """`default` or `quick`."""
+    pool: str
+    setting: str
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """`base/pool/setting/seed`."""
+        return f"{self.base}/{self.pool}/{self.setting}/{self.seed}"
+
+
+def all_runs(seeds: int, coverage_seeds: int) -> list[Run]:
+    """The runs of docs/results.md: default settings, ablations, and the coverage of the intervals."""
+    runs = [Run("default", pool, "default", seed) for seed in range(seeds) for pool in POOLS]
+    runs += [Run("quick", "hard", setting, seed) for seed in range(seeds) for setting in SETTINGS]
+    runs += [Run("quick", "rare", setting, seed) for seed in range(seeds) for setting in RARE_TOO]
+    runs += [Run("quick", pool, "default", seed) for seed in range(coverage_seeds) for pool in POOLS]
+    return list(dict.fromkeys(runs))
+
+
+@ray.remote(num_cpus=1)
+def _measure(
+    bank: Bank, caches: dict[str, Cache], teacher: TeacherConfig, weights: bytes, run: Run, tuning: bool
+) -> tuple[str, dict[str, float]]:
+    setting = SETTINGS[run.setting]
+    base = QUICK if run.base == "quick" else {}
+    cache = caches[_cache_key(setting)]
+    return run.key, measure(bank, cache, teacher, weights, run.pool, run.seed, setting, base, tuning=tuning)
+
+
+def _cache_key(setting: Setting) -> str:
+    return f"{setting.taps}/{setting.selector.get('grid', 'auto')}"
+
+
+def run_study(
+    file: Path, bank: Bank, teacher: TeacherConfig, weights: bytes, runs: list[Run], *, tuning: bool = False
+) -> dict[str, Any]:
+    """Make the runs that `file` (JSON) does not have yet, adding each as it ends; return all it then has."""
+    study: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"runs": {}}
+    study["pools"] = {
+        name: [draw_pool(bank, name, seed=seed, tuning=tuning).facts(bank) for seed in range(MAX_SEEDS)]
+        for name in POOLS
+    }
+    study["machine"] = {"cpus": os.cpu_count(), "platform": platform.platform(), "date": time.strftime("%Y-%m-%d")}
+    missing = [run for run in runs if run.key not in study["runs"]]
+    caches = {}
+    for setting in {run.setting for run in missing}:
+        s = SETTINGS[setting]
+        if _cache_key(s) not in caches:
+            grid = s.selector.get("grid", "auto")
+            caches[_cache_key(s)] = extract_bank(bank, replace(teacher, taps=s.taps), weights, grid)
+    bank_ref, caches_ref = ray.put(bank), ray.put(caches)
+    waiting = [_measure.remote(bank_ref, caches_ref, teacher, weights, run, tuning) for run in missing]
+    with progress("study", len(runs), "runs", len(runs) - len(missing)) as bar:
+        while waiting:
+            done, waiting = ray.wait(waiting)
+            for key, figures in ray.get(done):
+                study["runs"][key] = {name: round(value, 5) for name, value in figures.items()}
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(study, indent=1, sort_keys=True) + "\n")
+            bar.update(len(done))
+    return study
