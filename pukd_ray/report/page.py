@@ -16,7 +16,7 @@ from pukd_ray.report import plots
 from pukd_ray.report.gallery import MAX_CLASSES, ClassGallery, Gallery, collect_gallery, takes_highest
 from pukd_ray.report.summary import NAMES
 from pukd_ray.run_folder import STAGES, RunFolder
-from pukd_ray.selection.calibration import Calibration, match_prior
+from pukd_ray.selection.calibration import from_json, match_prior
 from pukd_ray.selection.rules import uses_selector
 
 MISSING = "–"
@@ -123,6 +123,7 @@ def _content(folder: RunFolder, config: RunConfig, gallery: Gallery) -> dict[str
         "quality": _quality(metrics, prior),
         "warnings": _warnings(metrics, prior, meta, summary, names),
         "prior": prior,
+        "sensitivity_classes": names,
         "meta": meta,
         "flow": _flow(metrics),
         "classes": _classes(metrics, meta, summary, weights, names),
@@ -273,7 +274,7 @@ def _plots(
     cuts = [c.cut for c in gallery.classes if summary["class_counts"][c.label]] or [0.0]
     label = _cut_label(config, cuts)
     saved = folder.read_json("selector/calibration.json")
-    calibration = Calibration(saved["slope"], saved["offset"])
+    calibration, _ = from_json(saved)
     rows = None
     if histogram["relevant"] is not None and truth_is_complete(summary):
         rows = plots.reliability(histogram, calibration)
@@ -320,7 +321,7 @@ def _calibration_plot(folder: RunFolder, saved: dict[str, Any], prior: float) ->
     table = folder.read_table("selector/held_out.parquet")
     is_p = np.array(table.column("role").to_pylist()) == "positives"
     logits = table.column("logit").to_numpy().astype(np.float64)
-    calibration = match_prior(Calibration(saved["slope"], saved["offset"]), logits[~is_p], prior)
-    shift = calibration.offset - saved["offset"]
-    refits = [Calibration(slope, offset + shift) for slope, offset in saved["bootstrap"]]
+    final, refits = from_json(saved)
+    calibration = match_prior(final, logits[~is_p], prior)
+    refits = [refit.shifted(calibration.offset - final.offset) for refit in refits]
     return plots.calibration_plot(logits[is_p], logits[~is_p], calibration, refits)

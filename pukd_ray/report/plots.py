@@ -238,8 +238,10 @@ def prior_plot(prior: dict[str, Any]) -> tuple[Figure, str]:
         ("Elkan-Noto bound", [estimate["elkan_noto"]], "<", GREEN),
         ("used in training", [prior["used_for_training"]], "D", PURPLE),
     ]
-    if prior["source"] == "config":
-        rows.insert(0, ("from the config", [prior["value"]], "o", INK))
+    name = "from the config" if prior["source"] == "config" else "refined, 90 % interval"
+    refined = prior["source"] == "config" or prior["refined"]
+    if refined:
+        rows.insert(0, (name, [prior["value"]], "o", INK))
     if prior["true_in_sample"] is not None:
         rows.append(("true share of sample", [prior["true_in_sample"]], "s", ORANGE))
     figure, axes = _axes(5.6, 0.9 + 0.26 * len(rows))
@@ -248,6 +250,8 @@ def prior_plot(prior: dict[str, Any]) -> tuple[Figure, str]:
         axes.plot(values, [y] * len(values), marker, color=colour, markersize=size, markeredgewidth=1.6, clip_on=False)
     at = next(i for i, row in enumerate(rows) if row[0] == "BBE estimate")
     axes.plot([estimate["lower"], estimate["upper"]], [at, at], color=BLUE, linewidth=2)
+    if refined:
+        axes.plot([prior["lower"], prior["upper"]], [0, 0], color=INK, linewidth=2)
     if prior["true_in_sample"] is not None:
         axes.axvline(prior["true_in_sample"], color=ORANGE, linewidth=1, linestyle=(0, (4, 2)))
     axes.set_yticks(range(len(rows)), [row[0] for row in rows])

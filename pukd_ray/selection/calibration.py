@@ -12,7 +12,9 @@ the many clear negatives. z must be held out: of images the network was not trai
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy.special import expit, log_expit
@@ -23,16 +25,22 @@ BINS = 1024
 
 @dataclass(frozen=True)
 class Calibration:
-    """P(relevant) = sigmoid(slope * logit + offset)."""
+    """P(relevant) = plateau * sigmoid(slope * logit + offset)."""
 
     slope: float
     offset: float
+    plateau: float = 1.0
+    """Share of relevant images among those that score highest."""
     at_bound: bool = False
     """The slope hit its bound: P and the relevant images of U differ, probabilities are too extreme."""
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
         """Probabilities float64 of logits, any shape."""
-        return expit(self.slope * np.asarray(logits, np.float64) + self.offset)
+        return self.plateau * expit(self.slope * np.asarray(logits, np.float64) + self.offset)
+
+    def shifted(self, by: float) -> Calibration:
+        """The same with another offset."""
+        return replace(self, offset=self.offset + by)
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,7 @@ class Binned:
             slope, offset = found.x, _offset(found.x, u, w, prior)
         estimate = float(w @ expit(slope * u + offset))
         at_bound = bool(slope >= MAX_SLOPE * 0.99)
-        return Calibration(float(slope / sd), float(offset - slope * mean / sd), at_bound), estimate
+        return Calibration(float(slope / sd), float(offset - slope * mean / sd), at_bound=at_bound), estimate
 
 
 def _offset(slope: float, u: np.ndarray, w: np.ndarray, prior: float) -> float:
@@ -109,8 +117,8 @@ def _offset(slope: float, u: np.ndarray, w: np.ndarray, prior: float) -> float:
 def match_prior(calibration: Calibration, u_logits: np.ndarray, prior: float) -> Calibration:
     """The same slope with the offset at which mean_U P(relevant) is `prior` again."""
     u = np.asarray(u_logits, np.float64)
-    offset = _offset(calibration.slope, u, np.full(len(u), 1 / len(u)), prior)
-    return Calibration(calibration.slope, offset, calibration.at_bound)
+    wanted = min(prior / calibration.plateau, 1 - 1e-6)
+    return replace(calibration, offset=_offset(calibration.slope, u, np.full(len(u), 1 / len(u)), wanted))
 
 
 def resample_weights(rng: np.random.Generator, count: int, groups: np.ndarray | None = None) -> np.ndarray:
@@ -122,3 +130,14 @@ def resample_weights(rng: np.random.Generator, count: int, groups: np.ndarray | 
         return resample_weights(rng, count)
     drawn = np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names))
     return drawn[index].astype(np.float64)
+
+
+def to_json(calibration: Calibration, bootstrap: Sequence[Calibration]) -> dict[str, Any]:
+    """What `selector/calibration.json` holds; inverse of `from_json`."""
+    return {**asdict(calibration), "bootstrap": [asdict(c) for c in bootstrap]}
+
+
+def from_json(saved: dict[str, Any]) -> tuple[Calibration, list[Calibration]]:
+    """(calibration, its refits on resampled data) of `selector/calibration.json`."""
+    main = {name: value for name, value in saved.items() if name != "bootstrap"}
+    return Calibration(**main), [Calibration(**draw) for draw in saved["bootstrap"]]

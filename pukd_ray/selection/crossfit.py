@@ -36,6 +36,9 @@ from pukd_ray.spans import Span
 FOLDS = 5
 CHECKPOINTS = 10
 BOOTSTRAPS = 200
+LOOKALIKES = (
+    0.08  # share of irrelevant images that even the top of U may hold; from the tuning pools of docs/results.md
+)
 SCORER_STEPS = 500  # P against U overfits soon: few steps, of which the best by held-out AUC
 
 
@@ -184,8 +187,8 @@ class FitReport:
     selected_share: float
     """Share of held-out U with logit > 0."""
     calibration: Calibration
-    bootstrap: tuple[tuple[float, float, float], ...]
-    """(slope, offset, prior) refitted on resampled P and units, each with its own prior."""
+    bootstrap: tuple[Calibration, ...]
+    """Refits on resampled P and units, each with its own prior."""
     p_logits: np.ndarray
     u_logits: np.ndarray
 
@@ -204,8 +207,9 @@ def assess_fit(
         units: unit of each of U, [n_u].
         prior: known, or a first estimate.
         training: what the folds were trained for.
-        first: where `prior` comes from if it is an estimate. It is then refined, from the logits of nnPU; where
-            the new one is less than half or more than one and a half times the first, it is not believed.
+        first: where `prior` comes from if it is an estimate. It is then refined, from the logits of nnPU: the
+            median of `_refine_prior`, less half of LOOKALIKES. Where that is less than half or more than one and
+            a half times the first, it is not believed.
     """
     tried = held_out[0].steps
 
@@ -216,6 +220,8 @@ def assess_fit(
             p[h.p_rows], u[h.u_rows] = h.p_logits[i], h.u_logits[i]
         return p, u
 
+    # Of the whole schedule the same share, where the folds' last phase had fewer steps.
+    steps = [max(1, round(step * training.steps / tried[-1])) for step in tried]
     curve = []
     for i in range(len(tried)):
         p, u = pooled(i)
@@ -223,27 +229,33 @@ def assess_fit(
     best = int(np.argmax(curve))
     p, u = pooled(best)
     logits = Binned.of(p, u)
-    refine = first is not None and training.loss == "nnpu"
-    calibration, refined = logits.fit(None if refine else prior)
-    refine = refine and not calibration.at_bound and 0.5 * prior < refined < 1.5 * prior
-    if not refine:
-        calibration, refined = logits.fit(prior)
     rng = np.random.default_rng(training.seed)
-    refits = []
-    for i in range(BOOTSTRAPS):
-        weights = resample_weights(rng, len(p)), resample_weights(rng, len(u), units)
-        known = float(np.clip(first.bootstrap[i], 1e-4, 1 - 1e-4)) if first else prior
-        fit, estimate = logits.fit(None if refine else known, *weights)
-        refits.append((fit.slope, fit.offset, estimate))
-    lower, upper = np.quantile([r[2] for r in refits], [0.05, 0.95])
+    weights = [(resample_weights(rng, len(p)), resample_weights(rng, len(u), units)) for _ in range(BOOTSTRAPS)]
+    # What looks relevant, and which share of that is.
+    alike: Sequence[float] = [prior] * BOOTSTRAPS if first is None else first.bootstrap
+    plateaus = np.ones(BOOTSTRAPS)
+    refined = False
+    if first is not None and training.loss == "nnpu":  # the logits of the other losses are no basis for it
+        refinements = _refine_prior(logits, weights)
+        refined = 0.5 * prior < float(np.median(refinements)) < 1.5 * prior
+    if refined:
+        prior, alike = float(np.median(refinements)), refinements
+        plateaus = 1 - rng.uniform(0, LOOKALIKES, BOOTSTRAPS)
+    plateau = 1 - LOOKALIKES / 2 if refined else 1.0
+    calibration = replace(logits.fit(prior)[0], plateau=plateau)
+    refits = [
+        replace(logits.fit(float(np.clip(known, 1e-4, 1 - 1e-4)), *drawn)[0], plateau=float(share))
+        for known, drawn, share in zip(alike, weights, plateaus, strict=True)
+    ]
+    prior = plateau * prior
+    lower, upper = np.quantile(plateaus * np.array(alike), [0.05, 0.95])
     return FitReport(
-        prior=refined if refine else prior,
-        prior_interval=(float(min(lower, refined)), float(max(upper, refined))),
-        refined=refine,
-        # Of the whole schedule the same share, where the folds' last phase had fewer steps.
-        steps=max(1, round(tried[best] * training.steps / tried[-1])),
+        prior=prior,
+        prior_interval=(float(min(lower, prior)), float(max(upper, prior))),
+        refined=refined,
+        steps=steps[best],
         proxy_accuracy=curve[best],
-        proxy_curve=tuple(zip(tried, curve, strict=True)),
+        proxy_curve=tuple(zip(steps, curve, strict=True)),
         recall=float((p > 0).mean()),
         selected_share=float((u > 0).mean()),
         calibration=calibration,
@@ -251,3 +263,20 @@ def assess_fit(
         p_logits=p,
         u_logits=u,
     )
+
+
+def _refine_prior(logits: Binned, weights: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[float]:
+    """Priors of resampled P and units: by conditional likelihood and by DEDPUL in turn.
+
+    Resampling alone would trust one model of the logits.
+    """
+    draws = []
+    for i, (w_p, w_u) in enumerate(weights):
+        if i % 2:
+            drawn = dedpul_prior(
+                np.repeat(logits.p, w_p.astype(int)), np.repeat(logits.u_mean[logits.u_bin], w_u.astype(int))
+            )
+        else:
+            drawn = logits.fit(None, w_p, w_u)[1]
+        draws.append(drawn)
+    return draws

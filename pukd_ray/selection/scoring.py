@@ -20,7 +20,7 @@ from pukd_ray.engine import Cluster
 from pukd_ray.errors import RunError
 from pukd_ray.progress import Stopwatch, progress, say
 from pukd_ray.run_folder import SCORES_SCHEMA, RunFolder
-from pukd_ray.selection.calibration import Calibration
+from pukd_ray.selection.calibration import Calibration, from_json
 from pukd_ray.selection.features import as_half
 from pukd_ray.selection.inference import Shared, TeacherActor, rescale_logits, spread, stream, teacher_opinion
 from pukd_ray.spans import Span, covered_seconds
@@ -146,14 +146,14 @@ def score_corpus(
     total, done = sum(u.rows for u in corpus), sum(u.rows for u in corpus if u.unit_id in finished)
     if finished and pending:
         say(f"          {done:,} of {total:,} images are scored already, in {len(markers)} chunks")
-    saved = folder.read_json("selector/calibration.json")
+    calibration, _ = from_json(folder.read_json("selector/calibration.json"))
     arguments = (
         config.teacher,
         Shared.of(weights),
         config.selector.grid,
         read_bytes(folder.fs, folder.path("selector/head.pt")),
         read_bytes(folder.fs, folder.path("selector/trunk.pt")) if config.selector.trunk == "finetune" else None,
-        Calibration(saved["slope"], saved["offset"]),
+        calibration,
         config.score.keep_images,
         config.score.keep_above,
     )

@@ -19,7 +19,7 @@ from pukd_ray.engine import IO_CPUS
 from pukd_ray.errors import RunError
 from pukd_ray.progress import progress, say
 from pukd_ray.run_folder import SELECTED_SCHEMA, RunFolder
-from pukd_ray.selection.calibration import Calibration
+from pukd_ray.selection.calibration import Calibration, from_json
 from pukd_ray.selection.rules import (
     EVERYTHING,
     NOTHING,
@@ -74,13 +74,11 @@ def select_images(folder: RunFolder, config: RunConfig, units: list[Unit]) -> di
         bar.update(len(groups))
         summary = _write_selected(job, groups, dropped, cuts)
         bar.update(len(groups))
-    saved = folder.read_json("selector/calibration.json")
     summary["estimated"] = estimate_quality(
         np.array(summary["histogram"]["all"]),
         np.array(summary["histogram"]["selected"]),
         np.array(summary["histogram"]["logit"]),
-        Calibration(saved["slope"], saved["offset"]),
-        [Calibration(a, b) for a, b in saved["bootstrap"]],
+        *from_json(folder.read_json("selector/calibration.json")),
     )
     summary["rule"] = config.selection.rule
     if summary["n_selected"] == 0:

@@ -27,7 +27,7 @@ from pukd_ray.networks.selector import PixelSelector, SelectorHead
 from pukd_ray.networks.teacher import dump_state, use_threads
 from pukd_ray.progress import Stopwatch, progress, remote_progress, say
 from pukd_ray.run_folder import RunFolder
-from pukd_ray.selection.calibration import Calibration, match_prior
+from pukd_ray.selection.calibration import Calibration, match_prior, to_json
 from pukd_ray.selection.crossfit import (
     FOLDS,
     FitReport,
@@ -374,17 +374,9 @@ def _write_head(
         "selector/training.json",
         {"loss": config.selector.loss, "risk": result["history"], "proxy_accuracy": fit.proxy_curve},
     )
-    folder.write_json(
-        "selector/calibration.json",
-        {
-            "slope": calibration.slope,
-            "offset": calibration.offset,
-            # Offsets relative to the cross-fit's, so that they carry over to the final head.
-            "bootstrap": [
-                (slope, offset - fit.calibration.offset + calibration.offset) for slope, offset, _ in fit.bootstrap
-            ],
-        },
-    )
+    # Offsets relative to the cross-fit's, so that they carry over to the final selector.
+    shift = calibration.offset - fit.calibration.offset
+    folder.write_json("selector/calibration.json", to_json(calibration, [c.shifted(shift) for c in fit.bootstrap]))
     folder.write_table(
         "selector/held_out.parquet",
         pa.table(

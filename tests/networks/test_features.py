@@ -406,3 +406,30 @@ class DeadCode(nn.Module):
 def test_operations_of_a_model_whose_logits_cannot_be_told():
     with pytest.raises(ValueError, match=r"teacher\.taps: torch\.fx traces DeadCode wrongly"):
         MultiScaleExtractor(DeadCode(), ["add"])
+
+
+def test_a_grid_pools_cells_and_one_cell_is_the_mean() -> None:
+    network = build_network("resnet20_cifar", num_classes=4, channels=3, input_size=32).eval()
+    images = torch.randn(2, 3, 32, 32)
+    whole, cells = MultiScaleExtractor(network), MultiScaleExtractor(network, grid=2)
+    assert (whole.channels, cells.channels) == (112, 448)
+    pooled = cells(images)
+    # Maps of even sides: the mean over the cells is the mean over the map.
+    means = [part.reshape(2, -1, 4).mean(2) for part in pooled.split([64, 128, 256], dim=1)]
+    torch.testing.assert_close(torch.cat(means, 1), whole(images))
+    with torch.no_grad():
+        layer1 = network.get_submodule("layer1")
+        kept = {}
+        handle = layer1.register_forward_hook(lambda _, __, output: kept.update(map=output))
+        network(images)
+        handle.remove()
+    torch.testing.assert_close(pooled[:, 0], kept["map"][:, 0, :16, :16].mean((1, 2)))
+    torch.testing.assert_close(pooled[:, 3], kept["map"][:, 0, 16:, 16:].mean((1, 2)))
+
+
+def test_maps_smaller_than_the_grid_and_vectors_are_pooled_as_a_whole() -> None:
+    network = build_network("lenet5", num_classes=4, channels=1, input_size=28).eval()
+    assert MultiScaleExtractor(network, grid=2).channels == 4 * (6 + 16) + 120 + 84
+    assert MultiScaleExtractor(network, grid=6).channels == 36 * 6 + 16 + 120 + 84  # pool2 is 5 x 5
+    with pytest.raises(ValueError, match="grid must be at least 1"):
+        MultiScaleExtractor(network, grid=0)

@@ -15,6 +15,7 @@ from pukd_ray.config import RunConfig, SelectionConfig
 from pukd_ray.report import page
 from pukd_ray.report.gallery import ClassGallery, Gallery, Picture
 from pukd_ray.run_folder import RunFolder
+from pukd_ray.selection.calibration import Calibration, to_json
 
 NASTY = "<b>x</b>"
 PICTURE = Picture("part-0.parquet#3", 1.25, 0.8125, True, True, "data:image/png;base64,AAAA")
@@ -82,6 +83,11 @@ def make_run(tmp_path: Path, config: RunConfig) -> RunFolder:
             "upper": 0.3,
             "source": "bbe",
             "used_for_training": 0.25,
+            "refined": True,
+            "sensitivity": [
+                {"factor": 0.5, "prior": 0.125, "share_selected": 0.1, "per_class": [20, 30]},
+                {"factor": 1.0, "prior": 0.25, "share_selected": 0.25, "per_class": [60, 65]},
+            ],
             "estimate": {
                 "value": 0.25,
                 "lower": 0.2,
@@ -114,7 +120,7 @@ def make_run(tmp_path: Path, config: RunConfig) -> RunFolder:
         {"loss": "nnpu", "risk": [[20, 0.4], [40, 0.1]], "proxy_accuracy": [[20, 0.9], [40, 0.9321], [60, 0.93]]},
     )
     folder.write_json(
-        "selector/calibration.json", {"slope": 1.0, "offset": 0.0, "bootstrap": [[0.9, 0.1], [1.1, -0.1]]}
+        "selector/calibration.json", to_json(Calibration(1.0, 0.0), [Calibration(0.9, 0.1), Calibration(1.1, -0.1)])
     )
     logits = np.r_[np.linspace(1, 4, 30), np.linspace(-4, 3, 90)].astype(np.float32)
     folder.write_table(
@@ -240,7 +246,7 @@ def test_names_ids_and_warnings_are_escaped(tmp_path: Path) -> None:
     html = render(make_run(tmp_path, config), config, make_gallery(picture))
     assert NASTY not in html
     assert "<script" not in html
-    assert html.count("&lt;b&gt;x&lt;/b&gt;") == 4  # plot, table, gallery, config
+    assert html.count("&lt;b&gt;x&lt;/b&gt;") == 5  # plot, two tables, gallery, config
     assert "Set selector.prior &amp; &lt;i&gt;look&lt;/i&gt;." in html
     assert "$x_$" in html  # no formula
     assert Tags(html).open == []

@@ -1,0 +1,249 @@
+"""Training the selector and cross-fitting it, on features and on pixels of small networks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+
+from pukd_ray.config import SelectorConfig, TeacherConfig
+from pukd_ray.networks.selector import SelectorHead
+from pukd_ray.networks.teacher import Teacher, dump_state, new_network
+from pukd_ray.selection.crossfit import (
+    FOLDS,
+    assess_fit,
+    checkpoint_steps,
+    estimate_prior,
+    final_training,
+    fit_fold,
+    fold_of,
+    pu_training,
+    scorer_training,
+)
+from pukd_ray.selection.training import Examples, Hooks, Training, Trunk, fit_selector, log_max_phi, logits_of, train
+
+TRUE = 0.3
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def gaussians(seed: int, n_p: int = 120, n_u: int = 1500, views: int = 2) -> tuple[Examples, np.ndarray]:
+    """P around (2, ...) and U of which 30 % are like P, and U's truth."""
+    rng = np.random.default_rng(seed)
+    truth = rng.random(n_u) < TRUE
+    u = rng.normal(size=(n_u, 6)) + 2.0 * np.where(truth, 1, -1)[:, None] * np.array([1, 1, 0, 0, 0, 0])
+    p = rng.normal(size=(n_p, 1, 6)) + np.array([2.0, 2, 0, 0, 0, 0]) + 0.1 * rng.normal(size=(n_p, views, 6))
+    return Examples(p.astype(np.float16), u.astype(np.float16)), truth
+
+
+TRAINING = Training("nnpu", TRUE, 150, 128, 0.01, 0)
+
+
+@pytest.mark.parametrize("loss", ["nnpu", "naive", "vpu"])
+@pytest.mark.parametrize("batches", ["balanced", "plain"])
+def test_every_loss_ranks_relevant_images_first(loss: str, batches: str) -> None:
+    examples, truth = gaussians(0)
+    network = fit_selector(examples, replace(TRAINING, loss=loss, batches=batches))
+    assert average_precision_score(truth, logits_of(network, examples.u)) > 0.97
+
+
+def test_nnpu_takes_about_the_prior_and_naive_next_to_nothing() -> None:
+    """Why naive is the rival to beat, and not the default."""
+    examples, truth = gaussians(0)
+    taken = {
+        loss: logits_of(fit_selector(examples, replace(TRAINING, loss=loss)), examples.u) > 0
+        for loss in ("nnpu", "naive")
+    }
+    assert taken["nnpu"].mean() == pytest.approx(truth.mean(), abs=0.06)
+    half = logits_of(fit_selector(examples, replace(TRAINING, prior=TRUE / 2.5)), examples.u) > 0
+    assert half.mean() < 0.5 * TRUE  # method sheet 1.8: too small a prior selects too little
+
+
+def test_training_is_the_same_whatever_the_number_of_ranks() -> None:
+    """Two ranks' inputs, masks and labels are the halves of one rank's."""
+    examples, _ = gaussians(1)
+    seen: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+
+    class Spy(SelectorHead):
+        def forward(self, features: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
+            assert kept is not None
+            seen.setdefault(self.rank, []).append((features.detach().clone(), kept.clone()))
+            return super().forward(features, kept)
+
+    for rank, world in ((0, 1), (0, 2), (1, 2)):
+        head = Spy(6)
+        head.rank = 10 * world + rank
+        train(head, examples, replace(TRAINING, steps=3), Hooks(rank=rank, world=world))
+    for (x, kept), (x0, kept0), (x1, kept1) in zip(seen[10], seen[20], seen[21], strict=True):
+        for whole, *parts in ((x, x0, x1), (kept, kept0, kept1)):
+            n_p = 32
+            torch.testing.assert_close(whole[:n_p:2], parts[0][: n_p // 2])
+            torch.testing.assert_close(whole[1:n_p:2], parts[1][: n_p // 2])
+            torch.testing.assert_close(whole[n_p::2], parts[0][n_p // 2 :])
+    assert 0.6 < float(torch.cat([k for _, k in seen[10]]).float().mean()) < 0.8
+
+
+def test_plain_batches_hold_p_as_often_as_it_comes() -> None:
+    from pukd_ray.selection.training import _batches
+
+    batch = _batches(100, 900, replace(TRAINING, batches="plain"))
+    rows = [batch(step) for step in range(125)]  # 16 passes
+    assert {len(p) + len(u) for p, u in rows} == {128}
+    assert np.mean([len(p) for p, _ in rows]) == pytest.approx(12.8, abs=0.1)
+    assert sorted(set(np.concatenate([u for _, u in rows]))) == list(range(900))
+
+
+def test_a_stopped_schedule_is_a_part_of_the_whole_one() -> None:
+    """The head at a checkpoint is the head of a training that stops there with that horizon."""
+    examples, _ = gaussians(2)
+    at: dict[int, np.ndarray] = {}
+    hooks = Hooks((40,), lambda step, network: at.update({step: logits_of(network, examples.u)}))
+    fit_selector(examples, replace(TRAINING, steps=80), hooks=hooks)
+    stopped = fit_selector(examples, replace(TRAINING, steps=40, horizon=80))
+    np.testing.assert_allclose(at[40], logits_of(stopped, examples.u), rtol=1e-5, atol=1e-5)
+
+
+def test_vpu_knows_its_scale_only_from_the_data() -> None:
+    examples, _ = gaussians(3)
+    training = replace(TRAINING, loss="vpu", steps=20)
+    network = fit_selector(examples, training)
+    highest = max(logits_of(network, examples.u).max(), logits_of(network, examples.p[:, 0]).max())
+    assert log_max_phi(network, examples, training) == pytest.approx(-np.log1p(np.exp(-highest)))
+    assert log_max_phi(network, examples, replace(training, loss="nnpu")) == 0.0
+
+
+# -- cross-fit --------------------------------------------------------------------------------------------------
+
+
+def test_folds_hold_every_row_once_and_no_row_they_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    examples, _ = gaussians(4)
+    trained: list[Examples] = []
+    from pukd_ray.selection import crossfit
+
+    original = crossfit.fit_selector
+
+    def spy(features: Examples, *args: object, **kwargs: object) -> object:
+        trained.append(features)
+        return original(features, *args, **kwargs)
+
+    monkeypatch.setattr(crossfit, "fit_selector", spy)
+    folds = [fit_fold(examples, k, replace(TRAINING, steps=10)) for k in range(FOLDS)]
+    for name, count in (("p_rows", 120), ("u_rows", 1500)):
+        assert sorted(np.concatenate([getattr(f, name) for f in folds])) == list(range(count))
+    for fold, features in zip(folds, trained, strict=True):
+        held_out = {row.tobytes() for row in examples.p[fold.p_rows].reshape(-1, 6)}
+        assert held_out.isdisjoint(row.tobytes() for row in features.p.reshape(-1, 6))
+        assert len(features.u) == 1500 - len(fold.u_rows)
+    assert folds[0].p_logits.shape == (10, 24)
+
+
+def test_the_chain_finds_prior_precision_and_recall() -> None:
+    examples, truth = gaussians(5, n_p=300, n_u=4000)
+    selector = SelectorConfig(steps=200, batch_size=128, lr=0.01)
+    scorer = scorer_training(selector, 0)
+    assert (scorer.loss, scorer.steps) == ("naive", 200)
+    units = np.arange(4000) // 100
+    first = estimate_prior([fit_fold(examples, k, scorer) for k in range(FOLDS)], units, 0)
+    prior, training = pu_training(selector, first, 0)
+    assert training.prior >= prior == first.value
+    held_out = [fit_fold(examples, k, training) for k in range(FOLDS)]
+    fit = assess_fit(held_out, units, prior, training, first)
+    assert fit.refined
+    assert fit.prior == pytest.approx(truth.mean(), abs=0.03)
+    lower, upper = fit.prior_interval
+    assert lower < fit.prior < upper < lower + 0.08
+    assert lower - 0.01 < truth.mean() < upper + 0.01
+    final = final_training(training, fit)
+    assert (final.steps, final.horizon) == (fit.steps, 200)
+    taken = fit.u_logits > 0
+    refits = np.array([refit(fit.u_logits) for refit in fit.bootstrap])
+    for figures, true in (
+        (refits[:, taken].mean(1), truth[taken].mean()),
+        (refits[:, taken].sum(1) / refits.sum(1), truth[taken].sum() / truth.sum()),
+    ):
+        lower, upper = np.quantile(figures, [0.05, 0.95])
+        assert lower - 0.03 < true < upper + 0.03
+        assert upper - lower < 0.25
+
+
+def test_a_given_prior_is_used_as_it_is() -> None:
+    examples, _ = gaussians(6)
+    selector = SelectorConfig(steps=40, batch_size=64, lr=0.01, prior=0.2)
+    first = estimate_prior(
+        [fit_fold(examples, k, scorer_training(selector, 0)) for k in range(FOLDS)], np.zeros(1500), 0
+    )
+    prior, training = pu_training(selector, first, 0)
+    assert (prior, training.prior) == (0.2, 0.2)
+    fit = assess_fit([fit_fold(examples, k, training) for k in range(FOLDS)], np.zeros(1500), prior, training, None)
+    assert (fit.prior, fit.refined) == (0.2, False)
+    assert fit.calibration(fit.u_logits).mean() == pytest.approx(0.2, abs=0.01)
+    assert fit.prior_interval == (0.2, 0.2)
+    assert {refit.plateau for refit in (fit.calibration, *fit.bootstrap)} == {1.0}
+
+
+def test_a_wild_refinement_is_not_believed() -> None:
+    examples, _ = gaussians(7)
+    first = estimate_prior([fit_fold(examples, k, replace(TRAINING, loss="naive", steps=40)) for k in range(FOLDS)],
+                           np.zeros(1500), 0)  # fmt: skip
+    held_out = [fit_fold(examples, k, replace(TRAINING, steps=40)) for k in range(FOLDS)]
+    far = assess_fit(held_out, np.zeros(1500), 0.9, TRAINING, replace(first, value=0.9))
+    assert (far.prior, far.refined) == (0.9, False)
+
+
+def test_checkpoints_and_folds() -> None:
+    assert checkpoint_steps(2000) == tuple(range(200, 2001, 200))
+    assert checkpoint_steps(3) == (1, 2, 3)
+    assert np.bincount(fold_of(12, 0)).tolist() == [3, 3, 2, 2, 2]
+
+
+# -- fine-tuning ------------------------------------------------------------------------------------------------
+
+
+def pixel_task(arch: str) -> tuple[Examples, Trunk, np.ndarray]:
+    """Bright images against dark ones, with noise."""
+    teacher = TeacherConfig(arch=arch, weights="w", num_classes=3, input_size=32, channels=1, mean=[0.5], std=[0.3])
+    torch.manual_seed(0)
+    weights = dump_state(new_network(arch, teacher).state_dict())
+    rng = np.random.default_rng(0)
+    truth = rng.random(200) < TRUE
+    u = (rng.normal(size=(200, 1, 32, 32)) * 40 + np.where(truth, 150, 90)[:, None, None, None]).clip(0, 255)
+    p = (rng.normal(size=(40, 1, 1, 32, 32)) * 40 + 150).clip(0, 255)
+    pixels = Examples(p.astype(np.uint8), u.astype(np.uint8))
+    network = Teacher(teacher, weights, torch.device("cpu"), "auto")
+    features = Examples(
+        network(pixels.p[:, 0])[0].numpy()[:, None].astype(np.float16), network(pixels.u)[0].half().numpy()
+    )
+    return features, Trunk(teacher, weights, "auto", pixels), truth
+
+
+@pytest.mark.parametrize("arch", ["lenet5", "resnet20_cifar"])
+def test_finetuning_trains_the_trunk_with_the_teachers_statistics(arch: str) -> None:
+    features, trunk, truth = pixel_task(arch)
+    training = replace(TRAINING, steps=40, batch_size=32)
+    network = fit_selector(features, training, trunk)
+    before = Teacher(trunk.teacher, trunk.weights, torch.device("cpu")).extractor.model.state_dict()
+    after = network.extractor.model.state_dict()
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert any("conv1" in name for name in changed)
+    assert not any("running" in name or "num_batches" in name or name.startswith("fc3") for name in changed)
+    assert average_precision_score(truth, logits_of(network, trunk.pixels.u)) > 0.95
+
+
+def test_folds_of_a_finetuned_trunk_score_pixels() -> None:
+    features, trunk, _ = pixel_task("lenet5")
+    training = replace(TRAINING, steps=40, batch_size=32)
+    held_out = [fit_fold(features, k, training, trunk) for k in range(FOLDS)]
+    assert held_out[0].steps == tuple(range(1, 11))  # a quarter of the head's
+    fit = assess_fit(held_out, np.zeros(200), TRUE, training, None)
+    assert fit.steps in range(4, 41, 4)  # in steps of the head
+    assert final_training(training, fit).finetuning().horizon == 10
