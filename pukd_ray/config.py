@@ -195,11 +195,12 @@ class SelectorConfig:
     batches: Literal["balanced", "plain"] = "balanced"
     """balanced: a quarter of each batch is P. plain: P and U shuffled together, as published; to compare with."""
     grid: Literal["auto", 1, 2, 3] = "auto"
-    """Feature maps are pooled in grid x grid cells; auto: 2 where an image's features stay within 4,096, else 1."""
+    """Feature maps are pooled in grid x grid cells; auto: 3, 2 or 1, the most with
+    which an image's features stay within 4,096."""
     views: Count = 8
     """Views of each positive that training sees, the image itself among them."""
     augment: Literal["crop_flip", "crop", "none"] = "crop_flip"
-    """How they differ: shifts by up to 1/16 of the side, and horizontal flips where these leave the class as it is."""
+    """How they differ: shifts by up to 1/32 of the side, and horizontal flips where these leave the class as it is."""
 
     @field_validator("batch_size")
     @classmethod

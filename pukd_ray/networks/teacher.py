@@ -14,7 +14,7 @@ from pukd_ray.config import TeacherConfig
 from pukd_ray.networks.features import MultiScaleExtractor
 from pukd_ray.networks.zoo import build_network, load_weights
 
-WIDEST_GRID = 4096  # features per image, 8 KB in the cache, up to which grid `auto` pools in 2 x 2 cells
+WIDEST_GRID = 4096  # features per image, 8 KB in the cache, up to which grid `auto` goes for 3 x 3 or 2 x 2 cells
 
 
 def load_state(data: bytes) -> Mapping[str, Tensor]:
@@ -70,11 +70,10 @@ class Teacher:
         self.device = device
         network = load_network(config.arch, config, weights, device, what="teacher.weights")
         shape = (config.channels, config.input_size, config.input_size)
-        self.extractor = MultiScaleExtractor(
-            network, config.taps, input_shape=shape, grid=2 if grid == "auto" else grid
-        )
-        if grid == "auto" and self.extractor.channels > WIDEST_GRID:
-            self.extractor = MultiScaleExtractor(network, config.taps, input_shape=shape)
+        for cells in (3, 2, 1) if grid == "auto" else (grid,):
+            self.extractor = MultiScaleExtractor(network, config.taps, input_shape=shape, grid=cells)
+            if self.extractor.channels <= WIDEST_GRID:
+                break
         self.extractor.eval()
         self.normalise = Normalise(config).to(device)
 

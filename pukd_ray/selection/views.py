@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-MAX_SHIFT = 1 / 16  # of the side
+MAX_SHIFT = 1 / 32  # of the side
 
 
 def random_views(pixels: np.ndarray, kind: str, count: int, seeds: np.ndarray) -> np.ndarray:

@@ -1,8 +1,123 @@
-"""docs/results.md out of a study."""
+"""docs/results.md out of a study's figures."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
+
+import jinja2
+import numpy as np
+
+Figures = dict[str, float]
+HERE = Path(__file__).parent
 
 
 def render(study: dict[str, Any], command: str) -> str:
-    """The page."""
-    raise NotImplementedError
+    """The page, Markdown; a setting that was not run has no row."""
+    runs: dict[str, Figures] = study["runs"]
+
+    def chosen(base: str, pool: str, setting: str) -> dict[int, Figures]:
+        """Figures by seed."""
+        prefix = f"{base}/{pool}/{setting}/"
+        return {int(key[len(prefix) :]): value for key, value in runs.items() if key.startswith(prefix)}
+
+    seeds = sorted(chosen("default", "hard", "default"))
+    ablations = {
+        pool: _ablation({s: _first(chosen("quick", pool, s), seeds) for s in _settings(runs, pool)})
+        for pool in ("hard", "rare")
+    }
+    pools = ("hard", "easy", "rare")
+    template = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), keep_trailing_newline=True, autoescape=False)
+    return template.get_template("results.md.j2").render(
+        command=command,
+        machine=study["machine"],
+        seeds=len(seeds),
+        pools={name: study["pools"][name] for name in pools},
+        headline={name: _headline(list(chosen("default", name, "default").values())) for name in pools},
+        ablations=ablations,
+        cost=_cost(chosen("quick", "hard", "default"), chosen("quick", "hard", "trunk: finetune")),
+        coverage={pool: _coverage(list(chosen("quick", pool, "default").values())) for pool in ("hard", "rare")},
+    )
+
+
+def _settings(runs: dict[str, Figures], pool: str) -> list[str]:
+    keys = [key.split("/") for key in runs]
+    return list(dict.fromkeys(setting for base, of, setting, _ in keys if (base, of) == ("quick", pool)))
+
+
+def _first(figures: dict[int, Figures], seeds: Sequence[int]) -> dict[int, Figures]:
+    return {seed: figures[seed] for seed in seeds if seed in figures}
+
+
+def _shown(values: Sequence[float], digits: int = 3) -> str:
+    spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
+    return f"{np.mean(values):.{digits}f} ± {spread:.{digits}f}"
+
+
+def _headline(runs: list[Figures]) -> list[tuple[str, str]]:
+    """(what, mean ± standard deviation over seeds) of the default settings."""
+    rows: list[tuple[str, Callable[[Figures], float], int]] = [
+        ("average precision", lambda f: f["ap"], 4),
+        ("precision at the default threshold", lambda f: f["precision"], 3),
+        ("recall at the default threshold", lambda f: f["recall"], 3),
+        ("F1 at the default threshold", lambda f: f["f1"], 3),
+        ("F1 at the best threshold", lambda f: f["best_f1"], 3),
+        ("recall at precision 0.8", lambda f: f["recall_at_target"], 3),
+        ("`precision: 0.8`: true precision", lambda f: f["target_precision"], 3),
+        ("`precision: 0.8`: true recall", lambda f: f["target_recall"], 3),
+        ("prior, estimated", lambda f: f["prior"], 4),
+        ("prior, absolute error", lambda f: abs(f["prior"] - f["true_prior"]), 4),
+        ("prior, first estimate (BBE)", lambda f: f["prior_bbe"], 4),
+        ("precision, estimated", lambda f: f["precision_estimated"], 3),
+        ("recall, estimated", lambda f: f["recall_estimated"], 3),
+        ("expected calibration error", lambda f: f["calibration_error"], 4),
+        ("average precision of the teacher's confidence", lambda f: f["confidence_ap"], 3),
+        ("CPU seconds: features", lambda f: f["feature_seconds"], 1),
+        ("CPU seconds: cross-fit and final selector", lambda f: f["fit_seconds"], 0),
+    ]
+    shown = [(name, _shown([value(f) for f in runs], digits)) for name, value, digits in rows]
+    held = sum(f["prior_lower"] <= f["true_prior"] <= f["prior_upper"] for f in runs)
+    return [*shown, ("prior intervals that hold the truth", f"{held} of {len(runs)}")]
+
+
+def _ablation(settings: dict[str, dict[int, Figures]]) -> list[dict[str, str]]:
+    """One row per setting; differences are paired by seed."""
+    default = settings.get("default", {})
+    rows = []
+    for name in sorted(settings, key=lambda s: (s != "default", s)):
+        runs = settings[name]
+        difference = [figures["ap"] - default[seed]["ap"] for seed, figures in runs.items() if seed in default]
+        row = {key: _shown([f[key] for f in runs.values()]) for key in ("ap", "precision", "recall", "f1", "best_f1")}
+        prior = _shown([f["prior"] for f in runs.values()], 4)
+        cpu = f"{np.mean([f['fit_seconds'] + f['feature_seconds'] for f in runs.values()]):.0f}"
+        rows.append({"name": name, "difference": _shown(difference, 4), "prior": prior, "cpu": cpu, **row})
+    return rows
+
+
+def _cost(frozen: dict[int, Figures], finetune: dict[int, Figures]) -> dict[str, float] | None:
+    """Finetune against frozen, on the seeds that have both."""
+    both = sorted(frozen.keys() & finetune.keys())
+    if not both:
+        return None
+
+    def mean(runs: dict[int, Figures], *names: str) -> float:
+        return float(np.mean([sum(runs[s][name] for name in names) for s in both]))
+
+    seconds = [mean(runs, "feature_seconds", "fit_seconds") for runs in (frozen, finetune)]
+    return {"ratio": seconds[1] / seconds[0], "ap": mean(finetune, "ap") - mean(frozen, "ap"), "seeds": len(both)}
+
+
+def _coverage(runs: list[Figures]) -> list[tuple[str, int, int, str, str]]:
+    """(figure, intervals that hold the truth, of how many, mean truth - estimate, mean width)."""
+    rows = []
+    for name, true, estimate in (
+        ("prior", "true_prior", "prior"),
+        ("precision", "precision", "precision_estimated"),
+        ("recall", "recall", "recall_estimated"),
+    ):
+        held = sum(f[f"{name}_lower"] <= f[true] <= f[f"{name}_upper"] for f in runs)
+        gap = np.mean([f[estimate] - f[true] for f in runs]) if runs else 0.0
+        width = np.mean([f[f"{name}_upper"] - f[f"{name}_lower"] for f in runs]) if runs else 0.0
+        rows.append((name, held, len(runs), f"{gap:+.4f}", f"{width:.4f}"))
+    return rows

@@ -1,5 +1,6 @@
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +8,9 @@ from torch import nn
 from torchvision.models import VisionTransformer
 
 from pukd_ray.networks.features import MultiScaleExtractor
+from pukd_ray.networks.selector import PixelSelector, SelectorHead
 from pukd_ray.networks.zoo import build_network
+from pukd_ray.selection.training import logits_of
 
 
 def features(*indices):
@@ -66,6 +69,11 @@ def test_default_taps(arch, channels, size, taps, widths):
             assert alone.channels == width
             assert torch.equal(found[:, offset : offset + width], alone(images))
             offset += width
+    pixels = (images * 255).to(torch.uint8)
+    in_cells = MultiScaleExtractor(model, input_shape=(channels, size, size), grid=2)
+    scores = logits_of(PixelSelector(in_cells, nn.Identity(), SelectorHead(in_cells.channels)), pixels.numpy())
+    assert scores.shape == (3,)
+    assert np.isfinite(scores).all()
 
 
 def tiny_vit():
