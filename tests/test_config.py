@@ -59,6 +59,10 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "steps": 2000,
         "batch_size": 1024,
         "lr": 0.001,
+        "batches": "balanced",
+        "grid": "auto",
+        "views": 8,
+        "augment": "crop_flip",
     }
     assert plain["score"] == {"keep_images": "likely", "keep_above": 0.2, "chunk_images": None, "max_rejected": 0.2}
     assert plain["selection"] == {

@@ -1,0 +1,74 @@
+"""The pools: exact counts, no overlap, and truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pukd_ray.demo import pools
+from pukd_ray.demo.build import CLASSES, SOURCE_CLASSES
+from pukd_ray.demo.pools import POOLS, Bank, Pool, draw_pool, write_pool
+
+
+@pytest.fixture(scope="module")
+def bank() -> Bank:
+    """As many images of each kind as the real bank has, all black but for their number."""
+    classes = np.array(SOURCE_CLASSES)[np.arange(60_000) % 10]
+    rendered = [np.full(count, kind) for kind, count in pools.RENDERED.items()]
+    kinds = np.concatenate([classes, *rendered])
+    ids = [f"train/{i}" for i in range(60_000)] + [f"{k}/{i}" for k, n in pools.RENDERED.items() for i in range(n)]
+    images = np.zeros((len(kinds), 28, 28), np.uint8)
+    images[:, 0, :4] = np.arange(len(kinds), dtype=">u4").view(np.uint8).reshape(-1, 4)
+    return Bank(images, kinds, np.array(ids))
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_counts_are_exact_and_p_is_the_teachers(bank: Bank, name: str) -> None:
+    pool = draw_pool(bank, name, seed=3)
+    facts = pool.facts(bank)
+    assert facts["by_kind"] == dict(sorted(POOLS[name].items()))
+    assert facts["relevant"] == sum(POOLS[name][kind] for kind in CLASSES)
+    assert len(set(pool.corpus)) == len(pool.corpus)
+    assert set(bank.kinds[pool.corpus[pool.relevant]]) == set(CLASSES)
+    assert (pool.corpus[pool.relevant] >= 40_000).all()  # unknown to the teacher
+    assert (pool.positives < 40_000).all()
+    assert (bank.kinds[pool.positives] == np.repeat(CLASSES, 100)).all()
+    assert (np.array(CLASSES)[pool.labels] == bank.kinds[pool.positives]).all()
+
+
+def test_shares_of_relevant_images_are_those_of_the_issue(bank: Bank) -> None:
+    shares = {name: draw_pool(bank, name, seed=0).relevant.mean() for name in POOLS}
+    assert shares == {"hard": 0.25, "easy": 0.25, "rare": 0.02}
+    assert len(draw_pool(bank, "rare", seed=0).corpus) == 30_000
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_tuning_and_final_pools_share_no_image(bank: Bank, name: str) -> None:
+    def images(*, tuning: bool) -> set[int]:
+        drawn = [draw_pool(bank, name, seed=seed, tuning=tuning) for seed in range(3)]
+        return {int(i) for pool in drawn for i in (*pool.corpus, *pool.positives)}
+
+    assert images(tuning=True).isdisjoint(images(tuning=False))
+
+
+def test_seeds_decide(bank: Bank) -> None:
+    def hashed(seed: int) -> str:
+        return str(draw_pool(bank, "hard", seed=seed).facts(bank)["ids_sha256"])
+
+    assert hashed(0) == hashed(0) != hashed(1)
+    few, many = draw_pool(bank, "hard", seed=0, per_class=20), draw_pool(bank, "hard", seed=0)
+    assert set(few.positives) < set(many.positives)
+
+
+def test_files_hold_the_images_and_the_truth(bank: Bank, tmp_path: Path) -> None:
+    drawn = draw_pool(bank, "hard", seed=0)
+    pool = Pool(drawn.positives[:7], drawn.labels[:7], drawn.corpus[:30], drawn.relevant[:30])
+    assert write_pool(bank, pool, tmp_path)["images"] == 30
+    corpus, positives = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("corpus", "positives"))
+    assert corpus.column("relevant").to_pylist() == pool.relevant.tolist()
+    assert corpus.column("origin").to_pylist() == bank.ids[pool.corpus].tolist()
+    assert positives.column("label").to_pylist() == [0] * 7
+    assert corpus.column("image")[0].as_py().startswith(b"\x89PNG")

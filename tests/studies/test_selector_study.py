@@ -1,0 +1,86 @@
+"""The study: its figures are right on a case small enough to check, and docs/results.md is what it found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import pukd_ray.demo
+from pukd_ray.demo import pools
+from pukd_ray.demo.build import CLASSES, OTHER_CLASSES, SOURCE_CLASSES
+from pukd_ray.demo.pools import Bank, Pool
+from pukd_ray.preflight import load_config
+from pukd_ray.studies import selector as study
+from pukd_ray.studies.selector import SETTINGS, all_runs, extract_bank, measure
+from pukd_ray.studies.tables import render
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_quality_against_a_case_by_hand() -> None:
+    pool = Pool(np.zeros(0), np.zeros(0), np.arange(5), np.array([True, True, False, True, False]))
+    logits = np.array([3.0, 2.0, 1.0, -1.0, -2.0])
+    figures = study._quality(logits, pool)
+    assert figures["precision"] == figures["recall"] == figures["f1"] == pytest.approx(2 / 3)
+    assert figures["ap"] == pytest.approx((1 + 1 + 3 / 4) / 3)
+    assert figures["best_f1"] == pytest.approx(6 / 7)  # the first four
+    assert figures["recall_at_target"] == pytest.approx(2 / 3)
+    taken = study._at_target(logits, np.array([0.9, 0.9, 0.6, 0.1, 0.1]), pool)
+    assert taken == {"target_precision": pytest.approx(2 / 3), "target_recall": pytest.approx(2 / 3)}
+    assert study._calibration_error(np.full(4, 0.5), np.array([True, True, True, False])) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("setting", ["default", "trunk: finetune", "prior: half", "taps: last", "loss: vpu"])
+def test_a_run_measures_every_figure(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    kinds = np.array(SOURCE_CLASSES)[np.arange(2400) % 10]
+    known = np.isin(kinds, CLASSES)
+    images = (rng.normal(size=(2400, 28, 28)) * 50 + np.where(known, 160, 80)[:, None, None]).clip(0, 255)
+    bank = Bank(images.astype(np.uint8), kinds, np.array([f"train/{i}" for i in range(2400)]))
+    monkeypatch.setattr(pools, "TEACHER_IMAGES", 1000)
+    monkeypatch.setattr(pools, "POOLS", {"hard": dict.fromkeys(CLASSES, 40) | dict.fromkeys(OTHER_CLASSES, 100)})
+    demo = load_config(Path(pukd_ray.demo.__path__[0]) / "demo.yaml").teacher
+    weights = Path(demo.weights).read_bytes()
+    chosen = SETTINGS[setting]
+    threads = torch.get_num_threads()
+    from dataclasses import replace
+
+    cache = extract_bank(bank, replace(demo, taps=chosen.taps), weights, "auto")
+    base = {"steps": 40, "batch_size": 64, "lr": 0.003, "views": 2}
+    figures = measure(bank, cache, demo, weights, "hard", 0, replace(chosen, per_class=40), base)
+    torch.set_num_threads(threads)
+    assert all(np.isfinite(value) for value in figures.values())
+    assert figures["true_prior"] == pytest.approx(2 / 7)
+    assert figures["ap"] > 0.9
+    if setting == "prior: half":
+        assert figures["prior"] == figures["prior_used"] == pytest.approx(1 / 7)
+
+
+def test_runs_are_listed_once_and_settings_exist() -> None:
+    runs = all_runs(5, 20)
+    assert len({run.key for run in runs}) == len(runs)
+    assert {run.setting for run in runs} == set(SETTINGS)
+    assert sum(run.pool == "hard" and run.base == "quick" and run.setting == "default" for run in runs) == 20
+
+
+def test_the_page_is_made_of_the_committed_figures() -> None:
+    figures = json.loads((ROOT / "docs" / "results" / "selector.json").read_text())
+    assert (ROOT / "docs" / "results.md").read_text() == render(figures, "python jobs/selector_study.py")
+
+
+def test_tables_pair_differences_by_seed_and_count_coverage() -> None:
+    figures = json.loads((ROOT / "docs" / "results" / "selector.json").read_text())
+    runs = figures["runs"]
+    for key in [k for k in runs if k.startswith("quick/hard/loss: naive/")]:
+        other = runs[key.replace("loss: naive", "default")]
+        runs[key] = {**other, "ap": other["ap"] - 0.125}
+    page = render(figures, "x")
+    row = next(line for line in page.splitlines() if line.startswith("| loss: naive |"))
+    assert "| -0.1250 ± 0.0000 |" in row
+    for key in [k for k in runs if k.startswith("quick/hard/default/")]:
+        runs[key]["prior_upper"] = 0.0
+    assert "| prior | 0 of 20 |" in render(figures, "x")
