@@ -15,7 +15,11 @@ import torch
 from synthetic import labelled, write_config, write_task
 
 from pukd_ray import ConfigError, RunConfig, RunError, load_config, run_pipeline
+from pukd_ray.corpus.pixels import decode
+from pukd_ray.networks.selector import SelectorHead
+from pukd_ray.networks.teacher import Teacher
 from pukd_ray.run_folder import SCORES_SCHEMA, SELECTED_SCHEMA
+from pukd_ray.selection.inference import pixel_spec
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(400)]
 
@@ -202,6 +206,36 @@ def test_two_workers_train_the_same_head_and_stream_what_is_too_large_for_memory
     assert weights[0] == pytest.approx(weights[1], rel=0.02)
     biases = [torch.load(run / "student/student.pt", weights_only=True)["fc3.bias"] for run in (two, finished)]
     assert not torch.equal(*biases), "the order of the stream differs from the one in memory: was it streamed at all?"
+
+
+def test_a_finetuned_trunk_is_trained_by_two_workers_and_scores(finished: Path, tmp_path: Path) -> None:
+    config, run = copy_of(finished, tmp_path, **{"selector.trunk": "finetune", "resources.train_workers": 2})
+    run_pipeline(config, redo="selector", until="score")
+    weights = Path(config.teacher.weights).read_bytes()
+    trunk, head = (run / "selector" / name for name in ("trunk.pt", "head.pt"))
+    tuned = Teacher(config.teacher, trunk.read_bytes(), torch.device("cpu"), "auto")
+    teacher = Teacher(config.teacher, weights, torch.device("cpu"))
+    changed = {
+        name
+        for name, value in tuned.extractor.model.state_dict().items()
+        if not torch.equal(value, teacher.extractor.model.state_dict()[name])
+    }
+    assert changed
+    assert not any(name.startswith("fc3") for name in changed)
+    selector = SelectorHead(tuned.extractor.channels)
+    state = torch.load(head, weights_only=True)
+    state.pop("log_max_phi")
+    selector.load_state_dict(state)
+    table = scores(run)
+    table = table.filter(pa.compute.is_valid(table.column("image"))).slice(0, 50)
+    pixels = np.stack([decode(image, pixel_spec(config.teacher)) for image in table.column("image").to_pylist()])
+    features, _ = tuned(pixels)
+    with torch.no_grad():
+        expected = selector(features.half().float()).numpy()
+    np.testing.assert_allclose(table.column("pu_logit").to_numpy(), expected, rtol=1e-2, atol=1e-2)
+    _, opinion = teacher(pixels)
+    assert table.column("teacher_label").to_pylist() == opinion.argmax(1).tolist()
+    assert table.column("relevant").to_numpy(zero_copy_only=False).mean() > 0.9
 
 
 def test_new_files_are_the_only_ones_scored(task: Path, finished: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,8 +17,8 @@ DROPOUT = 0.3  # share of features left out: P is small, and no single one shoul
 class SelectorHead(nn.Module):
     """Features [B, channels] -> PU logits [B]: standardised, one hidden layer, then attention.
 
-    The hidden layer is there because pooled features separate classes hardly in a linear way: on the pools of
-    docs/results.md it is worth more than training the trunk. `mean` and `std` [channels] are buffers.
+    The hidden layer is there because pooled features separate classes hardly in a linear way. `mean` and
+    `std` [channels] are buffers.
     """
 
     mean: Tensor
@@ -31,13 +32,17 @@ class SelectorHead(nn.Module):
         self.hidden = nn.Linear(channels, width)
         self.attention = AttentionHead(width)
 
-    def standardise_by(self, features: Tensor) -> None:
-        """Take mean and deviation from features [N, channels] of U."""
-        values = features.float()
-        self.mean.copy_(values.mean(0))
-        std = values.std(0, correction=0)
+    def standardise_by(self, features: np.ndarray) -> None:
+        """Take mean and deviation from features [N, channels] of U, any float dtype."""
+        sums = np.zeros((2, features.shape[1]))
+        for rows in np.array_split(features, max(1, len(features) // 8192)):  # float64 of all at once would be large
+            values = rows.astype(np.float64)
+            sums += np.stack([values.sum(0), (values**2).sum(0)])
+        mean, square = sums / len(features)
+        std = np.sqrt(np.maximum(square - mean**2, 0))
+        self.mean.copy_(torch.from_numpy(mean))
         # A dimension that never varies carries nothing; dividing by its rounding noise would.
-        self.std.copy_(torch.where(std > 1e-6, std, 1.0))
+        self.std.copy_(torch.from_numpy(np.where(std > 1e-4, std, 1.0)))
 
     def forward(self, features: Tensor, kept: Tensor | None = None) -> Tensor:
         """As the class says; `kept` bool [B, channels] is the dropout mask of training.

@@ -102,7 +102,7 @@ def fit_selector(
     """
     torch.manual_seed(training.seed)
     head = SelectorHead(features.u.shape[1]).to(hooks.device)
-    head.standardise_by(torch.from_numpy(features.u))
+    head.standardise_by(features.u)
     if trunk is None:
         train(head, features, training, hooks)
         return head
@@ -131,7 +131,8 @@ def train(network: SelectorNetwork, examples: Examples, training: Training, hook
         kept = torch.from_numpy(_dropout_mask(len(p_rows) + len(u_rows), network.channels, training.seed, step))
         kept = torch.cat([kept[: len(p_rows)][mine], kept[len(p_rows) :][mine]]).to(hooks.device)
         p_rows, view, u_rows = p_rows[mine], view[mine], u_rows[mine]
-        x = torch.from_numpy(np.concatenate([examples.p[p_rows, view], examples.u[u_rows]])).to(hooks.device).float()
+        rows = np.concatenate([examples.p[p_rows, view], examples.u[u_rows]])
+        x = torch.from_numpy(rows).to(hooks.device).float()
         labels = torch.ones(len(x), device=hooks.device)
         labels[len(p_rows) :] = -1
         if training.loss == "nnpu":
@@ -160,7 +161,7 @@ def train(network: SelectorNetwork, examples: Examples, training: Training, hook
 def _dropout_mask(rows: int, channels: int, *seed: int) -> np.ndarray:
     """Bool [rows, channels] of the global batch: every rank draws the same and uses its part."""
     drawn = np.frombuffer(np.random.default_rng(seed).bytes(rows * channels), np.uint8)
-    return drawn.reshape(rows, channels) >= round(256 * DROPOUT)
+    return np.asarray(drawn.reshape(rows, channels) >= round(256 * DROPOUT))
 
 
 def _batches(n_p: int, n_u: int, training: Training) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
@@ -185,7 +186,7 @@ def logits_of(
 ) -> np.ndarray:
     """PU logits float32 [N] of inputs [N, ...], in slices so that large samples fit."""
     parts: list[Tensor] = [
-        network(torch.from_numpy(inputs[i : i + batch]).to(device or torch.device("cpu")).float()).cpu()
+        network(torch.from_numpy(inputs[i : i + batch].astype(np.float32)).to(device or torch.device("cpu"))).cpu()
         for i in range(0, len(inputs), batch)
     ]
     return torch.cat(parts).numpy() if parts else np.zeros(0, np.float32)

@@ -229,7 +229,7 @@ def pixel_task(arch: str) -> tuple[Examples, Trunk, np.ndarray]:
 @pytest.mark.parametrize("arch", ["lenet5", "resnet20_cifar"])
 def test_finetuning_trains_the_trunk_with_the_teachers_statistics(arch: str) -> None:
     features, trunk, truth = pixel_task(arch)
-    training = replace(TRAINING, steps=40, batch_size=32)
+    training = replace(TRAINING, steps=60, batch_size=32, lr=0.002)
     network = fit_selector(features, training, trunk)
     before = Teacher(trunk.teacher, trunk.weights, torch.device("cpu")).extractor.model.state_dict()
     after = network.extractor.model.state_dict()
