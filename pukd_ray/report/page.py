@@ -16,7 +16,7 @@ from pukd_ray.report import plots
 from pukd_ray.report.gallery import MAX_CLASSES, ClassGallery, Gallery, collect_gallery, takes_highest
 from pukd_ray.report.summary import NAMES
 from pukd_ray.run_folder import STAGES, RunFolder
-from pukd_ray.selection.calibration import from_json, match_prior
+from pukd_ray.selection.calibration import carry_over, from_json
 from pukd_ray.selection.rules import uses_selector
 
 MISSING = "–"
@@ -321,7 +321,5 @@ def _calibration_plot(folder: RunFolder, saved: dict[str, Any], prior: float) ->
     table = folder.read_table("selector/held_out.parquet")
     is_p = np.array(table.column("role").to_pylist()) == "positives"
     logits = table.column("logit").to_numpy().astype(np.float64)
-    final, refits = from_json(saved)
-    calibration = match_prior(final, logits[~is_p], prior)
-    refits = [refit.shifted(calibration.offset - final.offset) for refit in refits]
+    calibration, refits = carry_over(*from_json(saved), logits[~is_p], prior)
     return plots.calibration_plot(logits[is_p], logits[~is_p], calibration, refits)

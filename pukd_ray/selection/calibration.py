@@ -38,10 +38,6 @@ class Calibration:
         """Probabilities float64 of logits, any shape."""
         return self.plateau * expit(self.slope * np.asarray(logits, np.float64) + self.offset)
 
-    def shifted(self, by: float) -> Calibration:
-        """The same with another offset."""
-        return replace(self, offset=self.offset + by)
-
 
 @dataclass(frozen=True)
 class Binned:
@@ -119,6 +115,15 @@ def match_prior(calibration: Calibration, u_logits: np.ndarray, prior: float) ->
     u = np.asarray(u_logits, np.float64)
     wanted = min(prior / calibration.plateau, 1 - 1e-6)
     return replace(calibration, offset=_offset(calibration.slope, u, np.full(len(u), 1 / len(u)), wanted))
+
+
+def carry_over(
+    calibration: Calibration, bootstrap: Sequence[Calibration], u_logits: np.ndarray, prior: float
+) -> tuple[Calibration, list[Calibration]]:
+    """(calibration, its refits) for the logits of another network on U: `match_prior`, and all offsets moved alike."""
+    moved = match_prior(calibration, u_logits, prior)
+    shift = moved.offset - calibration.offset
+    return moved, [replace(refit, offset=refit.offset + shift) for refit in bootstrap]
 
 
 def resample_weights(rng: np.random.Generator, count: int, groups: np.ndarray | None = None) -> np.ndarray:

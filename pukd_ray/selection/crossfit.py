@@ -30,15 +30,16 @@ from pukd_ray.selection.training import (
     fit_selector,
     log_max_phi,
     logits_of,
+    seen_by,
 )
 from pukd_ray.spans import Span
 
 FOLDS = 5
 CHECKPOINTS = 10
 BOOTSTRAPS = 200
-LOOKALIKES = (
-    0.08  # share of irrelevant images that even the top of U may hold; from the tuning pools of docs/results.md
-)
+# Both ways to refine the prior assume that nothing but relevant images scores highest, and are too high where others
+# look alike: up to this share of the top may be others (seen on the tuning pools of pukd_ray.demo.pools).
+LOOKALIKES = 0.08
 SCORER_STEPS = 500  # P against U overfits soon: few steps, of which the best by held-out AUC
 
 
@@ -93,7 +94,7 @@ def fit_fold(features: Examples, fold: int, training: Training, trunk: Trunk | N
     p_fold, u_fold = fold_of(len(features.p), training.seed), fold_of(len(features.u), training.seed + 1)
     p_rows, u_rows = np.flatnonzero(p_fold == fold), np.flatnonzero(u_fold == fold)
     rest = np.flatnonzero(p_fold != fold), np.flatnonzero(u_fold != fold)
-    seen = features if trunk is None else trunk.pixels
+    seen = seen_by(features, trunk)
     held_out, learnt = seen.take(p_rows, u_rows), seen.take(*rest)
     last = training if trunk is None else training.finetuning()
     steps = checkpoint_steps(last.steps)
@@ -133,17 +134,27 @@ def _auc(p: np.ndarray, u: np.ndarray) -> float:
     return float(roc_auc_score(np.r_[np.ones(len(p)), np.zeros(len(u))], np.r_[p, u]))
 
 
+def _in_row_order(
+    held_out: Sequence[HeldOut], p_parts: Sequence[np.ndarray], u_parts: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The folds' values of P [n_p] and U [n_u], float32, back in the order of the rows."""
+    p_rows, u_rows = (np.concatenate([getattr(h, rows) for h in held_out]) for rows in ("p_rows", "u_rows"))
+    p, u = np.empty(len(p_rows), np.float32), np.empty(len(u_rows), np.float32)
+    p[p_rows], u[u_rows] = np.concatenate(p_parts), np.concatenate(u_parts)
+    return p, u
+
+
 def estimate_prior(held_out: Sequence[HeldOut], units: np.ndarray, seed: int) -> PriorReport:
     """Pool the folds' held-out scores, standardised per fold, and estimate the prior with its interval."""
     aucs = [np.mean([_auc(h.p_logits[i], h.u_logits[i]) for h in held_out]) for i in range(len(held_out[0].steps))]
     best = int(np.argmax(aucs))
-    p = np.zeros(sum(len(h.p_rows) for h in held_out))
-    u = np.zeros(sum(len(h.u_rows) for h in held_out))
-    folds = []
-    for h in held_out:
-        mean, sd = h.u_logits[best].mean(), h.u_logits[best].std() or 1.0
-        p[h.p_rows], u[h.u_rows] = (h.p_logits[best] - mean) / sd, (h.u_logits[best] - mean) / sd
-        folds.append(bbe_prior(p[h.p_rows], u[h.u_rows]).value)
+    scales = [(h.u_logits[best].mean(), h.u_logits[best].std() or 1.0) for h in held_out]
+    p, u = _in_row_order(
+        held_out,
+        [(h.p_logits[best] - mean) / sd for h, (mean, sd) in zip(held_out, scales, strict=True)],
+        [(h.u_logits[best] - mean) / sd for h, (mean, sd) in zip(held_out, scales, strict=True)],
+    )
+    folds = [bbe_prior(p[h.p_rows], u[h.u_rows]).value for h in held_out]
     raw_p = np.concatenate([h.p_logits[best] for h in held_out])
     raw_u = np.concatenate([h.u_logits[best] for h in held_out])
     estimate = bbe_prior(p, u)
@@ -214,11 +225,7 @@ def assess_fit(
     tried = held_out[0].steps
 
     def pooled(i: int) -> tuple[np.ndarray, np.ndarray]:
-        p = np.zeros(sum(len(h.p_rows) for h in held_out), np.float32)
-        u = np.zeros(sum(len(h.u_rows) for h in held_out), np.float32)
-        for h in held_out:
-            p[h.p_rows], u[h.u_rows] = h.p_logits[i], h.u_logits[i]
-        return p, u
+        return _in_row_order(held_out, [h.p_logits[i] for h in held_out], [h.u_logits[i] for h in held_out])
 
     # Of the whole schedule the same share, where the folds' last phase had fewer steps.
     steps = [max(1, round(step * training.steps / tried[-1])) for step in tried]

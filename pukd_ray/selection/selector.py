@@ -27,7 +27,7 @@ from pukd_ray.networks.selector import PixelSelector, SelectorHead
 from pukd_ray.networks.teacher import dump_state, use_threads
 from pukd_ray.progress import Stopwatch, progress, remote_progress, say
 from pukd_ray.run_folder import RunFolder
-from pukd_ray.selection.calibration import Calibration, match_prior, to_json
+from pukd_ray.selection.calibration import carry_over, to_json
 from pukd_ray.selection.crossfit import (
     FOLDS,
     FitReport,
@@ -42,8 +42,9 @@ from pukd_ray.selection.crossfit import (
 )
 from pukd_ray.selection.features import ExtractFeatures, Features, WriteFeatures, load_features
 from pukd_ray.selection.inference import Shared, rescale_logits, stream
+from pukd_ray.selection.rules import uses_selector
 from pukd_ray.selection.sampling import sample_corpus
-from pukd_ray.selection.training import Examples, Hooks, Training, Trunk, fit_selector, log_max_phi, logits_of
+from pukd_ray.selection.training import Examples, Hooks, Training, Trunk, fit_selector, log_max_phi, logits_of, seen_by
 from pukd_ray.spans import Span, covered_seconds
 
 MIN_POSITIVES = 10
@@ -52,20 +53,18 @@ MIN_PRIOR = 0.005  # below, held-out scores of U show next to nothing that looks
 MIN_SHARE_OF_PRIOR = 0.2  # the head selects next to nothing: the clamp won (method sheet 1.8)
 MAX_SHARE = 0.95
 LOG_EVERY = 20
-
-
 PRIOR_FACTORS = (0.5, 2.0)  # of the sensitivity that the report shows, beside 1
 
 
 @ray.remote(num_cpus=0.5, num_returns=3)
-def _load_features(folder: RunFolder, files: list[str], config: RunConfig, weights: bytes) -> tuple[Any, ...]:
+def _load_features(folder: RunFolder, files: list[str], config: RunConfig, weights: Shared) -> tuple[Any, ...]:
     """(examples, trunk or None, the features' labels without the features)."""
     features = load_features(folder, files)
     light = replace(features, p=features.p[:0], u=features.u[:0], p_pixels=None, u_pixels=None)
     return Examples(features.p, features.u), _trunk(features, config, weights), light
 
 
-def _trunk(features: Features, config: RunConfig, weights: bytes) -> Trunk | None:
+def _trunk(features: Features, config: RunConfig, weights: Shared) -> Trunk | None:
     if features.p_pixels is None or features.u_pixels is None:
         return None
     t = config.teacher
@@ -73,7 +72,7 @@ def _trunk(features: Features, config: RunConfig, weights: bytes) -> Trunk | Non
     pixels = Examples(
         features.p_pixels.reshape(*features.p_pixels.shape[:2], *shape), features.u_pixels.reshape(-1, *shape)
     )
-    return Trunk(t, weights, config.selector.grid, pixels)
+    return Trunk(t, ray.get(weights.ref), config.selector.grid, pixels)
 
 
 @ray.remote(num_cpus=1)
@@ -100,7 +99,7 @@ def _selected_of_sample(features: Examples, trunk: Trunk | None, training: Train
     began = time.time()
     use_threads()
     network = fit_selector(features, training, trunk)
-    taken = logits_of(network, features.u if trunk is None else trunk.pixels.u) > 0
+    taken = logits_of(network, seen_by(features, trunk).u) > 0
     return taken, (began, time.time())
 
 
@@ -116,7 +115,7 @@ def _train_loop(config: dict[str, Any]) -> dict[str, Any] | None:
     began = time.time()
     use_threads()
     features = load_features(config["folder"], config["files"])
-    trunk = _trunk(features, config["config"], ray.get(config["weights"].ref))
+    trunk = _trunk(features, config["config"], config["weights"])
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     training: Training = config["training"]
@@ -135,11 +134,12 @@ def _train_loop(config: dict[str, Any]) -> dict[str, Any] | None:
         group=dist.group.WORLD if world > 1 else None,
         device=get_device(),
     )
-    network = fit_selector(Examples(features.p, features.u), training, trunk, hooks)
+    examples = Examples(features.p, features.u)
+    network = fit_selector(examples, training, trunk, hooks)
     if rank:
         return None
     head = network if isinstance(network, SelectorHead) else network.head
-    seen = Examples(features.p, features.u) if trunk is None else trunk.pixels
+    seen = seen_by(examples, trunk)
     logits = logits_of(network, seen.u, get_device())
     scale = log_max_phi(network, seen, training, get_device())
     return {
@@ -171,8 +171,9 @@ def train_selector(
     sample = sample_corpus([u for u in units if u.role == "corpus"], config.selector.sample, config.seed)
     wanted = [*labelled.wanted, *sample]
     spans: list[Span] = []
-    files, errors = _extract(folder, config, cluster, wanted, sources, Shared.of(weights), spans)
-    features, trunk, light_ref = _load_features.remote(folder, files, config, weights)
+    shared = Shared.of(weights)
+    files, errors = _extract(folder, config, cluster, wanted, sources, shared, spans)
+    features, trunk, light_ref = _load_features.remote(folder, files, config, shared)
     light: Features = ray.get(light_ref)
     n_p, n_u = len(light.p_labels), len(light.u_units)
     _check_sample(config, n_p, n_u, errors)
@@ -191,10 +192,10 @@ def train_selector(
     fit: FitReport = ray.get(_assess_fit.remote(units_ref, prior, training, first if estimated else None, *fits))
     final = final_training(training, fit)
     value = fit.prior
-    result = _fit_final(folder, config, cluster, files, final, Shared.of(weights))
+    result = _fit_final(folder, config, cluster, files, final, shared)
     spans.append(result["span"])
     u_logits = result["u_logits"]
-    calibration = match_prior(fit.calibration, u_logits, value)
+    calibration, refits = carry_over(fit.calibration, fit.bootstrap, u_logits, value)
     share = float((u_logits > 0).mean())
     warnings = [*(first.warnings if estimated else ()), *_fit_warnings(fit, share, value)]
     _check_selection(config, share, value)
@@ -205,8 +206,8 @@ def train_selector(
     truth = float(light.u_relevant[known].mean()) if known.any() else None
     prior_json = {
         "value": value,
-        "lower": fit.prior_interval[0] if estimated else value,
-        "upper": fit.prior_interval[1] if estimated else value,
+        "lower": fit.prior_interval[0],
+        "upper": fit.prior_interval[1],
         "source": "bbe" if estimated else "config",
         "refined": fit.refined,
         "used_for_training": training.prior,
@@ -216,7 +217,7 @@ def train_selector(
         "true_in_sample": truth,
     }
     folder.write_json("selector/prior.json", prior_json)
-    _write_head(folder, config, result, fit, calibration)
+    _write_head(folder, config, result, fit, to_json(calibration, refits))
     folder.write_json(
         "selector/meta.json",
         {
@@ -363,7 +364,7 @@ def train_run_config(folder: RunFolder, stage: str) -> TrainRunConfig:
 
 
 def _write_head(
-    folder: RunFolder, config: RunConfig, result: dict[str, Any], fit: FitReport, calibration: Calibration
+    folder: RunFolder, config: RunConfig, result: dict[str, Any], fit: FitReport, calibration: dict[str, Any]
 ) -> None:
     from pukd_ray.storage import write_bytes
 
@@ -374,9 +375,7 @@ def _write_head(
         "selector/training.json",
         {"loss": config.selector.loss, "risk": result["history"], "proxy_accuracy": fit.proxy_curve},
     )
-    # Offsets relative to the cross-fit's, so that they carry over to the final selector.
-    shift = calibration.offset - fit.calibration.offset
-    folder.write_json("selector/calibration.json", to_json(calibration, [c.shifted(shift) for c in fit.bootstrap]))
+    folder.write_json("selector/calibration.json", calibration)
     folder.write_table(
         "selector/held_out.parquet",
         pa.table(
@@ -448,7 +447,7 @@ def _check_teacher_agrees(light: Features, config: RunConfig) -> float:
 
 
 def _check_prior(config: RunConfig, prior: PriorReport) -> None:
-    if config.selection.rule in ("random", "teacher_confidence") or config.selector.prior != "auto":
+    if not uses_selector(config.selection.rule) or config.selector.prior != "auto":
         return
     if prior.value < MIN_PRIOR:
         raise RunError(
@@ -478,7 +477,7 @@ def _fit_warnings(fit: FitReport, share: float, prior: float) -> list[str]:
 
 
 def _check_selection(config: RunConfig, share: float, prior: float) -> None:
-    if config.selection.rule in ("random", "teacher_confidence"):
+    if not uses_selector(config.selection.rule):
         return
     if share < MIN_SHARE_OF_PRIOR * prior:
         raise RunError(

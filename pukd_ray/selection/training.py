@@ -52,6 +52,11 @@ class Trunk:
     pixels: Examples
 
 
+def seen_by(features: Examples, trunk: Trunk | None) -> Examples:
+    """What the trained network takes: features, or pixels where the trunk is fine-tuned."""
+    return features if trunk is None else trunk.pixels
+
+
 @dataclass(frozen=True)
 class Training:
     """How a selector is trained."""

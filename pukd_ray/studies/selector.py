@@ -24,7 +24,7 @@ from pukd_ray.config import SelectorConfig, TeacherConfig
 from pukd_ray.demo.pools import POOLS, Bank, Pool, draw_pool
 from pukd_ray.networks.teacher import Teacher
 from pukd_ray.progress import progress
-from pukd_ray.selection.calibration import match_prior
+from pukd_ray.selection.calibration import carry_over
 from pukd_ray.selection.crossfit import (
     FOLDS,
     assess_fit,
@@ -38,7 +38,7 @@ from pukd_ray.selection.features import as_half
 from pukd_ray.selection.inference import rescale_logits, teacher_opinion
 from pukd_ray.selection.rules import precision_count
 from pukd_ray.selection.select import estimate_quality
-from pukd_ray.selection.training import Examples, Trunk, fit_selector, log_max_phi, logits_of
+from pukd_ray.selection.training import Examples, Trunk, fit_selector, log_max_phi, logits_of, seen_by
 from pukd_ray.selection.views import random_views
 
 UNIT_ROWS = 800  # rows that the bootstrap draws together, as a unit of the corpus
@@ -133,13 +133,11 @@ def measure(
     fit = assess_fit(held_out, units, prior, training, first if selector.prior == "auto" else None)
     final = final_training(training, fit)
     fitted = fit_selector(features, final, trunk)
-    seen = features if trunk is None else trunk.pixels
+    seen = seen_by(features, trunk)
     logits = rescale_logits(logits_of(fitted, seen.u), log_max_phi(fitted, seen, final))
     fit_seconds = time.process_time() - began
 
-    calibration = match_prior(fit.calibration, logits, fit.prior)
-    shift = calibration.offset - fit.calibration.offset
-    bootstrap = [refit.shifted(shift) for refit in fit.bootstrap]
+    calibration, bootstrap = carry_over(fit.calibration, fit.bootstrap, logits, fit.prior)
     ones = np.ones(len(logits))
     estimated = estimate_quality(ones, (logits > 0).astype(float), logits, calibration, bootstrap)
     figures = {
