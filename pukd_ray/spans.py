@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+
+import pyarrow as pa
 
 Span = tuple[float, float]
 """(began, ended), seconds since the epoch."""
@@ -16,3 +19,15 @@ def covered_seconds(spans: Iterable[Span]) -> float:
             total += ended - max(began, reach)
             reach = ended
     return total
+
+
+def with_spans(table: pa.Table, spans: list[Span]) -> pa.Table:
+    """Note `spans` on the first row, in a column `spans`: however blocks are cut and joined, each is kept once."""
+    notes = [json.dumps(spans), *[None] * (table.num_rows - 1)]
+    return table.append_column("spans", pa.array(notes[: table.num_rows], pa.string()))
+
+
+def take_spans(table: pa.Table) -> tuple[pa.Table, list[Span]]:
+    """(the table without its column `spans`, what was noted there)."""
+    notes = table.column("spans").drop_null().to_pylist()
+    return table.drop_columns("spans"), [(began, ended) for note in notes for began, ended in json.loads(note)]

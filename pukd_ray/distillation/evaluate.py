@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,12 @@ from pukd_ray.corpus.units import Unit
 from pukd_ray.engine import Cluster
 from pukd_ray.progress import progress
 from pukd_ray.run_folder import RunFolder
-from pukd_ray.selection.inference import Shared, pixel_spec, stack_pixels, stream, with_span
+from pukd_ray.selection.inference import Shared, TimedActor, pixel_spec, stack_pixels, stream
 from pukd_ray.spans import Span, covered_seconds
 from pukd_ray.storage import read_bytes
 
 
-class CountCorrect:
+class CountCorrect(TimedActor):
     """Runs networks on labelled, decoded rows and counts per class: images, top-1 and top-5 hits."""
 
     def __init__(self, teacher: TeacherConfig, networks: dict[str, tuple[str, Any]]) -> None:
@@ -41,9 +40,8 @@ class CountCorrect:
             for name, (arch, weights) in networks.items()
         }
 
-    def __call__(self, table: pa.Table) -> pa.Table:
+    def work(self, table: pa.Table) -> pa.Table:
         """Decoded rows -> one row of counts."""
-        began = time.time()
         readable = table.column("error").is_null().to_numpy(zero_copy_only=False)
         labels = np.array([int(v) for v in table.column("label").to_pylist()])[readable]
         classes = self._teacher.num_classes
@@ -57,10 +55,7 @@ class CountCorrect:
                     hits = order == labels[:, None]
                     counts[f"{name}/top1"] = np.bincount(labels[hits[:, 0]], minlength=classes).tolist()
                     counts[f"{name}/top5"] = np.bincount(labels[hits.any(1)], minlength=classes).tolist()
-        ledger = pa.table({"rows": [table.num_rows], "counts": [json.dumps(counts)]})
-        for name in ("decoded_from", "decoded_to"):
-            ledger = ledger.append_column(name, table.column(name).combine_chunks()[:1])
-        return with_span(ledger, "computed", began)
+        return pa.table({"rows": [table.num_rows], "counts": [json.dumps(counts)]})
 
 
 def _as_is(table: pa.Table) -> pa.Table:

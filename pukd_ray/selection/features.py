@@ -26,7 +26,7 @@ class ExtractFeatures(TeacherActor):
         super().__init__(teacher, weights, selector.grid)
         self._selector, self._seed = selector, seed
 
-    def keep(self, table: pa.Table) -> pa.Table:
+    def work(self, table: pa.Table) -> pa.Table:
         """Decoded rows -> rows of `selector/features/`."""
         table, readable, pixels, features, logits = self.forward(table)
         label, confidence, entropy = teacher_opinion(logits)

@@ -5,7 +5,6 @@ Sampling, features and scoring all run through here, so P, U and test see the sa
 
 from __future__ import annotations
 
-import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from pukd_ray.config import RunConfig, SourceConfig, TeacherConfig
 from pukd_ray.corpus.pixels import PixelSpec, decode_batch
 from pukd_ray.corpus.reading import Wanted, read_units
 from pukd_ray.engine import IO_CPUS, Cluster, actor_options, actor_pool, decoders, gpus_per_actor
-from pukd_ray.spans import Span
+from pukd_ray.spans import Span, take_spans, with_spans
 
 ACTOR_BATCH = 256
 
@@ -61,31 +60,19 @@ class DecodeImages:
             errors[i] = reason
             pixels[i] = None if array is None else array.tobytes()
         table = table.set_column(table.schema.get_field_index("error"), "error", pa.array(errors, pa.string()))
-        return with_span(table.append_column("pixels", pa.array(pixels, pa.binary())), "decoded", began)
-
-
-def with_span(table: pa.Table, name: str, began: float) -> pa.Table:
-    """Note on each row when its batch was worked on, for the split of computing and engine time."""
-    for column, value in ((f"{name}_from", began), (f"{name}_to", time.time())):
-        table = table.append_column(column, pa.array(np.full(table.num_rows, value)))
-    return table
-
-
-_SPANS = (("decoded_from", "decoded_to"), ("computed_from", "computed_to"))
+        return with_spans(table.append_column("pixels", pa.array(pixels, pa.binary())), [(began, time.time())])
 
 
 @dataclass(frozen=True)
 class Consume:
-    """Takes the spans off a block, hands the rest to `consume` and adds the distinct spans to its ledger."""
+    """Hands a block to `consume`, without the spans noted on it; these go on with the ledger."""
 
     consume: Callable[[pa.Table], pa.Table]
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """A block -> its ledger."""
-        spans = {span for names in _SPANS for span in zip(*(table.column(n).to_pylist() for n in names), strict=True)}
-        ledger = self.consume(table.drop_columns([n for names in _SPANS for n in names]))
-        notes = [json.dumps(sorted(spans)), *["[]"] * (ledger.num_rows - 1)]
-        return ledger.append_column("spans", pa.array(notes, pa.string()))
+        table, spans = take_spans(table)
+        return with_spans(self.consume(table), spans)
 
 
 def stack_pixels(pixels: pa.ChunkedArray, spec: PixelSpec) -> np.ndarray:
@@ -94,7 +81,21 @@ def stack_pixels(pixels: pa.ChunkedArray, spec: PixelSpec) -> np.ndarray:
     return np.frombuffer(bytearray(joined), np.uint8).reshape(-1, spec.channels, spec.size, spec.size)
 
 
-class TeacherActor(ABC):
+class TimedActor(ABC):
+    """What runs on decoded rows in an actor, and notes when it was at work."""
+
+    @abstractmethod
+    def work(self, table: pa.Table) -> pa.Table:
+        """Decoded rows -> what the consumer gets of them, at least one row."""
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """`work`, timed."""
+        began = time.time()
+        table, spans = take_spans(table)
+        return with_spans(self.work(table), [*spans, (began, time.time())])
+
+
+class TeacherActor(TimedActor):
     """Runs the teacher on decoded rows; subclasses say what to keep of it."""
 
     def __init__(self, teacher: TeacherConfig, weights: Any, grid: int | Literal["auto"]) -> None:
@@ -104,19 +105,6 @@ class TeacherActor(ABC):
         use_threads()
         self.spec = pixel_spec(teacher)
         self.teacher = Teacher(teacher, ray.get(weights.ref), pick_device(), grid)
-
-    @abstractmethod
-    def keep(self, table: pa.Table) -> pa.Table:
-        """Decoded rows -> what the consumer gets of them."""
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """`keep`, with the time it took."""
-        began = time.time()
-        decoded = table.select(_SPANS[0])
-        kept = self.keep(table.drop_columns(_SPANS[0]))
-        for name in _SPANS[0]:
-            kept = kept.append_column(name, decoded.column(name))
-        return with_span(kept, "computed", began)
 
     def extract(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """uint8 [n, C, H, W] -> (features [n, F], teacher's logits [n, K]), float32."""
@@ -204,6 +192,6 @@ def stream(
     )
     ledger = scored.map_batches(Consume(consume), batch_format="pyarrow", batch_size=None, num_cpus=IO_CPUS)
     for batch in ledger.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        for entry in batch.to_pylist():
-            spans.extend((began, ended) for began, ended in json.loads(entry.pop("spans")))
-            yield entry
+        entries, seen = take_spans(batch)
+        spans.extend(seen)
+        yield from entries.to_pylist()

@@ -75,7 +75,7 @@ class ScoreImages(TeacherActor):
             )
         return rescale_logits(z, self._log_max_phi)
 
-    def keep(self, table: pa.Table) -> pa.Table:
+    def work(self, table: pa.Table) -> pa.Table:
         """Same rows, with scores or the reason why there are none."""
         table, readable, _, features, logits = self.forward(table)
         pu_logit = self.logits(features)
