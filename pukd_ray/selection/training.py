@@ -25,6 +25,10 @@ SelectorNetwork = SelectorHead | PixelSelector
 P_SHARE = 4  # a quarter of each batch is P (method sheet 1.6)
 WEIGHT_DECAY = 1e-4
 FINETUNE_STEPS = 0.25  # of the head's, after them
+# A low prior from the start can end in "all negative", where the sigmoid loss has no gradient: on the tuning pools with
+# 2 % relevant, 300 steps gave an average precision of 0.34 to 0.83 without, 0.87 to 0.90 with a prior that falls.
+FIRST_PRIOR = 0.2
+FALLING = 0.65  # of the schedule
 FINETUNE_LR = 0.1  # of the head's: features that are good already should not be lost (Kumar et al. 2022)
 
 
@@ -69,7 +73,15 @@ class Training:
     seed: int
     batches: str = "balanced"
     horizon: int | None = None
-    """Steps of the learning-rate schedule, if training stops before its end."""
+    """Steps of the schedules, if training stops before its end."""
+    first_prior: float = FIRST_PRIOR
+    """What nnPU starts with where `prior` is lower."""
+
+    def prior_at(self, step: int) -> float:
+        """nnPU's prior at a step (1, 2, ...): falls geometrically from `first_prior`."""
+        start = max(self.prior, self.first_prior)
+        done = min(1.0, step / (FALLING * (self.horizon or self.steps)))
+        return float(start * (self.prior / start) ** done)
 
     def finetuning(self) -> Training:
         """The same for the trunk and its head, after the head."""
@@ -79,6 +91,7 @@ class Training:
             steps=max(1, round(self.steps * FINETUNE_STEPS)),
             horizon=max(1, round(horizon * FINETUNE_STEPS)),
             lr=self.lr * FINETUNE_LR,
+            first_prior=self.prior,
         )
 
 
@@ -141,7 +154,7 @@ def train(network: SelectorNetwork, examples: Examples, training: Training, hook
         labels = torch.ones(len(x), device=hooks.device)
         labels[len(p_rows) :] = -1
         if training.loss == "nnpu":
-            value, objective = nnpu_risk(model(x, kept), labels, training.prior, group=hooks.group)
+            value, objective = nnpu_risk(model(x, kept), labels, training.prior_at(step), group=hooks.group)
         elif training.loss == "naive":
             value, objective = naive_risk(model(x, kept), labels, group=hooks.group)
         else:

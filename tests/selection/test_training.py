@@ -37,10 +37,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def gaussians(seed: int, n_p: int = 120, n_u: int = 1500, views: int = 2) -> tuple[Examples, np.ndarray]:
-    """P around (2, ...) and U of which 30 % are like P, and U's truth."""
+def gaussians(
+    seed: int, n_p: int = 120, n_u: int = 1500, views: int = 2, share: float = TRUE
+) -> tuple[Examples, np.ndarray]:
+    """P around (2, ...) and U of which a share is like P, and U's truth."""
     rng = np.random.default_rng(seed)
-    truth = rng.random(n_u) < TRUE
+    truth = rng.random(n_u) < share
     u = rng.normal(size=(n_u, 6)) + 2.0 * np.where(truth, 1, -1)[:, None] * np.array([1, 1, 0, 0, 0, 0])
     p = rng.normal(size=(n_p, 1, 6)) + np.array([2.0, 2, 0, 0, 0, 0]) + 0.1 * rng.normal(size=(n_p, views, 6))
     return Examples(p.astype(np.float16), u.astype(np.float16)), truth
@@ -67,6 +69,26 @@ def test_nnpu_takes_about_the_prior_and_naive_next_to_nothing() -> None:
     assert taken["nnpu"].mean() == pytest.approx(truth.mean(), abs=0.06)
     half = logits_of(fit_selector(examples, replace(TRAINING, prior=TRUE / 2.5)), examples.u) > 0
     assert half.mean() < 0.5 * TRUE  # method sheet 1.8: too small a prior selects too little
+
+
+def test_few_relevant_images_do_not_end_in_all_negative() -> None:
+    examples, truth = gaussians(0, n_u=4000, share=0.02)
+    training = replace(TRAINING, prior=0.02, steps=300, batch_size=256, lr=0.003)
+    priors = [training.prior_at(step) for step in (1, 100, 195, 300)]
+    assert 0.2 > priors[0] > 0.19 > priors[1] > 0.05 > priors[2] == pytest.approx(0.02) == priors[3]
+    found = {
+        first: average_precision_score(truth, logits_of(fit_selector(examples, replace(training, first_prior=first)),
+                                                         examples.u))
+        for first in (0.2, 0.02)
+    }  # fmt: skip
+    assert found[0.2] > 0.8
+    assert found[0.02] < 0.1
+
+
+def test_fine_tuning_keeps_the_prior_that_the_head_ended_with() -> None:
+    training = replace(TRAINING, prior=0.02)
+    assert training.finetuning().prior_at(1) == 0.02
+    assert replace(training, prior=0.4).prior_at(1) == pytest.approx(0.4)
 
 
 def test_training_is_the_same_whatever_the_number_of_ranks() -> None:
