@@ -37,9 +37,10 @@ from pukd_ray.spans import Span
 FOLDS = 5
 CHECKPOINTS = 10
 BOOTSTRAPS = 200
-# Both ways to refine the prior assume that nothing but relevant images scores highest, and are too high where others
-# look alike: up to this share of the top may be others (seen on the tuning pools of pukd_ray.demo.pools).
-LOOKALIKES = 0.08
+# The refined prior assumes that nothing but relevant images scores highest, and is too high where others look alike: up
+# to this share of the top may be others, but not more than near the boundary (seen on the tuning pools of
+# pukd_ray.demo.pools: 5 % too high where classes overlap, right where they do not).
+LOOKALIKES = 0.1
 SCORER_STEPS = 500  # P against U overfits soon: few steps, of which the best by held-out AUC
 
 
@@ -218,9 +219,9 @@ def assess_fit(
         units: unit of each of U, [n_u].
         prior: known, or a first estimate.
         training: what the folds were trained for.
-        first: where `prior` comes from if it is an estimate. It is then refined, from the logits of nnPU: the
-            median of `_refine_prior`, less half of LOOKALIKES. Where that is less than half or more than one and
-            a half times the first, it is not believed.
+        first: where `prior` comes from if it is an estimate. It is then refined, from the logits of nnPU, by
+            conditional likelihood with room for look-alikes. Where that is less than half or more than one and a
+            half times the first, it is not believed.
     """
     tried = held_out[0].steps
 
@@ -238,24 +239,24 @@ def assess_fit(
     logits = Binned.of(p, u)
     rng = np.random.default_rng(training.seed)
     weights = [(resample_weights(rng, len(p)), resample_weights(rng, len(u), units)) for _ in range(BOOTSTRAPS)]
-    # What looks relevant, and which share of that is.
-    alike: Sequence[float] = [prior] * BOOTSTRAPS if first is None else first.bootstrap
-    plateaus = np.ones(BOOTSTRAPS)
     refined = False
     if first is not None and training.loss == "nnpu":  # the logits of the other losses are no basis for it
-        refinements = _refine_prior(logits, weights)
-        refined = 0.5 * prior < float(np.median(refinements)) < 1.5 * prior
+        calibration, estimate = logits.fit()
+        refined = 0.5 * prior < estimate < 1.5 * prior
     if refined:
-        prior, alike = float(np.median(refinements)), refinements
-        plateaus = 1 - rng.uniform(0, LOOKALIKES, BOOTSTRAPS)
-    plateau = 1 - LOOKALIKES / 2 if refined else 1.0
-    calibration = replace(logits.fit(prior)[0], plateau=plateau)
-    refits = [
-        replace(logits.fit(float(np.clip(known, 1e-4, 1 - 1e-4)), *drawn)[0], plateau=float(share))
-        for known, drawn, share in zip(alike, weights, plateaus, strict=True)
-    ]
-    prior = plateau * prior
-    lower, upper = np.quantile(plateaus * np.array(alike), [0.05, 0.95])
+        alike = calibration(u)
+        lookalikes = min(LOOKALIKES, float(np.minimum(alike, 1 - alike).sum() / alike.sum()))
+        prior, draws = estimate, [logits.fit(None, *drawn) for drawn in weights]
+    else:
+        lookalikes = 0.0
+        priors = [prior] * BOOTSTRAPS if first is None else np.clip(first.bootstrap, 1e-4, 1 - 1e-4).tolist()
+        calibration, _ = logits.fit(prior)
+        draws = [(logits.fit(known, *drawn)[0], known) for known, drawn in zip(priors, weights, strict=True)]
+    plateaus = 1 - rng.uniform(0, lookalikes, BOOTSTRAPS)
+    refits = [replace(refit, plateau=float(share)) for (refit, _), share in zip(draws, plateaus, strict=True)]
+    calibration = replace(calibration, plateau=1 - lookalikes / 2)
+    prior = calibration.plateau * prior
+    lower, upper = np.quantile(plateaus * [known for _, known in draws], [0.05, 0.95])
     return FitReport(
         prior=prior,
         prior_interval=(float(min(lower, prior)), float(max(upper, prior))),
@@ -270,20 +271,3 @@ def assess_fit(
         p_logits=p,
         u_logits=u,
     )
-
-
-def _refine_prior(logits: Binned, weights: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[float]:
-    """Priors of resampled P and units: by conditional likelihood and by DEDPUL in turn.
-
-    Resampling alone would trust one model of the logits.
-    """
-    draws = []
-    for i, (w_p, w_u) in enumerate(weights):
-        if i % 2:
-            drawn = dedpul_prior(
-                np.repeat(logits.p, w_p.astype(int)), np.repeat(logits.u_mean[logits.u_bin], w_u.astype(int))
-            )
-        else:
-            drawn = logits.fit(None, w_p, w_u)[1]
-        draws.append(drawn)
-    return draws

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
 from pukd_ray.config import RunConfig
@@ -19,7 +20,8 @@ from pukd_ray.engine import IO_CPUS
 from pukd_ray.errors import RunError
 from pukd_ray.progress import progress, say
 from pukd_ray.run_folder import SELECTED_SCHEMA, RunFolder
-from pukd_ray.selection.calibration import Calibration, from_json
+from pukd_ray.selection.calibration import from_json
+from pukd_ray.selection.quality import estimate_quality
 from pukd_ray.selection.rules import (
     EVERYTHING,
     NOTHING,
@@ -64,8 +66,9 @@ def select_images(folder: RunFolder, config: RunConfig, units: list[Unit]) -> di
     folder.delete_folder("selected")
     files = score_files(folder)
     groups = [files[i : i + FILES_PER_TASK] for i in range(0, len(files), FILES_PER_TASK)]
-    held_out = folder.read_table("selector/held_out.parquet").column("logit").to_numpy()
-    inner = np.unique(np.quantile(held_out.astype(np.float64), np.linspace(0, 1, BINS - 1)))
+    held_out = folder.read_table("selector/held_out.parquet")
+    logits = held_out.column("logit").to_numpy().astype(np.float64)
+    inner = np.unique(np.quantile(logits, np.linspace(0, 1, BINS - 1)))
     job = Job(folder, config, np.r_[-np.inf, inner, np.inf])
     with progress("select", 3 * len(groups), "tasks") as bar:
         dropped, n_scored = _find_copies(job, groups, units)
@@ -78,6 +81,7 @@ def select_images(folder: RunFolder, config: RunConfig, units: list[Unit]) -> di
         np.array(summary["histogram"]["all"]),
         np.array(summary["histogram"]["selected"]),
         np.array(summary["histogram"]["logit"]),
+        logits[pc.equal(held_out.column("role"), "positives").to_numpy(zero_copy_only=False)],
         *from_json(folder.read_json("selector/calibration.json")),
     )
     summary["rule"] = config.selection.rule
@@ -395,36 +399,4 @@ def _write_selected(
             "relevant": total["relevant_histogram"].tolist() if total["truth"] else None,
         },
         "parts": parts,
-    }
-
-
-# -- estimates --------------------------------------------------------------------------------------------------
-
-
-def estimate_quality(
-    everything: np.ndarray,
-    selected: np.ndarray,
-    logits: np.ndarray,
-    calibration: Calibration,
-    bootstrap: list[Calibration],
-) -> dict[str, Any]:
-    """Precision and recall of the selection without truth (method sheet 3.7), with 90 % intervals.
-
-    Precision is the mean of P(relevant) over the selection, recall its sum over the selection relative to that
-    over all scored images; `everything` and `selected` [M] count images in bins with mean logits `logits` [M].
-    """
-
-    def quality(c: Calibration) -> tuple[float, float]:
-        p = c(logits)
-        inside, total = float(selected @ p), float(everything @ p)
-        return inside / max(float(selected.sum()), 1.0), inside / total if total else 0.0
-
-    precision, recall = quality(calibration)
-    draws = np.array([quality(c) for c in bootstrap])
-    low, high = np.quantile(draws, [0.05, 0.95], axis=0)
-    return {
-        "precision": precision,
-        "precision_interval": [float(min(low[0], precision)), float(max(high[0], precision))],
-        "recall": recall,
-        "recall_interval": [float(min(low[1], recall)), float(max(high[1], recall))],
     }

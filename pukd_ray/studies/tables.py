@@ -37,7 +37,7 @@ def render(study: dict[str, Any], command: str) -> str:
         headline={name: _headline(list(chosen("default", name, "default").values())) for name in pools},
         ablations=ablations,
         cost=_cost(chosen("quick", "hard", "default"), chosen("quick", "hard", "trunk: finetune")),
-        coverage={pool: _coverage(list(chosen("quick", pool, "default").values())) for pool in ("hard", "rare")},
+        coverage={pool: _coverage(list(chosen("quick", pool, "default").values())) for pool in pools},
     )
 
 

@@ -1,0 +1,132 @@
+"""Precision and recall without truth, on logits whose truth is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pukd_ray.selection.calibration import Binned, Calibration, resample_weights
+from pukd_ray.selection.crossfit import HeldOut, assess_fit
+from pukd_ray.selection.quality import estimate_quality
+from pukd_ray.selection.training import Training
+
+TRAINING = Training("nnpu", 0.2, 100, 64, 0.01, 0)
+
+
+def sample(gap: float, n_p: int, n_u: int, prior: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits of P and U from two normals `gap` apart, for which sigmoid(gap z + b) is exact, and U's truth."""
+    rng = np.random.default_rng(seed)
+    truth = rng.random(n_u) < prior
+    return rng.normal(gap / 2, 1, n_p), rng.normal(np.where(truth, gap / 2, -gap / 2), 1), truth
+
+
+def refits(p: np.ndarray, u: np.ndarray) -> tuple[Calibration, list[Calibration]]:
+    rng = np.random.default_rng(0)
+    logits = Binned.of(p, u)
+    return logits.fit()[0], [
+        logits.fit(None, resample_weights(rng, len(p)), resample_weights(rng, len(u)))[0] for _ in range(60)
+    ]
+
+
+def quality(p: np.ndarray, u: np.ndarray, selected: np.ndarray) -> dict[str, Any]:
+    return estimate_quality(np.ones(len(u)), selected.astype(float), u, p, *refits(p, u))
+
+
+@pytest.mark.parametrize("prior", [0.05, 0.3])
+def test_both_are_right_where_the_model_holds(prior: float) -> None:
+    p, u, truth = sample(3.0, 1_000, 20_000, prior)
+    for threshold in (0.0, 1.0):
+        taken = u > threshold
+        found = quality(p, u, taken)
+        for name, true in (("precision", truth[taken].mean()), ("recall", truth[taken].sum() / truth.sum())):
+            lower, upper = found[f"{name}_interval"]
+            assert lower <= true <= upper
+            assert found[name] == pytest.approx(true, abs=0.04)
+            assert upper - lower < 0.2
+
+
+def test_bins_say_the_same_as_images() -> None:
+    p, u, _ = sample(3.0, 500, 8_000, 0.3)
+    by_image = quality(p, u, u > 0)
+    edges = np.unique(np.r_[0.0, np.quantile(u, np.linspace(0, 1, 512)[1:-1])])
+    index = np.searchsorted(edges, u, side="right")
+    everything, selected = np.bincount(index), np.bincount(index, u > 0)
+    means = np.bincount(index, u) / np.maximum(everything, 1)
+    by_bin = estimate_quality(everything, selected, means, p, *refits(p, u))
+    for name in ("precision", "recall"):
+        assert by_bin[name] == pytest.approx(by_image[name], abs=0.01)
+        np.testing.assert_allclose(by_bin[f"{name}_interval"], by_image[f"{name}_interval"], atol=0.02)
+
+
+def test_a_random_part_has_the_precision_of_the_whole() -> None:
+    p, u, _ = sample(3.0, 500, 8_000, 0.3)
+    half = np.zeros(len(u))
+    half[np.random.default_rng(0).permutation(len(u))[: len(u) // 2]] = 1
+    everything, index = np.bincount(np.digitize(u, np.linspace(-4, 4, 40))), np.digitize(u, np.linspace(-4, 4, 40))
+    means = np.bincount(index, u) / np.maximum(everything, 1)
+    found = estimate_quality(everything, np.bincount(index, half), means, p, *refits(p, u))
+    assert found["recall"] == pytest.approx(0.5, abs=0.03)
+    assert found["precision"] == pytest.approx(0.3, abs=0.04)
+
+
+def test_recall_counts_held_out_positives_too() -> None:
+    """A model that takes all of U's top for relevant is held against P's own recall."""
+    p, u, _ = sample(3.0, 500, 8_000, 0.3)
+    certain = Calibration(50.0, 0.0)
+    one = estimate_quality(np.ones(len(u)), (u > 0).astype(float), u, p, certain, [certain] * 40)
+    modelled, counted = 1.0, (p > 0).mean()
+    assert one["recall"] == pytest.approx((modelled + counted) / 2, abs=0.005)
+    assert one["precision"] == pytest.approx((1 + counted) / 2, abs=0.005)
+    assert one["recall_interval"][0] < counted < one["recall_interval"][1]
+
+
+def test_few_images_spread_around_their_probability() -> None:
+    half = Calibration(0.0, 0.0)
+    widths = {}
+    for count in (10, 10_000):
+        found = estimate_quality(np.full(2, count), np.array([0, count]), np.array([-1.0, 1.0]), np.ones(5_000), half,
+                                 [half] * 100)  # fmt: skip
+        widths[count] = np.diff(found["recall_interval"])[0]
+        assert found["precision"] == pytest.approx(0.75)  # half modelled, 1 counted
+    assert widths[10] > widths[10_000]
+
+
+def test_nothing_selected_is_zero_of_both() -> None:
+    p, u, _ = sample(3.0, 50, 500, 0.3)
+    found = quality(p, u, np.zeros(len(u)))
+    assert (found["precision"], found["recall"]) == (0.0, 0.0)
+
+
+def fit_report(p: np.ndarray, u: np.ndarray, prior: float) -> Any:
+    first = type("First", (), {"bootstrap": (prior,) * 200})()
+    held_out = HeldOut((100,), np.arange(len(p)), np.arange(len(u)), p[None], u[None], (0, 0))
+    return assess_fit([held_out], np.arange(len(u)) // 100, prior, TRAINING, first)
+
+
+def test_room_for_lookalikes_only_where_classes_overlap() -> None:
+    reports = {}
+    for gap in (2.5, 12.0):
+        p, u, truth = sample(gap, 500, 8_000, 0.2, seed=3)
+        reports[gap] = fit_report(p.astype(np.float32), u.astype(np.float32), 0.2)
+        lower, upper = reports[gap].prior_interval
+        assert reports[gap].refined
+        assert lower <= truth.mean() <= upper
+    assert reports[2.5].calibration.plateau == pytest.approx(0.95)
+    assert reports[12.0].calibration.plateau > 0.99
+    p, u, truth = sample(12.0, 500, 8_000, 0.2, seed=3)
+    fit = reports[12.0]
+    found = estimate_quality(np.ones(len(u)), (u > 0).astype(float), u, p, fit.calibration, list(fit.bootstrap))
+    assert found["precision_interval"][0] > 0.9
+    assert found["precision_interval"][1] > 0.999
+    assert found["recall"] > 0.99
+
+
+def test_probabilities_of_refits_keep_their_own_plateau() -> None:
+    p, u, _ = sample(2.5, 500, 8_000, 0.2, seed=4)
+    fit = fit_report(p.astype(np.float32), u.astype(np.float32), 0.2)
+    tops = [refit(np.array(1e3)) for refit in fit.bootstrap]
+    assert 0.89 < min(tops) < 0.92
+    assert 0.98 < max(tops) <= 1.0
+    assert fit.prior == pytest.approx(fit.calibration(u).mean(), rel=0.02)
