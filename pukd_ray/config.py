@@ -288,6 +288,16 @@ class DistillConfig:
     """Softens both softmaxes; the loss is scaled by its square."""
     augment: Literal["crop_flip", "crop", "none"] = "crop_flip"
     """One view for teacher and student alike: random crop of the image padded by 1/8, and horizontal flip."""
+    mixup: Annotated[Float, Field(ge=0)] = 0.0
+    """Mixes each image with another of its batch, by a share drawn from Beta(mixup, mixup); the teacher sees the mix.
+    0: off."""
+    label_weight: Annotated[Float, Field(ge=0)] = 0.0
+    """Weight of the cross-entropy on P's own labels beside the distillation loss."""
+    sample_weights: Literal["pu_probability", "none"] = "none"
+    """pu_probability: each selected image counts by its calibrated P(relevant), P by 1."""
+    ema: Annotated[Float, Field(ge=0, lt=1)] = 0.0
+    """Decay per step of an average of the student's weights, which is then the student; the last weights are kept as
+    `student/student_last.pt` and measured too. 0: off."""
     class_weights: Literal["soft", "hard", "none"] = "soft"
     """Inverse of the teacher's class mass over P + selected: summed softmax (soft) or argmax counts (hard)."""
     epsilon: Annotated[Float, Field(ge=0)] = 0.1

@@ -118,6 +118,11 @@ class PixelSpec:
     channels: int
     resize: Literal["crop", "squash", "pad"]
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.channels, self.size, self.size
+
 
 class Unreadable(Exception):  # noqa: N818 - it says what the image is
     """An image that has no pixels for us: `reason` is one of `REASONS`, `detail` one short line."""
@@ -196,7 +201,7 @@ def _pixels(data: bytes, kind: str, spec: PixelSpec) -> np.ndarray:
     box: Box = draft[1] if draft else (0, 0, image.width, image.height)
     image, box = _upright(image, box, _orientation(opened))
     image = _resize(image, box, spec)
-    pixels = np.empty((spec.channels, spec.size, spec.size), np.uint8)
+    pixels = np.empty(spec.shape, np.uint8)
     # Gray stays one channel up to here; the assignment repeats it where three are wanted.
     pixels[...] = np.frombuffer(image.tobytes(), np.uint8).reshape(spec.size, spec.size, -1).transpose(2, 0, 1)
     return pixels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,22 +16,56 @@ from pukd_ray.batches import EndlessOrder
 from pukd_ray.corpus.pixels import PixelSpec, Unreadable, decode, decode_batch
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Images and what is known of each."""
+
+    pixels: Tensor
+    """uint8 [b, C, H, W]."""
+    labels: Tensor
+    """The teacher's index of P's labels, int64 [b]; -1: none."""
+    weights: Tensor
+    """P(relevant), float32 [b]; 1 of P."""
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def take(self, rows: Tensor | slice) -> Batch:
+        """Some rows of it."""
+        return Batch(self.pixels[rows], self.labels[rows], self.weights[rows])
+
+    @classmethod
+    def join(cls, parts: Sequence[Batch]) -> Batch:
+        """All rows of all parts."""
+        return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+
+
 class Images(Protocol):
     """What a training loop needs of its images."""
 
     count: int
 
-    def batch(self, step: int) -> Tensor:
-        """This rank's uint8 [b, C, H, W] of the global batch of `step`."""
+    def batch(self, step: int) -> Batch:
+        """This rank's part of the global batch of `step`."""
+        ...
+
+    def partners(self, step: int, batch: Batch) -> Batch:
+        """What mixup mixes into each image of `batch`, which is that of `step`."""
         ...
 
     def once(self) -> Iterator[Tensor]:
-        """This rank's share of all images, once, in slices."""
+        """This rank's share of all images, once, in slices: uint8 [n, C, H, W]."""
         ...
 
 
-def decode_all(images: Iterable[bytes | None], spec: PixelSpec, threads: int = 2) -> Tensor:
-    """Encoded images -> uint8 [N, C, H, W]; unreadable ones are left out (P's were reported by the selector)."""
+def decode_all(
+    images: Iterable[bytes | None],
+    spec: PixelSpec,
+    labels: Sequence[int] | None = None,
+    weights: Sequence[float] | None = None,
+    threads: int = 2,
+) -> Batch:
+    """Encoded images, decoded; unreadable ones are left out (P's were reported by the selector)."""
 
     def pixels(data: bytes | None) -> np.ndarray | None:
         try:
@@ -40,10 +75,16 @@ def decode_all(images: Iterable[bytes | None], spec: PixelSpec, threads: int = 2
 
     # Pillow releases the GIL while it decodes.
     with ThreadPoolExecutor(threads) as pool:
-        arrays = [array for array in pool.map(pixels, images) if array is not None]
-    if not arrays:
-        return torch.zeros((0, spec.channels, spec.size, spec.size), dtype=torch.uint8)
-    return torch.from_numpy(np.stack(arrays))
+        good, arrays = [], []
+        for i, array in enumerate(pool.map(pixels, images)):
+            if array is not None:
+                good.append(i)
+                arrays.append(array)
+    return Batch(
+        torch.from_numpy(np.stack(arrays) if arrays else np.zeros((0, *spec.shape), np.uint8)),
+        torch.tensor([-1 if labels is None else labels[i] for i in good], dtype=torch.int64),
+        torch.tensor([1.0 if weights is None else weights[i] for i in good], dtype=torch.float32),
+    )
 
 
 def decode_labelled(blocks: Iterable[pa.Table], spec: PixelSpec) -> tuple[Tensor, Tensor]:
@@ -61,22 +102,28 @@ def decode_labelled(blocks: Iterable[pa.Table], spec: PixelSpec) -> tuple[Tensor
 class InMemory:
     """All images on every rank; a rank's batch is its slice of the seeded global one."""
 
-    def __init__(self, pixels: Tensor, batch_size: int, seed: int, rank: int, world: int) -> None:
-        self.count = len(pixels)
-        self._pixels, self._rank, self._world = pixels, rank, world
+    def __init__(self, examples: Batch, batch_size: int, seed: int, rank: int, world: int) -> None:
+        self.count = len(examples)
+        self._examples, self._rank, self._world = examples, rank, world
         self._order = EndlessOrder(self.count, batch_size, seed, 3)
 
-    def batch(self, step: int) -> Tensor:
+    def batch(self, step: int) -> Batch:
         """As `Images.batch`."""
-        return self._pixels[torch.from_numpy(self._order.batch(step)[self._rank :: self._world])]
+        return self._examples.take(torch.from_numpy(self._order.batch(step)[self._rank :: self._world]))
+
+    def partners(self, step: int, batch: Batch) -> Batch:
+        """The global batch in reverse order: the same for any number of ranks."""
+        del batch
+        reverse = self._order.batch(step)[::-1][self._rank :: self._world]
+        return self._examples.take(torch.from_numpy(reverse.copy()))
 
     def once(self) -> Iterator[Tensor]:
         """As `Images.once`."""
-        yield from self._pixels[self._rank :: self._world].split(512)
+        yield from self._examples.pixels[self._rank :: self._world].split(512)
 
 
 class Streamed:
-    """A rank's shard of a Ray dataset with a `pixels` column, read again and again.
+    """A rank's shard of a Ray dataset with columns `pixels`, `label`, `weight`, read again and again.
 
     Every rank takes the same number of steps whatever its shard holds, so none waits for another for ever.
     """
@@ -84,15 +131,18 @@ class Streamed:
     def __init__(self, shard: Any, count: int, spec: PixelSpec, batch_size: int) -> None:
         self.count = count
         self._shard, self._spec, self._batch_size = shard, spec, batch_size
-        self._batches: Iterator[Tensor] = iter(())
+        self._batches: Iterator[Batch] = iter(())
 
-    def _read(self, *, drop_last: bool) -> Iterator[Tensor]:
-        shape = (-1, self._spec.channels, self._spec.size, self._spec.size)
+    def _read(self, *, drop_last: bool) -> Iterator[Batch]:
         for batch in self._shard.iter_batches(batch_size=self._batch_size, batch_format="pyarrow", drop_last=drop_last):
             joined = b"".join(batch.column("pixels").to_pylist())
-            yield torch.from_numpy(np.frombuffer(bytearray(joined), np.uint8).reshape(shape))
+            yield Batch(
+                torch.from_numpy(np.frombuffer(bytearray(joined), np.uint8).reshape(-1, *self._spec.shape)),
+                torch.tensor(batch.column("label").to_pylist(), dtype=torch.int64),
+                torch.tensor(batch.column("weight").to_pylist(), dtype=torch.float32),
+            )
 
-    def batch(self, step: int) -> Tensor:
+    def batch(self, step: int) -> Batch:
         """As `Images.batch`; the order is that of the stream, which is the seeded hash order of `selected/`."""
         del step
         for _ in range(2):
@@ -104,9 +154,14 @@ class Streamed:
             "a worker's shard is smaller than its batch: lower distill.batch_size or resources.train_workers"
         )
 
+    def partners(self, step: int, batch: Batch) -> Batch:
+        """The rank's own batch in reverse order."""
+        del step
+        return batch.take(torch.arange(len(batch)).flip(0))
+
     def once(self) -> Iterator[Tensor]:
         """As `Images.once`."""
-        yield from self._read(drop_last=False)
+        yield from (batch.pixels for batch in self._read(drop_last=False))
 
 
 def augment(pixels: Tensor, kind: str, seed: Sequence[int], rank: int, world: int, global_size: int) -> Tensor:

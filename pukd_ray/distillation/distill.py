@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from pukd_ray.config import RunConfig
 from pukd_ray.corpus.labelled import index_labelled
 from pukd_ray.corpus.reading import read_blocks
 from pukd_ray.corpus.units import Unit
-from pukd_ray.distillation.training import effective_classes, train_loop
+from pukd_ray.distillation.training import Arm, effective_classes, train_loop
 from pukd_ray.engine import CPU_ACTOR_CPUS, IO_CPUS, Cluster, gpus_per_actor, spare_threads
 from pukd_ray.progress import remote_progress
 from pukd_ray.run_folder import RunFolder
@@ -24,27 +25,43 @@ from pukd_ray.selection.selector import train_run_config
 from pukd_ray.spans import covered_seconds
 
 
-@ray.remote(num_cpus=IO_CPUS)
-def _encoded_positives(units: list[Unit], config: RunConfig) -> list[bytes | None]:
+@ray.remote(num_cpus=IO_CPUS, num_returns=2)
+def _encoded_positives(units: list[Unit], config: RunConfig) -> tuple[list[bytes | None], list[int]]:
+    """(images, the teacher's indices of their labels) of P."""
     labelled = index_labelled("positives", units, config.positives, config.teacher)
-    blocks = (b for w in labelled.wanted for b in read_blocks(w, config.positives[w.unit.source]))
-    return [image for block in blocks for image in block.column("image").to_pylist()]
+    blocks = [b for w in labelled.wanted for b in read_blocks(w, config.positives[w.unit.source])]
+    images = [image for block in blocks for image in block.column("image").to_pylist()]
+    return images, [int(label) for block in blocks for label in block.column("label").to_pylist()]
 
 
 class _ReadSelected:
-    """File names -> the encoded images in them."""
+    """File names -> the encoded images in them, as `_rows` has them."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        images = pa.concat_tables([self._folder.read_table(f, ["image"]) for f in table.column("file").to_pylist()])
-        return images.append_column("error", pa.nulls(images.num_rows, pa.string()))
+        names = table.column("file").to_pylist()
+        read = pa.concat_tables([self._folder.read_table(f, ["image", "pu_probability"]) for f in names])
+        return _rows(read.column("image"), [-1] * read.num_rows, read.column("pu_probability"))
 
 
-def _stream_of(folder: RunFolder, config: RunConfig, files: list[str], positives: list[bytes | None]) -> Any:
+def _rows(images: Any, labels: Sequence[int], weights: Any) -> pa.Table:
+    return pa.table(
+        {
+            "image": images,
+            "error": pa.nulls(len(images), pa.string()),
+            "label": pa.array(labels, pa.int64()),
+            "weight": weights,
+        }
+    )
+
+
+def _stream_of(
+    folder: RunFolder, config: RunConfig, files: Sequence[str], positives: list[bytes | None], labels: list[int]
+) -> Any:
     """Decoded P + selection as a dataset, for sets that do not fit the workers' memory."""
-    first = pa.table({"image": pa.array(positives, pa.binary()), "error": pa.nulls(len(positives), pa.string())})
+    first = _rows(pa.array(positives, pa.binary()), labels, pa.array([1.0] * len(labels), pa.float32()))
     read = _ReadSelected(folder)
     selected = ray.data.from_items([{"file": f} for f in files], override_num_blocks=len(files)).map_batches(
         read.__call__, batch_format="pyarrow", batch_size=1, num_cpus=IO_CPUS
@@ -58,23 +75,26 @@ def _stream_of(folder: RunFolder, config: RunConfig, files: list[str], positives
 
 
 def _readable_pixels(table: pa.Table) -> pa.Table:
-    return table.select(["pixels"]).filter(pa.compute.is_valid(table.column("pixels")))
+    return table.select(["pixels", "label", "weight"]).filter(pa.compute.is_valid(table.column("pixels")))
 
 
 def distill_student(
     folder: RunFolder, config: RunConfig, cluster: Cluster, units: list[Unit], weights: bytes
 ) -> dict[str, Any]:
     """Run the stage; returns its counts. An interrupted training goes on from its last checkpoint."""
-    files = [f for f in folder.files("selected") if f.endswith(".parquet")]
+    files = tuple(f for f in folder.files("selected") if f.endswith(".parquet"))
     n_selected = folder.read_json("selected/summary.json")["n_selected"]
-    positives = _encoded_positives.remote([u for u in units if u.role == "positives"], config)
+    refs = _encoded_positives.remote([u for u in units if u.role == "positives"], config)
     t = config.teacher
     n_positives = sum(u.rows for u in units if u.role == "positives")
     streamed = (n_selected + n_positives) * t.channels * t.input_size**2 > config.distill.memory_gib * 2**30
     gpus = gpus_per_actor(config.resources, cluster)
     # A streaming worker leaves CPU for the readers that feed it, even on a cluster of one.
     share = CPU_ACTOR_CPUS if streamed else 1.0
-    encoded = ray.get(positives)
+    positives, labels = ray.get(refs)
+    arms = [Arm("student", files, streamed)]
+    if config.distill.baseline == "positives":
+        arms.append(Arm("baseline_positives", ()))
     with remote_progress("distill") as counter:
         trainer = TorchTrainer(
             train_loop,
@@ -82,10 +102,10 @@ def distill_student(
                 "folder": folder,
                 "config": config,
                 "weights": ray.put(weights),
-                "positives": encoded,
-                "selected": files,
-                "count": n_selected + len(encoded),
-                "streamed": streamed,
+                "positives": positives,
+                "labels": labels,
+                "arms": arms,
+                "count": n_selected + len(positives),
                 "threads": spare_threads(cluster, config.resources.train_workers),
                 "counter": counter,
             },
@@ -95,26 +115,24 @@ def distill_student(
                 resources_per_worker={"CPU": share, "GPU": gpus} if gpus else {"CPU": share},
             ),
             run_config=train_run_config(folder, "student"),
-            datasets={"train": _stream_of(folder, config, files, encoded)} if streamed else None,
+            datasets={"student": _stream_of(folder, config, files, positives, labels)} if streamed else None,
         )
         report: dict[str, Any] = trainer.fit().return_value
+    student = report["arms"]["student"]
+    done = {name: student[name] for name in ("steps", "images")}
     meta = folder.read_json("selector/meta.json")
     folder.write_json(
         "student/class_weights.json",
         {
             "classes": meta["classes"],
             "kind": config.distill.class_weights,
-            **{k: report["arms"]["student"][k] for k in ("class_weights", "class_sums")},
-            "effective_classes": effective_classes(np.array(report["arms"]["student"]["class_sums"])),
+            **{k: student[k] for k in ("class_weights", "class_sums")},
+            "effective_classes": effective_classes(np.array(student["class_sums"])),
         },
     )
     folder.write_json(
         "student/training.json",
-        {
-            "steps": report["steps"],
-            "images": report["images"],
-            "loss": {a: r["history"] for a, r in report["arms"].items()},
-        },
+        {**done, "loss": {a: r["history"] for a, r in report["arms"].items()}},
     )
     folder.write_json(
         "student/meta.json",
@@ -130,14 +148,12 @@ def distill_student(
                 "resize": t.resize,
             },
             "teacher": t.arch,
-            "steps": report["steps"],
-            "images": report["images"],
+            **done,
         },
     )
     folder.delete_folder("student/train")  # Ray Train's own checkpoints: the stage is done
     return {
         "computing_seconds": round(covered_seconds([report["span"]]), 3),
-        "images": report["images"],
-        "steps": report["steps"],
+        **done,
         "student": config.student.arch,
     }

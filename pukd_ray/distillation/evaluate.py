@@ -103,7 +103,7 @@ def evaluate_run(
     from pukd_ray.networks.zoo import count_parameters
 
     networks = {"teacher": (config.teacher.arch, weights)}
-    for arm in ("student", "baseline_positives"):
+    for arm in ("student", "student_last", "baseline_positives"):
         if folder.exists(f"student/{arm}.pt"):
             networks[arm] = (config.student.arch, read_bytes(folder.fs, folder.path(f"student/{arm}.pt")))
     accuracy: dict[str, dict[str, Any]] = {}

@@ -1,7 +1,8 @@
 """The objective of robust knowledge distillation (RKD, Xu et al. 2019), on one process or many.
 
-The loss of a batch is ``(T^2 / N) sum_i w[c_i] KL(teacher_i || student_i)``, both softened by the temperature
-T, where ``c_i`` is the teacher's class of image i and w the worst-case class weights for this very batch.
+The loss of a batch is ``(T^2 / sum_i s_i) sum_i s_i w[c_i] KL(teacher_i || student_i)``, both softened by the
+temperature T, where ``c_i`` is the teacher's class of image i, ``s_i`` its own weight (1 unless given) and w the
+worst-case class weights for this very batch.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ def rkd_objective(
     temperature: float = 1.0,
     group: dist.ProcessGroup | None = None,
     draws: Tensor | None = None,
+    sample_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The robust distillation loss of the global batch under its worst-case class weights.
 
@@ -87,14 +89,15 @@ def rkd_objective(
         temperature: T, > 0.
         group: the ranks that hold the batch together; None: this is the whole batch.
         draws: [M, K], the candidates for the adversary ``draws``, the same on every rank.
+        sample_weights: [N], >= 0, such as P(relevant); only their ratios within the global batch matter.
 
     Returns:
         ``(value, objective, weights)``: the loss of the global batch, to log; the scalar to backpropagate;
         the weights used, [K], float64, on the host. Only ``objective`` carries a gradient.
 
     Raises:
-        ValueError: a bad shape or argument; or, on all ranks alike, an empty global batch or a non-finite
-            loss.
+        ValueError: a bad shape or argument; or, on all ranks alike, an empty global batch (or one without
+            weight) or a non-finite loss.
     """
     if adversary not in ADVERSARIES:
         raise ValueError(f"adversary must be one of {', '.join(ADVERSARIES)}, not {adversary!r}")
@@ -104,9 +107,14 @@ def rkd_objective(
     num_samples, num_classes = student_logits.shape
     if base_weights.shape != (num_classes,):
         raise ValueError(f"base_weights must be [{num_classes}], not {list(base_weights.shape)}")
+    if sample_weights is not None and sample_weights.shape != (num_samples,):
+        raise ValueError(f"sample_weights must be [{num_samples}], not {list(sample_weights.shape)}")
+    if sample_weights is not None:
+        kl = kl * sample_weights.detach().to(kl)
     classes = teacher_logits.argmax(dim=1)
     sums = per_class_sums(kl, classes, num_classes)
-    totals = torch.cat([sums, sums.new_tensor([num_samples])])
+    mass = float(num_samples) if sample_weights is None else float(sample_weights.double().sum())
+    totals = torch.cat([sums, sums.new_tensor([mass])])
     ranks = 1
     if group is not None:
         dist.all_reduce(totals, group=group)

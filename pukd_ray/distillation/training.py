@@ -6,19 +6,24 @@ import io
 import math
 import tempfile
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from pukd_ray.config import DistillConfig, RunConfig
-from pukd_ray.distillation.data import Images, InMemory, Streamed, augment, decode_all
+from pukd_ray.distillation.data import Batch, Images, InMemory, Streamed, augment, decode_all
 from pukd_ray.distillation.loss import rkd_objective
 from pukd_ray.distillation.weights import class_weights
 from pukd_ray.networks.teacher import Normalise, dump_state, load_network, new_network, use_threads
+from pukd_ray.run_folder import RunFolder
 from pukd_ray.selection.inference import pixel_spec
 from pukd_ray.storage import write_bytes
 
@@ -46,20 +51,43 @@ def lr_factor(schedule: str, step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
+@dataclass(frozen=True)
+class Arm:
+    """One student to train: on which images."""
+
+    name: str
+    """Its file is `student/<name>.pt`."""
+    files: tuple[str, ...]
+    """Of the run folder, in the schema of `selected/`."""
+    streamed: bool = False
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process is in the group."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The ranks that hold a batch together."""
+        return dist.group.WORLD if self.world > 1 else None
+
+
 @torch.no_grad()
-def measure_classes(
-    teacher: nn.Module, images: Images, kind: str, device: torch.device, classes: int, world: int
-) -> tuple[Tensor, Tensor]:
+def measure_classes(teacher: nn.Module, images: Images, kind: str, classes: int, place: Place) -> tuple[Tensor, Tensor]:
     """(weights [K], class sums [K]), float64 on the host, from the teacher on all images, eval view."""
     sums = torch.zeros(classes, dtype=torch.float64)
     for pixels in images.once():
-        logits = teacher(pixels.to(device)).double()
+        logits = teacher(pixels.to(place.device)).double()
         if kind == "hard":
             sums += torch.bincount(logits.argmax(1), minlength=classes).double().cpu()
         else:
             sums += logits.softmax(1).sum(0).cpu()
-    if world > 1:
-        on_device = sums.to(device)
+    if place.world > 1:
+        on_device = sums.to(place.device)
         dist.all_reduce(on_device)
         sums = on_device.cpu()
     if kind == "none":
@@ -68,169 +96,224 @@ def measure_classes(
 
 
 def train_loop(setup: dict[str, Any]) -> dict[str, Any] | None:
-    """Ray Train worker: load P and the selection, weigh the classes, distil each arm; rank 0 writes the students."""
+    """Ray Train worker: for each arm load its images, weigh the classes, distil; rank 0 writes the students."""
     import ray
     import ray.train
     from ray.train.torch import get_device
 
     config: RunConfig = setup["config"]
+    folder: RunFolder = setup["folder"]
     began = time.time()
     use_threads(setup["threads"])
     context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    device = get_device()
+    place = Place(context.get_world_rank(), context.get_world_size(), get_device())
     spec = pixel_spec(config.teacher)
-    normalise = Normalise(config.teacher).to(device)
+    normalise = Normalise(config.teacher).to(place.device)
     network = load_network(
-        config.teacher.arch, config.teacher, ray.get(setup["weights"]), device, what="teacher.weights"
+        config.teacher.arch, config.teacher, ray.get(setup["weights"]), place.device, what="teacher.weights"
     )
     teacher = nn.Sequential(normalise, network).eval().requires_grad_(False)
-    positives = decode_all(setup["positives"], spec)
-    shared = (config.distill.batch_size, config.seed, rank, world)
-    images: Images
-    if setup["streamed"]:
-        shard = ray.train.get_dataset_shard("train")
-        images = Streamed(shard, setup["count"], spec, config.distill.batch_size // world)
-    else:
-        images = InMemory(torch.cat([positives, _read_selected(setup, spec)]), *shared)
-    steps = total_steps(config.distill, images.count)
-    arms: dict[str, Images] = {"student": images}
-    if config.distill.baseline == "positives":
-        arms["baseline_positives"] = InMemory(positives, *shared)
-    report: dict[str, Any] = {"steps": steps, "images": images.count, "arms": {}}
+    positives = decode_all(setup["positives"], spec, setup["labels"])
+    arms: list[Arm] = setup["arms"]
+    report: dict[str, Any] = {}
     saved = _load_checkpoint()
-    for number, (arm, data) in enumerate(arms.items()):
+    for number, arm in enumerate(arms):
         if saved and number < saved["number"]:
-            report["arms"][arm] = saved["finished"][arm]
+            report[arm.name] = saved["finished"][arm.name]
             continue
+        images = _images_of(arm, positives, setup, place)
+        # All arms take the steps of the first: what differs is what they learn from.
+        steps = report[arms[0].name]["steps"] if report else total_steps(config.distill, images.count)
         weights, sums = measure_classes(
-            teacher, data, config.distill.class_weights, device, config.teacher.num_classes, world
+            teacher, images, config.distill.class_weights, config.teacher.num_classes, place
         )
-        resume = saved if saved and number == saved["number"] else None
-        history, state = _distil(
-            config,
-            arm,
-            number,
-            data,
-            teacher,
-            normalise,
-            weights,
-            steps,
-            rank,
-            world,
-            device,
-            setup["counter"],
-            resume,
-            report["arms"],
-        )
-        report["arms"][arm] = {"class_weights": weights.tolist(), "class_sums": sums.tolist(), "history": history}
-        if rank == 0:
-            folder = setup["folder"]
-            write_bytes(folder.fs, folder.path(f"student/{arm}.pt"), state)
-    report["span"] = (began, time.time())
-    return report if rank == 0 else None
+        run = Distillation(config, arm.name, images, teacher, normalise, weights, steps, place)
+
+        def keep(state: dict[str, Any], number: int = number) -> None:
+            _save_checkpoint({"number": number, "finished": dict(report), **state}, place)
+
+        def tell(step: int, text: str, number: int = number, steps: int = steps) -> None:
+            setup["counter"].set.remote(number * steps + step, steps * len(arms), text)
+
+        history, students = distil(run, saved if saved and number == saved["number"] else None, keep, tell)
+        report[arm.name] = {
+            "images": images.count,
+            "steps": steps,
+            "class_weights": weights.tolist(),
+            "class_sums": sums.tolist(),
+            "history": history,
+        }
+        if place.rank == 0:
+            for suffix, state in students.items():
+                write_bytes(folder.fs, folder.path(f"student/{arm.name}{suffix}.pt"), dump_state(state))
+    return {"arms": report, "span": (began, time.time())} if place.rank == 0 else None
 
 
-def _read_selected(setup: dict[str, Any], spec: Any) -> Tensor:
-    parts = [
-        decode_all(setup["folder"].read_table(name, ["image"]).column("image").to_pylist(), spec)
-        for name in setup["selected"]
-    ]
-    return torch.cat(parts)
-
-
-def _distil(
-    config: RunConfig,
-    arm: str,
-    number: int,
-    images: Images,
-    teacher: nn.Module,
-    normalise: nn.Module,
-    weights: Tensor,
-    steps: int,
-    rank: int,
-    world: int,
-    device: torch.device,
-    counter: Any,
-    resume: dict[str, Any] | None,
-    finished: dict[str, Any],
-) -> tuple[list[tuple[int, float]], bytes]:
+def _images_of(arm: Arm, positives: Batch, setup: dict[str, Any], place: Place) -> Images:
     import ray.train
+
+    config: RunConfig = setup["config"]
+    spec = pixel_spec(config.teacher)
+    if arm.streamed:
+        shard = ray.train.get_dataset_shard(arm.name)
+        return Streamed(shard, setup["count"], spec, config.distill.batch_size // place.world)
+    parts = [positives]
+    for name in arm.files:
+        table = setup["folder"].read_table(name, ["image", "pu_probability"])
+        images, weights = (table.column(c).to_pylist() for c in ("image", "pu_probability"))
+        parts.append(decode_all(images, spec, weights=weights))
+    return InMemory(Batch.join(parts), config.distill.batch_size, config.seed, place.rank, place.world)
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """One student's training."""
+
+    config: RunConfig
+    name: str
+    images: Images
+    teacher: nn.Module
+    """uint8 or float pixels of 0 to 255 -> logits."""
+    normalise: nn.Module
+    weights: Tensor
+    """Of the classes, [K]."""
+    steps: int
+    place: Place
+
+
+def view(run: Distillation, step: int) -> tuple[Tensor, list[tuple[Tensor, Batch]]]:
+    """(pixels [b, C, H, W] of a step, [(share [b], batch)] of what they show): one batch, or two that are mixed.
+
+    Random numbers are those of the global batch, so that they do not depend on the number of ranks.
+    """
+    settings, seed, place = run.config.distill, run.config.seed, run.place
+    batch = run.images.batch(step)
+    cut = (place.rank, place.world, settings.batch_size)
+    pixels = augment(batch.pixels, settings.augment, (seed, 4, step), *cut)
+    if not settings.mixup:
+        return pixels, [(torch.ones(len(batch)), batch)]
+    other = run.images.partners(step, batch)
+    drawn = np.random.default_rng([seed, 7, step]).beta(settings.mixup, settings.mixup, settings.batch_size)
+    share = torch.from_numpy(drawn[place.rank :: place.world][: len(batch)]).float()
+    each = share[:, None, None, None]
+    mixed = each * pixels + (1 - each) * augment(other.pixels, settings.augment, (seed, 8, step), *cut)
+    return mixed, [(share, batch), (1 - share, other)]
+
+
+def label_loss(logits: Tensor, shown: list[tuple[Tensor, Batch]]) -> Tensor:
+    """Sum over the batch of the cross-entropy on P's labels, each by its share of the image; others count 0."""
+    total = logits.new_zeros(())
+    for share, batch in shown:
+        labels = batch.labels.to(logits.device)
+        each = F.cross_entropy(logits, labels, ignore_index=-1, reduction="none")
+        total = total + (share.to(logits) * each).sum()
+    return total
+
+
+def distil(
+    run: Distillation,
+    resume: dict[str, Any] | None = None,
+    keep: Callable[[dict[str, Any]], None] | None = None,
+    tell: Callable[[int, str], None] | None = None,
+) -> tuple[list[tuple[int, float]], dict[str, dict[str, Tensor]]]:
+    """Train a student: (losses at steps, state_dicts by suffix of their file, "" the student).
+
+    `keep` gets a state to `resume` from a few times; `tell` step and text as it goes on.
+    """
     from ray.train.torch import prepare_model
 
-    settings = config.distill
+    config, settings, place, steps = run.config, run.config.distill, run.place, run.steps
     torch.manual_seed(config.seed)
     student = new_network(config.student.arch, config.teacher)
-    if world > 1 and device.type == "cuda":
+    if place.world > 1 and place.device.type == "cuda":
         student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
-    model = prepare_model(student)
+    model = prepare_model(student) if place.world > 1 or place.device.type == "cuda" else student
+    bare = getattr(model, "module", model)
+    average = (
+        AveragedModel(bare, multi_avg_fn=_moving_average(settings.ema), use_buffers=True) if settings.ema else None
+    )
     optimizer = torch.optim.SGD(
         model.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: lr_factor(settings.schedule, s, steps))
+    parts = {"student": bare, "optimizer": optimizer, "scheduler": scheduler}
+    if average:
+        parts["average"] = average
     history: list[tuple[int, float]] = []
     start = 0
-    bare = getattr(model, "module", model)
     if resume:
-        bare.load_state_dict(resume["student"])
-        optimizer.load_state_dict(resume["optimizer"])
-        scheduler.load_state_dict(resume["scheduler"])
+        for name, part in parts.items():
+            part.load_state_dict(resume[name])
         start, history = resume["step"], resume["history"]
-    noise = torch.rand(1, len(weights), dtype=torch.float64, generator=torch.Generator().manual_seed(config.seed))
-    draws = torch.cat([weights[None], weights + settings.epsilon * noise])
-    group = dist.group.WORLD if world > 1 else None
+    noise = torch.rand(1, len(run.weights), dtype=torch.float64, generator=torch.Generator().manual_seed(config.seed))
+    draws = torch.cat([run.weights[None], run.weights + settings.epsilon * noise])
     model.train()
     log_every = max(1, steps // LOG_POINTS)
     save_every = -(-steps // CHECKPOINTS)
     for step in range(start, steps):
-        pixels = augment(images.batch(step), settings.augment, (config.seed, 4, step), rank, world, settings.batch_size)
-        pixels = pixels.to(device, non_blocking=True)
+        pixels, shown = view(run, step)
+        pixels = pixels.to(place.device, non_blocking=True)
         with torch.no_grad():
-            target = teacher(pixels)  # the same view as the student's
+            target = run.teacher(pixels)  # the same view as the student's
+        logits = model(run.normalise(pixels))
+        weights = None
+        if settings.sample_weights == "pu_probability":
+            weights = torch.stack([share * batch.weights for share, batch in shown]).sum(0).to(place.device)
         value, objective, _ = rkd_objective(
-            model(normalise(pixels)),
+            logits,
             target,
-            base_weights=weights,
+            base_weights=run.weights,
             epsilon=settings.epsilon,
             adversary=settings.adversary,
             temperature=settings.temperature,
-            group=group,
+            group=place.group,
             draws=draws if settings.adversary == "draws" else None,
+            sample_weights=weights,
         )
+        if settings.label_weight:
+            # As in the distillation loss, the number of ranks makes up for the mean over them.
+            objective = objective + settings.label_weight * place.world / settings.batch_size * label_loss(
+                logits, shown
+            )
         optimizer.zero_grad()
         objective.backward()
         optimizer.step()
         scheduler.step()
-        if rank == 0 and ((step + 1) % log_every == 0 or step + 1 == steps):
+        if average:
+            average.update_parameters(bare)
+        if (step + 1) % log_every == 0 or step + 1 == steps:
             history.append((step + 1, float(value)))
-            counter.set.remote(
-                number * steps + step + 1, steps * setup_arms(settings), f"{arm} loss {float(value):.4f}"
-            )
-        if (step + 1) % save_every == 0 and step + 1 < steps:
-            state = {
-                "number": number,
-                "finished": dict(finished),
-                "step": step + 1,
-                "history": history,
-                "student": bare.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "scheduler": scheduler.state_dict(),
-            }
-            _save_checkpoint(state if rank == 0 else None, {"arm": arm, "step": step + 1, "loss": float(value)})
-    ray.train.report({"arm": arm, "step": steps, "loss": history[-1][1] if history else float("nan")})
-    return history, dump_state(bare.state_dict())
+            if tell and place.rank == 0:
+                tell(step + 1, f"{run.name} loss {float(value):.4f}")
+        if keep and (step + 1) % save_every == 0 and step + 1 < steps:
+            states = {name: part.state_dict() for name, part in parts.items()}
+            keep({"step": step + 1, "history": history, **states})
+    students = {"": bare.state_dict()}
+    if average:
+        students = {"": average.module.state_dict(), "_last": bare.state_dict()}
+    return history, students
 
 
-def setup_arms(settings: DistillConfig) -> int:
-    """How many students are trained."""
-    return 2 if settings.baseline == "positives" else 1
+def _moving_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
+    """Exponential, but early steps average over what there is: the random start does not linger."""
+
+    def update(averages: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
+        keep = min(decay, (1 + int(count)) / (10 + int(count)))
+        for average, value in zip(averages, current, strict=True):
+            if average.is_floating_point():
+                average.lerp_(value, 1 - keep)
+            else:
+                average.copy_(value)
+
+    return update
 
 
-def _save_checkpoint(state: dict[str, Any] | None, metrics: dict[str, Any]) -> None:
+def _save_checkpoint(state: dict[str, Any], place: Place) -> None:
     """All ranks report; rank 0 hands over its state, from which a restarted group goes on at the same step."""
     import ray.train
 
-    if state is None:
+    metrics = {"step": state["step"], "loss": state["history"][-1][1]}
+    if place.rank:
         ray.train.report(metrics)
         return
     with tempfile.TemporaryDirectory() as folder:

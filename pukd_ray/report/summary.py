@@ -9,6 +9,7 @@ from pukd_ray.run_folder import RunFolder
 NAMES = {
     "teacher": "teacher",
     "student": "student (P + selected)",
+    "student_last": "student (last weights)",
     "baseline_positives": "student (P alone, same steps)",
 }
 

@@ -78,7 +78,7 @@ class Consume:
 def stack_pixels(pixels: pa.ChunkedArray, spec: PixelSpec) -> np.ndarray:
     """Non-null raw pixels -> uint8 [N, C, H, W], writable."""
     joined = b"".join(p for p in pixels.to_pylist() if p is not None)
-    return np.frombuffer(bytearray(joined), np.uint8).reshape(-1, spec.channels, spec.size, spec.size)
+    return np.frombuffer(bytearray(joined), np.uint8).reshape(-1, *spec.shape)
 
 
 class TimedActor(ABC):

@@ -167,3 +167,25 @@ def test_faulty_input_is_refused():
     for adversary in ("l2", "none"):
         refuses("not finite", student=torch.full_like(student, math.nan), adversary=adversary)
         refuses("not finite", teacher=torch.full_like(teacher, math.inf), adversary=adversary)
+
+
+def test_sample_weights_are_relative_and_zero_takes_an_image_out():
+    student, teacher = logits()
+    base = torch.ones(teacher.shape[1], dtype=torch.float64)
+    options = {"base_weights": base, "epsilon": 0.1, "adversary": "l2_sum_zero"}
+    count = len(student)
+    first = torch.arange(count) < count // 2
+    part, _, part_weights = rkd_objective(student[first], teacher[first], **options)
+    whole, _, whole_weights = rkd_objective(student, teacher, sample_weights=first.double() * 3, **options)
+    torch.testing.assert_close(whole, part)
+    torch.testing.assert_close(whole_weights, part_weights)
+    drawn = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.1
+    one, two = (rkd_objective(student, teacher, sample_weights=scale * drawn, **options)[0] for scale in (1, 7))
+    torch.testing.assert_close(one, two)
+    by_hand = (drawn * kl_divergence(student, teacher)).sum() / drawn.sum()
+    plain, _, _ = rkd_objective(student, teacher, base_weights=base, epsilon=0, adversary="none", sample_weights=drawn)
+    torch.testing.assert_close(plain, by_hand)
+    with pytest.raises(ValueError, match="sample_weights must be"):
+        rkd_objective(student, teacher, sample_weights=drawn[:2], **options)
+    with pytest.raises(ValueError, match="global batch is empty"):
+        rkd_objective(student, teacher, sample_weights=torch.zeros(count), **options)

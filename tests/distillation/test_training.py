@@ -1,0 +1,249 @@
+"""The training loop of the student, in one process; groups are in test_data_parallel.py and test_pipeline.py."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from pukd_ray.config import DistillConfig, RunConfig, SourceConfig, StudentConfig, TeacherConfig
+from pukd_ray.corpus.pixels import PixelSpec
+from pukd_ray.distillation.data import Batch, InMemory, Streamed, decode_all
+from pukd_ray.distillation.training import Distillation, Place, distil, label_loss, view
+from pukd_ray.networks.teacher import Normalise
+
+TEACHER = TeacherConfig(arch="lenet5", weights="w", num_classes=3, input_size=28, channels=1, mean=[0.5], std=[0.3])
+SOURCE = SourceConfig(uri="x")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def stripes(count: int, seed: int = 0) -> Batch:
+    """Images of which one of three horizontal thirds is bright; every fourth is P."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, count)
+    pixels = rng.integers(0, 90, (count, 1, 28, 28), dtype=np.uint8)
+    for image, label in zip(pixels, labels, strict=True):
+        image[0, 9 * label : 9 * label + 9] += 120
+    known = np.where(np.arange(count) % 4 == 0, labels, -1)
+    return Batch(torch.from_numpy(pixels), torch.from_numpy(known), torch.from_numpy(rng.random(count)).float())
+
+
+class Bright(nn.Module):
+    """A teacher that knows: logits by the brightness of each third, float or uint8 pixels."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        thirds = [pixels[:, 0, 9 * k : 9 * k + 9].float().mean((1, 2)) for k in range(3)]
+        return torch.stack(thirds, 1) / 20
+
+
+def distillation(examples: Batch, place: Place | None = None, steps: int = 40, **settings: Any) -> Distillation:
+    place = place or Place()
+    chosen = {"batch_size": 32, "lr": 0.01, "augment": "none", **settings}
+    config = RunConfig(
+        teacher=TEACHER, positives=SOURCE, corpus=SOURCE, student=StudentConfig(arch="lenet5_half"),
+        distill=DistillConfig(**chosen),
+    )  # fmt: skip
+    images = InMemory(examples, config.distill.batch_size, config.seed, place.rank, place.world)
+    weights = torch.ones(3, dtype=torch.float64)
+    return Distillation(config, "student", images, Bright(), Normalise(TEACHER), weights, steps, place)
+
+
+def student_of(state: dict[str, torch.Tensor]) -> Any:
+    from pukd_ray.networks.teacher import new_network
+
+    network = new_network("lenet5_half", TEACHER)
+    network.load_state_dict(state)
+    return network.eval()
+
+
+def accuracy(state: dict[str, torch.Tensor], seed: int = 9) -> float:
+    test = stripes(300, seed).pixels
+    with torch.inference_mode():
+        return float((student_of(state)(Normalise(TEACHER)(test)).argmax(1) == Bright()(test).argmax(1)).float().mean())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"mixup": 0.4},
+        {"sample_weights": "pu_probability", "label_weight": 0.2, "temperature": 4.0, "lr": 0.01},
+        {"ema": 0.99, "schedule": "step"},
+        {"adversary": "draws", "augment": "crop"},
+    ],
+    ids=str,
+)
+def test_the_student_learns_what_the_teacher_knows(settings: dict[str, Any]) -> None:
+    history, students = distil(distillation(stripes(400), steps=150, **settings))
+    assert accuracy(students[""]) > 0.95
+    assert history[-1][0] == 150
+    assert history[-1][1] < 0.5 * history[0][1]
+    assert set(students) == ({"", "_last"} if "ema" in settings else {""})
+
+
+@pytest.mark.parametrize("settings", [{}, {"ema": 0.9, "mixup": 0.2}], ids=str)
+def test_a_resumed_training_ends_where_the_whole_one_does(settings: dict[str, Any]) -> None:
+    run = distillation(stripes(200), steps=10, **settings)
+    kept: list[dict[str, Any]] = []
+
+    def keep(state: dict[str, Any]) -> None:
+        file = io.BytesIO()
+        torch.save(state, file)
+        kept.append(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+
+    history, whole = distil(run, keep=keep)
+    assert [state["step"] for state in kept] == [2, 4, 6, 8]
+    again, resumed = distil(run, resume=kept[1])
+    assert again == history
+    for suffix, state in whole.items():
+        for name, value in state.items():
+            torch.testing.assert_close(resumed[suffix][name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.5])
+def test_views_are_the_same_whatever_the_number_of_ranks(mixup: float) -> None:
+    examples = stripes(100)
+    whole, shown = view(distillation(examples, mixup=mixup, augment="crop_flip"), 3)
+    for rank in range(2):
+        part, part_shown = view(distillation(examples, Place(rank, 2), mixup=mixup, augment="crop_flip"), 3)
+        torch.testing.assert_close(part, whole[rank::2])
+        for (share, batch), (part_share, part_batch) in zip(shown, part_shown, strict=True):
+            torch.testing.assert_close(part_share, share[rank::2])
+            assert part_batch.labels.tolist() == batch.labels[rank::2].tolist()
+
+
+def test_mixup_mixes_images_by_their_shares() -> None:
+    pixels, [(share, one), (rest, other)] = view(distillation(stripes(100), mixup=0.5), 0)
+    each = share[:, None, None, None]
+    torch.testing.assert_close(pixels, each * one.pixels + (1 - each) * other.pixels)
+    torch.testing.assert_close(share + rest, torch.ones(32))
+    assert share.min() < 0.2 < 0.8 < share.max()
+    assert (one.pixels != other.pixels).any()
+
+
+def test_only_labels_of_p_count_and_by_their_share() -> None:
+    logits = torch.tensor([[2.0, 0, 0], [0, 1.0, 0], [0, 0, 3.0]])
+    nothing = torch.zeros(3, 1, 1, 1)
+    one = Batch(nothing, torch.tensor([1, -1, 2]), torch.ones(3))
+    other = Batch(nothing, torch.tensor([-1, -1, 0]), torch.ones(3))
+    each = -F.log_softmax(logits, 1)
+    alone = label_loss(logits, [(torch.ones(3), one)])
+    assert float(alone) == pytest.approx(float(each[0, 1] + each[2, 2]))
+    mixed = label_loss(logits, [(torch.full((3,), 0.7), one), (torch.full((3,), 0.3), other)])
+    assert float(mixed) == pytest.approx(float(0.7 * (each[0, 1] + each[2, 2]) + 0.3 * each[2, 0]))
+
+
+def test_labels_correct_a_wrong_teacher() -> None:
+    class Wrong(Bright):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return super().forward(pixels).roll(1, 1)
+
+    examples = replace(stripes(400), labels=Bright()(stripes(400).pixels).argmax(1))
+    found = {}
+    for weight in (0.0, 10.0):
+        run = replace(distillation(examples, steps=150, label_weight=weight), teacher=Wrong())
+        found[weight] = accuracy(distil(run)[1][""])
+    assert found[0.0] < 0.1 < 0.9 < found[10.0]
+
+
+def test_images_that_are_surely_irrelevant_teach_nothing() -> None:
+    """Half of the images, of weight 0, get nonsense from the teacher."""
+
+    class Torn(Bright):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            logits = super().forward(pixels)
+            return torch.where((pixels[:, 0, 27, 27] == 255)[:, None], logits.roll(1, 1), logits)
+
+    examples = stripes(400)
+    strange = torch.arange(400) % 2 == 0
+    examples.pixels[strange, 0, 27, 27] = 255
+    examples = replace(examples, weights=(~strange).float())
+    found = {}
+    for kind in ("pu_probability", "none"):
+        run = replace(distillation(examples, steps=150, sample_weights=kind), teacher=Torn())
+        found[kind] = accuracy(distil(run)[1][""])
+    assert found["pu_probability"] > 0.95
+    assert found["none"] < found["pu_probability"] - 0.1
+
+
+def test_the_average_forgets_the_random_start() -> None:
+    _, students = distil(distillation(stripes(200), steps=60, ema=0.999, lr=0.02))
+    start = torch.manual_seed(0) and student_of_seed()
+    name = next(iter(start))
+    travelled = (students["_last"][name] - start[name]).norm()
+    assert (students[""][name] - students["_last"][name]).norm() < 0.5 * travelled
+    assert (students[""][name] - students["_last"][name]).norm() > 0
+
+
+def student_of_seed() -> dict[str, torch.Tensor]:
+    from pukd_ray.networks.teacher import new_network
+
+    torch.manual_seed(0)
+    return new_network("lenet5_half", TEACHER).state_dict()
+
+
+# -- images -----------------------------------------------------------------------------------------------------
+
+
+def png(value: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (28, 28), value).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_what_is_known_of_an_image_stays_with_it() -> None:
+    images = [png(10), b"broken", png(30), None, png(50)]
+    batch = decode_all(images, PixelSpec(28, 1, "crop"), [0, 1, 2, 3, 4], [0.0, 0.1, 0.2, 0.3, 0.4])
+    assert batch.pixels[:, 0, 0, 0].tolist() == [10, 30, 50]
+    assert batch.labels.tolist() == [0, 2, 4]
+    assert batch.weights.tolist() == pytest.approx([0.0, 0.2, 0.4])
+    selected = decode_all(images, PixelSpec(28, 1, "crop"))
+    assert (selected.labels.tolist(), selected.weights.tolist()) == ([-1] * 3, [1.0] * 3)
+    nothing = decode_all([b"broken"], PixelSpec(28, 1, "crop"))
+    assert nothing.pixels.shape == (0, 1, 28, 28)
+    assert len(Batch.join([batch, nothing, selected])) == 6
+
+
+class Shard:
+    """What Ray gives a worker, of ten images."""
+
+    def iter_batches(self, *, batch_size: int, batch_format: str, drop_last: bool) -> Iterator[pa.Table]:
+        assert batch_format == "pyarrow"
+        table = pa.table(
+            {
+                "pixels": [bytes([i] * 784) for i in range(10)],
+                "label": list(range(10)),
+                "weight": [i / 10 for i in range(10)],
+            }
+        )
+        for start in range(0, 10, batch_size):
+            if start + batch_size <= 10 or not drop_last:
+                yield table.slice(start, batch_size)
+
+
+def test_a_streamed_shard_starts_again_at_its_end() -> None:
+    images = Streamed(Shard(), 20, PixelSpec(28, 1, "crop"), 4)
+    batches = [images.batch(step) for step in range(3)]
+    assert [b.labels.tolist() for b in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3]]
+    assert batches[1].pixels[:, 0, 5, 5].tolist() == [4, 5, 6, 7]
+    assert batches[1].weights.tolist() == pytest.approx([0.4, 0.5, 0.6, 0.7])
+    assert images.partners(1, batches[1]).labels.tolist() == [7, 6, 5, 4]
+    assert sum(len(pixels) for pixels in images.once()) == 10
+    with pytest.raises(RuntimeError, match="smaller than its batch"):
+        Streamed(Shard(), 20, PixelSpec(28, 1, "crop"), 16).batch(0)
