@@ -28,13 +28,17 @@ def render(study: dict[str, Any], command: str) -> str:
         for pool in ("hard", "rare")
     }
     pools = ("hard", "easy", "rare")
-    template = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), keep_trailing_newline=True, autoescape=False)
-    return template.get_template("results.md.j2").render(
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), keep_trailing_newline=True, trim_blocks=True, autoescape=False
+    )
+    return environment.get_template("results.md.j2").render(
         command=command,
         machine=study["machine"],
         seeds=len(seeds),
         pools={name: study["pools"][name] for name in pools},
-        headline={name: _headline(list(chosen("default", name, "default").values())) for name in pools},
+        headline=list(
+            zip(*(_headline(list(chosen("default", name, "default").values())) for name in pools), strict=True)
+        ),
         ablations=ablations,
         cost=_cost(chosen("quick", "hard", "default"), chosen("quick", "hard", "trunk: finetune")),
         coverage={pool: _coverage(list(chosen("quick", pool, "default").values())) for pool in pools},

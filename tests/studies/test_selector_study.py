@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -92,3 +93,10 @@ def test_tables_pair_differences_by_seed_and_count_coverage() -> None:
     assert "took 10.0 times the CPU seconds" in page
     assert "| average precision | 0.5100 ± 0.0100 | 0.5100 ± 0.0100 | 0.5100 ± 0.0100 |" in page
     assert "| `hard` | 4 | 1 | Bag 1, glyph 3 | `abc` |" in page
+
+
+def test_the_page_is_made_of_the_committed_figures() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    figures = json.loads((docs / "results" / "selector.json").read_text())
+    assert (docs / "results.md").read_text() == render(figures, "python jobs/selector_study.py")
+    assert {run.key for run in all_runs(5, 20)} <= set(figures["runs"])
