@@ -21,3 +21,14 @@ def ray_cluster() -> Iterator[None]:
     quiet()
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small networks train faster, and the same everywhere, on one thread."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

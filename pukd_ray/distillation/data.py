@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from pukd_ray.batches import EndlessOrder
-from pukd_ray.corpus.pixels import PixelSpec, Unreadable, decode, decode_batch
+from pukd_ray.corpus.pixels import PixelSpec, Unreadable, decode
+from pukd_ray.selection.inference import stack_pixels
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Batch:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def take(self, rows: Tensor | slice) -> Batch:
+    def take(self, rows: Tensor) -> Batch:
         """Some rows of it."""
         return Batch(self.pixels[rows], self.labels[rows], self.weights[rows])
 
@@ -87,16 +88,14 @@ def decode_all(
     )
 
 
-def decode_labelled(blocks: Iterable[pa.Table], spec: PixelSpec) -> tuple[Tensor, Tensor]:
-    """Blocks of a labelled source -> (uint8 [N, C, H, W], int64 labels [N]); unreadable images are left out."""
-    pixels, labels = [], []
-    for block in blocks:
-        arrays, _ = decode_batch(block.column("image").to_pylist(), spec)
-        for array, label in zip(arrays, block.column("label").to_pylist(), strict=True):
-            if array is not None:
-                pixels.append(array)
-                labels.append(int(label))
-    return torch.from_numpy(np.stack(pixels)), torch.tensor(labels)
+def decode_labelled(blocks: Iterable[pa.Table], spec: PixelSpec) -> Batch:
+    """Blocks of a labelled source, decoded as by `decode_all`."""
+    return Batch.join(
+        [
+            decode_all(block.column("image").to_pylist(), spec, [int(v) for v in block.column("label").to_pylist()])
+            for block in blocks
+        ]
+    )
 
 
 class InMemory:
@@ -135,9 +134,8 @@ class Streamed:
 
     def _read(self, *, drop_last: bool) -> Iterator[Batch]:
         for batch in self._shard.iter_batches(batch_size=self._batch_size, batch_format="pyarrow", drop_last=drop_last):
-            joined = b"".join(batch.column("pixels").to_pylist())
             yield Batch(
-                torch.from_numpy(np.frombuffer(bytearray(joined), np.uint8).reshape(-1, *self._spec.shape)),
+                torch.from_numpy(stack_pixels(batch.column("pixels"), self._spec)),
                 torch.tensor(batch.column("label").to_pylist(), dtype=torch.int64),
                 torch.tensor(batch.column("weight").to_pylist(), dtype=torch.float32),
             )

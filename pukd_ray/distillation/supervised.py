@@ -30,8 +30,8 @@ def _load(
     units = measure_units({role: sources}, listing.table, say)
     labelled: Labelled = index_labelled(role, units, sources, teacher)
     blocks = [block for w in labelled.wanted for block in read_blocks(w, sources[w.unit.source])]
-    pixels, labels = decode_labelled(blocks, pixel_spec(teacher))
-    return pixels, labels, labelled.classes
+    images = decode_labelled(blocks, pixel_spec(teacher))
+    return images.pixels, images.labels, labelled.classes
 
 
 @ray.remote

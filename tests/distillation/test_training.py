@@ -19,18 +19,13 @@ from pukd_ray.config import DistillConfig, RunConfig, SourceConfig, StudentConfi
 from pukd_ray.corpus.pixels import PixelSpec
 from pukd_ray.distillation.data import Batch, InMemory, Streamed, decode_all
 from pukd_ray.distillation.training import Distillation, Place, distil, label_loss, view
-from pukd_ray.networks.teacher import Normalise
+from pukd_ray.networks.teacher import Normalise, new_network
 
 TEACHER = TeacherConfig(arch="lenet5", weights="w", num_classes=3, input_size=28, channels=1, mean=[0.5], std=[0.3])
 SOURCE = SourceConfig(uri="x")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def stripes(count: int, seed: int = 0) -> Batch:
@@ -65,8 +60,6 @@ def distillation(examples: Batch, place: Place | None = None, steps: int = 40, *
 
 
 def student_of(state: dict[str, torch.Tensor]) -> Any:
-    from pukd_ray.networks.teacher import new_network
-
     network = new_network("lenet5_half", TEACHER)
     network.load_state_dict(state)
     return network.eval()
@@ -184,18 +177,12 @@ def test_images_that_are_surely_irrelevant_teach_nothing() -> None:
 
 def test_the_average_forgets_the_random_start() -> None:
     _, students = distil(distillation(stripes(200), steps=60, ema=0.999, lr=0.02))
-    start = torch.manual_seed(0) and student_of_seed()
+    torch.manual_seed(0)  # the config's
+    start = new_network("lenet5_half", TEACHER).state_dict()
     name = next(iter(start))
     travelled = (students["_last"][name] - start[name]).norm()
     assert (students[""][name] - students["_last"][name]).norm() < 0.5 * travelled
     assert (students[""][name] - students["_last"][name]).norm() > 0
-
-
-def student_of_seed() -> dict[str, torch.Tensor]:
-    from pukd_ray.networks.teacher import new_network
-
-    torch.manual_seed(0)
-    return new_network("lenet5_half", TEACHER).state_dict()
 
 
 # -- images -----------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import pukd_ray.demo
 from pukd_ray.demo import pools
@@ -32,6 +31,7 @@ def test_quality_against_a_case_by_hand() -> None:
     assert study._calibration_error(np.full(4, 0.5), np.array([True, True, True, False])) == pytest.approx(0.25)
 
 
+@pytest.mark.usefixtures("one_thread")  # a run sets it
 @pytest.mark.parametrize("setting", ["default", "trunk: finetune", "prior: half", "taps: last", "loss: vpu"])
 def test_a_run_measures_every_figure(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
@@ -44,13 +44,11 @@ def test_a_run_measures_every_figure(setting: str, monkeypatch: pytest.MonkeyPat
     demo = load_config(Path(pukd_ray.demo.__path__[0]) / "demo.yaml").teacher
     weights = Path(demo.weights).read_bytes()
     chosen = SETTINGS[setting]
-    threads = torch.get_num_threads()
     from dataclasses import replace
 
     cache = extract_bank(bank, replace(demo, taps=chosen.taps), weights, "auto")
     base = {"steps": 40, "batch_size": 64, "lr": 0.003, "views": 2}
     figures = measure(bank, cache, demo, weights, "hard", 0, replace(chosen, per_class=40), base)
-    torch.set_num_threads(threads)
     assert all(np.isfinite(value) for value in figures.values())
     assert figures["true_prior"] == pytest.approx(2 / 7)
     assert figures["ap"] > 2 * figures["true_prior"]
