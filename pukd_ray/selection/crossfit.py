@@ -84,9 +84,20 @@ def fold_of(count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(np.arange(count) % FOLDS)
 
 
-def checkpoint_steps(steps: int) -> tuple[int, ...]:
-    """Up to CHECKPOINTS evenly spaced steps, the last one included."""
-    return tuple(sorted({max(1, round(steps * (i + 1) / CHECKPOINTS)) for i in range(CHECKPOINTS)}))
+def checkpoint_steps(steps: int, start: int = 0) -> tuple[int, ...]:
+    """Up to CHECKPOINTS evenly spaced steps after `start`, the last one included."""
+    return tuple(sorted({max(1, start + round((steps - start) * (i + 1) / CHECKPOINTS)) for i in range(CHECKPOINTS)}))
+
+
+def latest_good(curve: Sequence[float], p_logits: np.ndarray, prior: float) -> int:
+    """Index of the last checkpoint that is as good as the best, up to the standard error of its proxy accuracy.
+
+    One-standard-error rule (Breiman et al. 1984), here towards longer trainings: noise in the recall of P should not
+    end one early, while the learning rate is still high. `p_logits` [n_p] are those of the best.
+    """
+    recall = float((p_logits > 0).mean())
+    error = 2 * prior * float(np.sqrt(recall * (1 - recall) / len(p_logits)))
+    return int(np.flatnonzero(np.array(curve) >= max(curve) - error)[-1])
 
 
 def fit_fold(features: Examples, fold: int, training: Training, trunk: Trunk | None = None) -> HeldOut:
@@ -98,7 +109,7 @@ def fit_fold(features: Examples, fold: int, training: Training, trunk: Trunk | N
     seen = seen_by(features, trunk)
     held_out, learnt = seen.take(p_rows, u_rows), seen.take(*rest)
     last = training if trunk is None else training.finetuning()
-    steps = checkpoint_steps(last.steps)
+    steps = checkpoint_steps(last.steps, last.start_steps)
     p_logits: list[np.ndarray] = []
     u_logits: list[np.ndarray] = []
 
@@ -234,7 +245,7 @@ def assess_fit(
     for i in range(len(tried)):
         p, u = pooled(i)
         curve.append(proxy_accuracy(torch.from_numpy(p), torch.from_numpy(u), prior))
-    best = int(np.argmax(curve))
+    best = latest_good(curve, pooled(int(np.argmax(curve)))[0], prior)
     p, u = pooled(best)
     logits = Binned.of(p, u)
     rng = np.random.default_rng(training.seed)
