@@ -8,7 +8,7 @@ from pukd_ray.preflight import load_teacher_training
 
 def main() -> None:
     """Parse, check, train, report."""
-    arguments = parse_arguments(sys.argv[1:], __doc__, redo=False)
+    arguments = parse_arguments(sys.argv[1:], __doc__)
     config = load_teacher_training(arguments.config, arguments.overrides)
     # After the checks: a bad config should not wait for torch and Ray.
     from pukd_ray.distillation.supervised import train_teacher

@@ -30,7 +30,8 @@ class Arguments:
 
     config: Path
     overrides: dict[str, Any]
-    redo: str | None
+    flags: argparse.Namespace
+    """`redo`, and whatever the job adds."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,8 +39,14 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError([f"arguments: {message}"])
 
 
-def parse_arguments(argv: Sequence[str], description: str, *, demo: bool = False, redo: bool = True) -> Arguments:
-    """`[--config FILE] [--key.sub VALUE ...] [--redo STAGE]`; ConfigError for anything else."""
+def parse_arguments(
+    argv: Sequence[str],
+    description: str,
+    *,
+    demo: bool = False,
+    add_flags: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> Arguments:
+    """`[--config FILE] [--key.sub VALUE ...]` and what `add_flags` adds; ConfigError for anything else."""
     parser = _Parser(
         description=description,
         epilog="Any config key can be set as --key.sub VALUE, for example --selector.prior 0.2.",
@@ -48,10 +55,8 @@ def parse_arguments(argv: Sequence[str], description: str, *, demo: bool = False
     parser.add_argument(
         "--config", type=Path, required=not demo, help="YAML file" + (" (default: the bundled demo)" if demo else "")
     )
-    if redo:
-        parser.add_argument(
-            "--redo", choices=STAGES, help="do this stage and all after it again; old results move to old/"
-        )
+    if add_flags:
+        add_flags(parser)
     known, rest = parser.parse_known_args(argv)
     overrides: dict[str, Any] = {}
     while rest:
@@ -67,7 +72,12 @@ def parse_arguments(argv: Sequence[str], description: str, *, demo: bool = False
     if known.config is None and "output" not in overrides and under_job():
         # The demo under a job: its working directory vanishes with the job.
         overrides["output"] = str(Path.home() / "pukd_ray" / "runs" / "demo")
-    return Arguments(known.config or DEMO_CONFIG, overrides, getattr(known, "redo", None))
+    return Arguments(known.config or DEMO_CONFIG, overrides, known)
+
+
+def add_redo(parser: argparse.ArgumentParser) -> None:
+    """`--redo STAGE`."""
+    parser.add_argument("--redo", choices=STAGES, help="do this stage and all after it again; old results move to old/")
 
 
 def run_job(main: Callable[[], None]) -> int:

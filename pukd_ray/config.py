@@ -6,7 +6,7 @@ in the values alone (files, weights that do not fit) is checked by `pukd_ray.pre
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BeforeValidator,
@@ -141,6 +141,8 @@ class SourceConfig:
     """[start, stop): only these rows, counted over the source's files in path order."""
     per_class: Count | None = None
     """Only the first n images of each class, in (path, row) order."""
+    skip_per_class: Annotated[Int, Field(ge=0)] = 0
+    """The first of these n are counted after so many of the class."""
 
     @field_validator("uri")
     @classmethod
@@ -228,13 +230,13 @@ class ScoreConfig:
 class SelectionConfig:
     """The rule that turns scores into a training set."""
 
-    rule: Literal["positive", "threshold", "budget", "quota", "prior", "precision", "random", "teacher_confidence"] = (
-        "positive"
-    )
+    rule: Literal[
+        "positive", "threshold", "budget", "quota", "prior", "precision", "random", "teacher_confidence", "all", "truth"
+    ] = "positive"
     """positive: pu_logit > 0. threshold: on pu_probability. budget: that many of the positives. quota: a budget
     shared evenly over teacher classes. prior: the top share that the prior says is relevant. precision: the most
     images whose estimated precision is target_precision. random, teacher_confidence: rivals, a budget without
-    the selector."""
+    the selector. all, truth: rivals without a budget, the whole corpus and what truth says is relevant."""
     threshold: Annotated[Annotated[Float, Field(ge=0, le=1)] | None, Field(validate_default=True)] = None
     """On pu_probability, for rule `threshold`."""
     budget: Annotated[Count | None, Field(validate_default=True)] = None
@@ -381,7 +383,23 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=_OPTIONS)
-class TeacherTrainingConfig:
+class SupervisedConfig:
+    """How a teacher is trained."""
+
+    epochs: Count = 10
+    """Passes over the labelled images."""
+    batch_size: Count = 128
+    """Images per step."""
+    lr: Positive = 0.05
+    """Peak learning rate of SGD with momentum, cosine schedule."""
+    augment: Literal["crop_flip", "crop", "none"] = "crop_flip"
+    """Random crop of the image padded by 1/8, and horizontal flip: crop for digits or text."""
+    seed: Annotated[Int, Field(ge=0, lt=2**31)] = 0
+    """Of initialisation and order."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_OPTIONS)
+class TeacherTrainingConfig(SupervisedConfig):
     """Config of `jobs/train_teacher.py`."""
 
     teacher: TeacherConfig
@@ -390,14 +408,90 @@ class TeacherTrainingConfig:
     """Labelled images to train on."""
     test: Sources | None = None
     """Labelled images to report accuracy on."""
-    epochs: Count = 10
-    """Passes over `train`."""
-    batch_size: Count = 128
-    """Images per step."""
-    lr: Positive = 0.05
-    """Peak learning rate of SGD with momentum, cosine schedule."""
-    seed: Annotated[Int, Field(ge=0, lt=2**31)] = 0
-    """Of initialisation and order."""
+
+
+# Rows of the paper's table that are built in; `pukd_ray.studies.rows` says what each is.
+RowName = Literal[
+    "p_only",
+    "kd",
+    "truth",
+    "random",
+    "all",
+    "teacher_confidence",
+    "pu_s1",
+    "pu_s2_random",
+    "pu_s2_top",
+    "recommended",
+]
+
+
+@dataclass(frozen=True, kw_only=True, config=_OPTIONS)
+class MoreRowConfig:
+    """A row of one's own: the row `recommended` with changes."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.=+@-]+$")]
+    """Letters, digits and _ . = + @ -; the row's files are named after it."""
+    selection: dict[str, Any] = Field(default_factory=dict)
+    """Keys of `selection` to change."""
+    distill: dict[str, Any] = Field(default_factory=dict)
+    """Keys of `distill` to change."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_OPTIONS)
+class TableConfig:
+    """The paper's table."""
+
+    seeds: Count = 5
+    """Repetitions: each draws other positives (`skip_per_class`) and everything random anew."""
+    per_class: Listed(Count) = (100, 50, 20)  # type: ignore[valid-type]
+    """Positives per class. All rows are made with the first number, `p_only`, `pu_s1`, `pu_s2_random`, `pu_s2_top` and
+    `recommended` with the others too."""
+    rows: Listed(RowName) = get_args(RowName)  # type: ignore[valid-type]
+    """Built-in rows to make."""
+    more: Listed(MoreRowConfig) = ()  # type: ignore[valid-type]
+    """Further rows, such as ablations."""
+    budget: Count | None = None
+    """Images that pu_s2_random and pu_s2_top take; null: half of what pu_s1 takes."""
+    equal_epochs: Bool = True
+    """A second table in which each student sees its images as often as `kd` (without it: the largest row) does in the
+    first, where all take the same steps."""
+
+    @field_validator("per_class", "rows")
+    @classmethod
+    def _some(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not value:
+            raise ValueError("is an empty list")
+        return tuple(dict.fromkeys(value))
+
+    @field_validator("more")
+    @classmethod
+    def _names_once(cls, value: tuple[MoreRowConfig, ...]) -> tuple[MoreRowConfig, ...]:
+        names = [row.name for row in value]
+        taken = {n for n in names if names.count(n) > 1 or n in get_args(RowName)}
+        if taken:
+            raise ValueError(f"the name {sorted(taken)[0]} is there already")
+        return value
+
+
+@dataclass(frozen=True, kw_only=True, config=_OPTIONS)
+class PaperConfig(RunConfig):
+    """Config of `jobs/paper_table.py`: a run, what to compare it with, and how often."""
+
+    original: Sources | None = None
+    """The teacher's own training images, for the row `kd`."""
+    teacher_training: SupervisedConfig | None = None
+    """How to train the teacher on `original` if `teacher.weights` is not there yet."""
+    table: TableConfig = TableConfig()
+
+    @model_validator(mode="after")
+    def _has_an_original(self) -> PaperConfig:
+        if self.teacher_training is not None and self.original is None:
+            raise ValueError("teacher_training: needs the labelled images in `original`")
+        if self.test is None:
+            raise ValueError("test: is required for a table of accuracies")
+        if len(self.positives) > 1:
+            raise ValueError("positives: the table draws P from one source: give one")
+        return self
 
 
 def to_plain(config: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from pukd_ray.config import (
     ConfigError,
     DistillConfig,
+    PaperConfig,
     ResourcesConfig,
     RunConfig,
     SelectorConfig,
@@ -29,7 +30,7 @@ from pukd_ray.storage import is_local, open_storage, read_bytes
 
 T = TypeVar("T")
 
-SOURCE_KEYS = ("positives", "corpus", "test", "train")
+SOURCE_KEYS = ("positives", "corpus", "test", "train", "original")
 
 
 class _Loader(yaml.SafeLoader):
@@ -69,6 +70,20 @@ def load_teacher_training(path: str | Path, overrides: Mapping[str, Any] | None 
     return _load(path, overrides, TeacherTrainingConfig)
 
 
+def load_paper_table(path: str | Path, overrides: Mapping[str, Any] | None = None) -> PaperConfig:
+    """As `load_config`, for `jobs/paper_table.py`; with `teacher_training` the weights need not be there yet."""
+    config = _load(path, overrides, PaperConfig)
+    faults = [
+        f"table.more.{i}.{section}.{fault}"
+        for i, row in enumerate(config.table.more)
+        for section, changes in (("selection", row.selection), ("distill", row.distill))
+        for fault in _validate({**to_plain(getattr(config, section)), **changes}, type(getattr(config, section)))[1]
+    ]
+    if faults:
+        raise ConfigError(faults)
+    return config
+
+
 def to_yaml(config: RunConfig) -> str:
     """The resolved config as YAML that `load_config` reads again."""
     text: str = yaml.dump(to_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
@@ -96,9 +111,10 @@ def _load(path: str | Path, overrides: Mapping[str, Any] | None, kind: type[T]) 
         ]
     faults += value_faults
     at_fault = {fault.partition(":")[0] for fault in faults}
-    if kind is RunConfig and config is None:
+    if issubclass(kind, RunConfig) and config is None:
         faults += _worker_faults(raw, at_fault)
-    faults += _file_faults(raw, at_fault, writes_teacher=kind is TeacherTrainingConfig)
+    writes_teacher = kind is TeacherTrainingConfig or (bool(raw.get("teacher_training")) and not _weights_exist(raw))
+    faults += _file_faults(raw, at_fault, writes_teacher=writes_teacher, has_student=issubclass(kind, RunConfig))
     if faults or config is None:
         raise ConfigError(list(dict.fromkeys(faults)))
     return config
@@ -273,7 +289,7 @@ def _worker_faults(raw: dict[str, Any], at_fault: set[str]) -> list[str]:
     return worker_faults(workers, selector, distill)
 
 
-def _file_faults(raw: dict[str, Any], at_fault: set[str], *, writes_teacher: bool) -> list[str]:
+def _file_faults(raw: dict[str, Any], at_fault: set[str], *, writes_teacher: bool, has_student: bool) -> list[str]:
     """Faults of files, for every part of the config that is well-formed enough to say which files it means."""
 
     def sound(section: Any, key: str, *names: str) -> bool:
@@ -300,9 +316,15 @@ def _file_faults(raw: dict[str, Any], at_fault: set[str], *, writes_teacher: boo
     numbers = {k: teacher.get(k, 3) for k in ("num_classes", "channels", "input_size")}  # channels has a default
     if sound(teacher, "teacher", "arch"):
         faults += _network_faults("teacher", teacher["arch"], numbers, state, teacher.get("weights", ""))
-    if not writes_teacher and sound(student, "student", "arch"):
+    if has_student and sound(student, "student", "arch"):
         faults += _network_faults("student", student.get("arch", StudentConfig().arch), numbers)
     return faults
+
+
+def _weights_exist(raw: dict[str, Any]) -> bool:
+    teacher = raw.get("teacher")
+    uri = teacher.get("weights") if isinstance(teacher, dict) else None
+    return isinstance(uri, str) and bool(uri) and not check_reachable((uri,), "teacher.weights")
 
 
 def _read_weights(uri: str) -> tuple[Mapping[str, Any] | None, list[str]]:

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from pukd_ray.cli import DEMO_CONFIG, parse_arguments, run_job
+from pukd_ray.cli import DEMO_CONFIG, add_redo, parse_arguments, run_job
 from pukd_ray.config import ConfigError
 from pukd_ray.errors import RunError
 
 
 def test_a_full_command_line() -> None:
     line = "--config a.yaml --selector.prior 0.2 --name=x=y --redo score --resources.score_actors [1,4] --seed -1"
-    arguments = parse_arguments(line.split(), "A job.")
+    arguments = parse_arguments(line.split(), "A job.", add_flags=add_redo)
     assert arguments.config == Path("a.yaml")
-    assert arguments.redo == "score"
+    assert arguments.flags.redo == "score"
     assert arguments.overrides == {
         "selector.prior": 0.2,
         "name": "x=y",
@@ -24,8 +24,8 @@ def test_a_full_command_line() -> None:
 
 
 def test_the_demo_needs_no_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    arguments = parse_arguments([], "A job.", demo=True)
-    assert (arguments.config, arguments.overrides, arguments.redo) == (DEMO_CONFIG, {}, None)
+    arguments = parse_arguments([], "A job.", demo=True, add_flags=add_redo)
+    assert (arguments.config, arguments.overrides, arguments.flags.redo) == (DEMO_CONFIG, {}, None)
     assert DEMO_CONFIG.is_file()
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -53,13 +53,13 @@ def test_the_demo_needs_no_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 )
 def test_arguments_that_are_faults(line: str, fault: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse_arguments(line.split(), "A job.")
+        parse_arguments(line.split(), "A job.", add_flags=add_redo)
     assert len(caught.value.faults) == 1
     assert caught.value.faults[0].startswith(fault)
 
 
 def test_redo_is_no_key_where_a_job_has_none() -> None:
-    assert parse_arguments(["--config", "a", "--redo", "score"], "A job.", redo=False).overrides == {"redo": "score"}
+    assert parse_arguments(["--config", "a", "--redo", "score"], "A job.").overrides == {"redo": "score"}
 
 
 def test_help_ends_well(capsys: pytest.CaptureFixture[str]) -> None:

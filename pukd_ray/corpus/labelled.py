@@ -45,7 +45,7 @@ def _read_labels(units: list[Unit], source: SourceConfig) -> list[list[int | str
 
 
 def index_labelled(role: str, units: list[Unit], sources: tuple[SourceConfig, ...], teacher: TeacherConfig) -> Labelled:
-    """Read the labels of `role` (not its pixels), resolve them, apply `label_map` and `per_class`.
+    """Read the labels of `role` (not its pixels), resolve them, apply `label_map`, `skip_per_class`, `per_class`.
 
     Integers are teacher indices. Strings are looked up in `teacher.classes`, else numbered in sorted order.
     Raises LabelError naming the file and row of the first label that does not fit.
@@ -76,7 +76,8 @@ def index_labelled(role: str, units: list[Unit], sources: tuple[SourceConfig, ..
                         f"{_where(role, unit, position)}: label {label!r} is neither a teacher index nor a name"
                     )
                 per_class[label] += 1
-                if source.per_class is None or per_class[label] <= source.per_class:
+                rank = per_class[label] - source.skip_per_class
+                if rank > 0 and (source.per_class is None or rank <= source.per_class):
                     chosen.append((unit, position, label))
     names = sorted({label for _, _, label in chosen if isinstance(label, str)})
     if names and classes is None:

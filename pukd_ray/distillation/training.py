@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pukd_ray.config import DistillConfig, RunConfig
-from pukd_ray.distillation.data import Batch, Images, InMemory, Streamed, augment, decode_all
+from pukd_ray.distillation.data import Batch, Images, InMemory, Streamed, augment
 from pukd_ray.distillation.loss import rkd_objective
+from pukd_ray.distillation.training_set import TrainingSet
 from pukd_ray.distillation.weights import class_weights
 from pukd_ray.networks.teacher import Normalise, dump_state, load_network, new_network, use_threads
 from pukd_ray.run_folder import RunFolder
@@ -57,8 +58,7 @@ class Arm:
 
     name: str
     """Its file is `student/<name>.pt`."""
-    files: tuple[str, ...]
-    """Of the run folder, in the schema of `selected/`."""
+    data: TrainingSet
     streamed: bool = False
 
 
@@ -107,13 +107,11 @@ def train_loop(setup: dict[str, Any]) -> dict[str, Any] | None:
     use_threads(setup["threads"])
     context = ray.train.get_context()
     place = Place(context.get_world_rank(), context.get_world_size(), get_device())
-    spec = pixel_spec(config.teacher)
     normalise = Normalise(config.teacher).to(place.device)
     network = load_network(
         config.teacher.arch, config.teacher, ray.get(setup["weights"]), place.device, what="teacher.weights"
     )
     teacher = nn.Sequential(normalise, network).eval().requires_grad_(False)
-    positives = decode_all(setup["positives"], spec, setup["labels"])
     arms: list[Arm] = setup["arms"]
     report: dict[str, Any] = {}
     saved = _load_checkpoint()
@@ -121,7 +119,7 @@ def train_loop(setup: dict[str, Any]) -> dict[str, Any] | None:
         if saved and number < saved["number"]:
             report[arm.name] = saved["finished"][arm.name]
             continue
-        images = _images_of(arm, positives, setup, place)
+        images = _images_of(arm, config, place)
         # All arms take the steps of the first: what differs is what they learn from.
         steps = report[arms[0].name]["steps"] if report else total_steps(config.distill, images.count)
         weights, sums = measure_classes(
@@ -149,20 +147,14 @@ def train_loop(setup: dict[str, Any]) -> dict[str, Any] | None:
     return {"arms": report, "span": (began, time.time())} if place.rank == 0 else None
 
 
-def _images_of(arm: Arm, positives: Batch, setup: dict[str, Any], place: Place) -> Images:
+def _images_of(arm: Arm, config: RunConfig, place: Place) -> Images:
     import ray.train
 
-    config: RunConfig = setup["config"]
-    spec = pixel_spec(config.teacher)
+    spec, batch_size = pixel_spec(config.teacher), config.distill.batch_size
     if arm.streamed:
         shard = ray.train.get_dataset_shard(arm.name)
-        return Streamed(shard, setup["count"], spec, config.distill.batch_size // place.world)
-    parts = [positives]
-    for name in arm.files:
-        table = setup["folder"].read_table(name, ["image", "pu_probability"])
-        images, weights = (table.column(c).to_pylist() for c in ("image", "pu_probability"))
-        parts.append(decode_all(images, spec, weights=weights))
-    return InMemory(Batch.join(parts), config.distill.batch_size, config.seed, place.rank, place.world)
+        return Streamed(shard, arm.data.count, spec, batch_size // place.world)
+    return InMemory(arm.data.load(spec), batch_size, config.seed, place.rank, place.world)
 
 
 @dataclass(frozen=True)
@@ -227,7 +219,11 @@ def distil(
     student = new_network(config.student.arch, config.teacher)
     if place.world > 1 and place.device.type == "cuda":
         student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
-    model = prepare_model(student) if place.world > 1 or place.device.type == "cuda" else student
+    model = student.to(place.device)
+    if place.world > 1:
+        from ray.train.torch import prepare_model
+
+        model = prepare_model(student)
     bare = getattr(model, "module", model)
     average = (
         AveragedModel(bare, multi_avg_fn=_moving_average(settings.ema), use_buffers=True) if settings.ema else None

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from pukd_ray.networks import small
 
@@ -75,6 +76,13 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any], *, what: str) 
 def count_parameters(model: nn.Module) -> int:
     """Number of scalar parameters, trainable or not; a shared one counts once, buffers do not count."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_multiply_adds(model: nn.Module, *, channels: int, input_size: int) -> int:
+    """Multiply-adds of one image's forward pass in convolutions, matrix products and attention; sets eval mode."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(torch.zeros(1, channels, input_size, input_size))
+    return int(counter.get_total_flops()) // 2
 
 
 def _factory(arch: str) -> Callable[..., nn.Module]:

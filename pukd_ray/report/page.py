@@ -30,6 +30,8 @@ RULES = {
     "prior": "the top share of images that the prior says is relevant",
     "precision": "the most images whose estimated precision is at least {target_precision:g}",
     "random": "{budget:,} images at random, without the selector",
+    "all": "all images, without the selector",
+    "truth": "the images that are relevant by truth",
     "teacher_confidence": "the {budget:,} images of which the teacher is surest, without the selector",
 }
 

@@ -22,13 +22,15 @@ class Scores:
     pu_probability: np.ndarray
     teacher_label: np.ndarray
     teacher_confidence: np.ndarray
+    relevant: np.ndarray
+    """Truth, bool; False where it is not known. Only the rule `truth` looks at it."""
     tie_breaker: np.ndarray
     """Seeded hash of the id, int64: random order, and the order among equal keys."""
 
 
 def uses_selector(rule: str) -> bool:
     """Whether the rule depends on the PU classifier at all."""
-    return rule not in ("random", "teacher_confidence")
+    return rule not in ("random", "teacher_confidence", "all", "truth")
 
 
 def eligible(config: SelectionConfig, scores: Scores) -> np.ndarray:
@@ -37,6 +39,8 @@ def eligible(config: SelectionConfig, scores: Scores) -> np.ndarray:
         return scores.pu_logit > 0
     if config.rule == "threshold":
         return scores.pu_probability >= config.threshold
+    if config.rule == "truth":
+        return scores.relevant
     return np.ones(len(scores.pu_logit), bool)
 
 
@@ -93,7 +97,7 @@ def target_counts(
 
     `available` [G] are eligible rows; `probabilities` and `counts` [M] describe them by falling logit.
     """
-    if config.rule in ("positive", "threshold"):
+    if config.rule in ("positive", "threshold", "all", "truth"):
         return None
     if config.rule == "quota":
         assert config.budget is not None

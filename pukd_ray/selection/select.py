@@ -59,17 +59,19 @@ class Job:
     config: RunConfig
     edges: np.ndarray
     """Bin edges of pu_logit for the summaries, float64 [BINS + 1], the outer ones infinite."""
+    into: str
+    """Folder to write."""
 
 
-def select_images(folder: RunFolder, config: RunConfig, units: list[Unit]) -> dict[str, Any]:
-    """Run the stage; returns what `summary.json` says."""
-    folder.delete_folder("selected")
+def select_images(folder: RunFolder, config: RunConfig, units: list[Unit], into: str = "selected") -> dict[str, Any]:
+    """Run the stage, writing to folder `into` of the run; returns what its `summary.json` says."""
+    folder.delete_folder(into)
     files = score_files(folder)
     groups = [files[i : i + FILES_PER_TASK] for i in range(0, len(files), FILES_PER_TASK)]
     held_out = folder.read_table("selector/held_out.parquet")
     logits = held_out.column("logit").to_numpy().astype(np.float64)
     inner = np.unique(np.quantile(logits, np.linspace(0, 1, BINS - 1)))
-    job = Job(folder, config, np.r_[-np.inf, inner, np.inf])
+    job = Job(folder, config, np.r_[-np.inf, inner, np.inf], into)
     with progress("select", 3 * len(groups), "tasks") as bar:
         dropped, n_scored = _find_copies(job, groups, units)
         bar.update(len(groups))
@@ -89,6 +91,7 @@ def select_images(folder: RunFolder, config: RunConfig, units: list[Unit]) -> di
         raise RunError(
             f"selection: rule {config.selection.rule} takes none of {n_scored:,} scored images: "
             "lower selection.threshold or selection.target_precision, or choose another rule"
+            + (" (it needs truth in the corpus)" if config.selection.rule == "truth" else "")
         )
     budget = config.selection.budget
     if budget is not None and config.selection.rule in ("budget", "quota") and summary["n_selected"] < budget:
@@ -96,7 +99,7 @@ def select_images(folder: RunFolder, config: RunConfig, units: list[Unit]) -> di
             f"          warning: only {summary['n_selected']:,} images are positive, fewer than selection.budget = "
             f"{budget:,}: all are taken"
         )
-    folder.write_json("selected/summary.json", summary)
+    folder.write_json(f"{into}/summary.json", summary)
     return summary
 
 
@@ -181,7 +184,11 @@ def _load(job: Job, files: list[str], task: int, dropped: list[ray.ObjectRef]) -
     good = table.take(index)
     names = ("pu_logit", "pu_probability", "teacher_label", "teacher_confidence")
     hashes = [sort_key(job.config.seed, i) for i in good.column("image_id").to_pylist()]
-    scores = Scores(**{n: good.column(n).to_numpy() for n in names}, tie_breaker=np.array(hashes, np.int64))
+    scores = Scores(
+        **{n: good.column(n).to_numpy() for n in names},
+        relevant=good.column("relevant").fill_null(False).to_numpy(zero_copy_only=False),
+        tie_breaker=np.array(hashes, np.int64),
+    )
     gone = np.concatenate([drops[task] for drops in ray.get(dropped)])
     keep = ~np.isin(index, gone)
     return _Rows(good, scores, index, eligible(job.config.selection, scores) & keep, len(gone))
@@ -272,7 +279,7 @@ def _summarise(
     taken = _flags(job, rows, cuts)
     truth = rows.table.column("relevant")
     known = truth.is_valid().to_numpy(zero_copy_only=False)
-    relevant = truth.fill_null(False).to_numpy(zero_copy_only=False)
+    relevant = rows.scores.relevant
     everything = job.folder.read_table  # unreadable rows count in the recall's denominator
     relevant_all = sum(
         int(np.sum(everything(f, ["relevant"]).column("relevant").fill_null(False).to_numpy(zero_copy_only=False)))
@@ -329,7 +336,7 @@ def _write_part(job: Job, pieces: list[ray.ObjectRef], part: int) -> int:
     table = pa.concat_tables([tables[part] for tables in ray.get(pieces)]).sort_by([("order", "ascending")])
     table = fetch_images(job.folder, job.config, table)
     job.folder.write_table(
-        f"selected/part-{part:05d}.parquet", table.select(SELECTED_SCHEMA.names).cast(SELECTED_SCHEMA)
+        f"{job.into}/part-{part:05d}.parquet", table.select(SELECTED_SCHEMA.names).cast(SELECTED_SCHEMA)
     )
     return table.num_rows
 

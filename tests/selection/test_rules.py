@@ -34,6 +34,7 @@ def make_scores(seed: int, n: int = 300) -> Scores:
         pu_probability=(1 / (1 + np.exp(-logit))).astype(np.float32),
         teacher_label=rng.choice(CLASSES, n, p=[0.6, 0.25, 0.1, 0.05]).astype(np.int32),
         teacher_confidence=np.round(rng.random(n), 1).astype(np.float32),
+        relevant=rng.random(n) < 0.3,
         tie_breaker=rng.integers(-(2**63), 2**63, n, dtype=np.int64),
     )
 

@@ -1,0 +1,88 @@
+"""What a student learns from: labelled rows of sources and files of selected images, loaded whole or streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray.data
+
+from pukd_ray.config import SourceConfig
+from pukd_ray.corpus.pixels import PixelSpec
+from pukd_ray.corpus.reading import Wanted, read_blocks, read_units
+from pukd_ray.distillation.data import Batch, decode_all, decode_labelled
+from pukd_ray.engine import IO_CPUS
+from pukd_ray.run_folder import RunFolder
+from pukd_ray.selection.inference import DecodeImages
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Where the images are; nothing is read before `load` or `stream`."""
+
+    count: int
+    """Images, unreadable ones of `labelled` included."""
+    labelled: tuple[Wanted, ...]
+    """Rows with labels: P, or the teacher's own training images."""
+    sources: Mapping[str, tuple[SourceConfig, ...]]
+    """By role, of `labelled`."""
+    folder: RunFolder
+    files: tuple[str, ...] = field(default=())
+    """Of `folder`, in the schema of `selected/`."""
+
+    def gib(self, spec: PixelSpec) -> float:
+        """Size of the decoded images."""
+        channels, height, width = spec.shape
+        return self.count * channels * height * width / 2**30
+
+    def load(self, spec: PixelSpec) -> Batch:
+        """All images, decoded; unreadable ones are left out."""
+        blocks = [b for w in self.labelled for b in read_blocks(w, self.sources[w.unit.role][w.unit.source])]
+        parts = [decode_labelled(blocks, spec)]
+        for name in self.files:
+            table = self.folder.read_table(name, ["image", "pu_probability"])
+            images, weights = (table.column(c).to_pylist() for c in ("image", "pu_probability"))
+            parts.append(decode_all(images, spec, weights=weights))
+        return Batch.join(parts)
+
+    def stream(self, spec: PixelSpec) -> ray.data.Dataset:
+        """The same as a dataset with the columns that `Streamed` reads, for sets that do not fit into memory."""
+        labelled = read_units(self.labelled, dict(self.sources), num_cpus=IO_CPUS).map_batches(
+            _labelled_rows, batch_format="pyarrow", num_cpus=IO_CPUS
+        )
+        encoded = labelled
+        if self.files:
+            names = ray.data.from_items([{"file": f} for f in self.files], override_num_blocks=len(self.files))
+            encoded = labelled.union(
+                names.map_batches(
+                    partial(_selected_rows, folder=self.folder), batch_format="pyarrow", batch_size=1, num_cpus=IO_CPUS
+                )
+            )
+        decoded = encoded.map_batches(DecodeImages(spec), batch_format="pyarrow", num_cpus=IO_CPUS)
+        return decoded.map_batches(_readable_pixels, batch_format="pyarrow", num_cpus=IO_CPUS)
+
+
+def _labelled_rows(table: pa.Table) -> pa.Table:
+    labels = pc.cast(table.column("label"), pa.int64())
+    return _rows(table.column("image"), table.column("error"), labels, pa.array([1.0] * table.num_rows, pa.float32()))
+
+
+def _selected_rows(table: pa.Table, folder: RunFolder) -> pa.Table:
+    """File names -> the encoded images in them."""
+    read = pa.concat_tables(
+        [folder.read_table(name, ["image", "pu_probability"]) for name in table.column("file").to_pylist()]
+    )
+    nothing = pa.nulls(read.num_rows, pa.string())
+    return _rows(read.column("image"), nothing, pa.array([-1] * read.num_rows), read.column("pu_probability"))
+
+
+def _rows(image: Any, error: Any, label: Any, weight: Any) -> pa.Table:
+    return pa.table({"image": image, "error": error, "label": label, "weight": weight})
+
+
+def _readable_pixels(table: pa.Table) -> pa.Table:
+    return table.select(["pixels", "label", "weight"]).filter(pc.is_valid(table.column("pixels")))

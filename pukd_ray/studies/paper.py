@@ -1,0 +1,303 @@
+"""The paper's table for any data set: selections, students and accuracies of all its rows, resumable row by row."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from pukd_ray.config import (
+    ConfigError,
+    DistillConfig,
+    PaperConfig,
+    RunConfig,
+    SelectionConfig,
+    TeacherTrainingConfig,
+    to_plain,
+)
+from pukd_ray.corpus.labelled import index_labelled
+from pukd_ray.corpus.plan import list_inputs, measure_units, sources_by_role
+from pukd_ray.corpus.units import Unit, units_from_table
+from pukd_ray.distillation.evaluate import measure_accuracy
+from pukd_ray.distillation.supervised import train_teacher
+from pukd_ray.distillation.training_set import TrainingSet
+from pukd_ray.engine import Cluster, engine
+from pukd_ray.networks.teacher import new_network
+from pukd_ray.networks.zoo import count_multiply_adds, count_parameters
+from pukd_ray.pipeline import open_folder, run_pipeline
+from pukd_ray.progress import say
+from pukd_ray.run_folder import RunFolder, changed_inputs
+from pukd_ray.selection.select import select_images
+from pukd_ray.storage import open_storage, read_bytes, write_bytes
+from pukd_ray.studies.paper_page import draw_accuracy, render_table
+from pukd_ray.studies.rows import BUILT_IN, Student, students_of
+from pukd_ray.studies.students import StudentJob, train_students
+
+EVALUATED_BYTES = 2**30
+"""Weights of the students that are evaluated in one pass."""
+
+
+def train_missing_teacher(config: PaperConfig) -> bool:
+    """Train the config's teacher on the original data if its weights are not there; whether that was so."""
+    fs, path = open_storage(config.teacher.weights)
+    if config.teacher_training is None or fs.get_file_info(path).is_file:
+        return False
+    assert config.original is not None
+    training = TeacherTrainingConfig(
+        teacher=config.teacher, train=config.original, test=config.test, **to_plain(config.teacher_training)
+    )
+    say(f"teacher   {config.teacher.weights} is not there yet: it is trained on the original data")
+    with engine() as cluster:
+        report = train_teacher(training, cluster)
+    say(f"teacher   {report['images']:,} images, {report['steps']:,} steps, top-1 {report['top1']:.4f}")
+    return True
+
+
+def write_page(config: PaperConfig, table: dict[str, Any], command: str) -> str:
+    """Write `table.md` and its plot into the folder; returns the page."""
+    folder = open_folder(config)
+    page = render_table(table, command, "table.svg")
+    write_bytes(folder.fs, folder.path("table.svg"), draw_accuracy(table))
+    folder.write_text("table.md", page)
+    return page
+
+
+def make_table(config: PaperConfig) -> dict[str, Any]:
+    """Make what is missing of the table and return all of it, as `table.json` has it.
+
+    Raises ConfigError if students in the folder were made with other settings, or P is too small for the seeds.
+    """
+    folder = open_folder(config)
+    weights = read_bytes(*open_storage(config.teacher.weights))
+    with engine() as cluster:
+        original = _original(config, folder)
+        students = students_of(config)
+        jobs: list[StudentJob] = []
+        runs: dict[str, dict[str, Any]] = {}
+        for seed in range(config.table.seeds):
+            for per_class in config.table.per_class:
+                mine = [s for s in students if (s.seed, s.per_class) == (seed, per_class)]
+                run = _run_config(config, folder, seed, per_class)
+                say(f"selector  {per_class} per class, seed {seed}")
+                run_pipeline(run, until="score")
+                made, runs[f"{per_class}-seed{seed}"] = _jobs_of_run(config, run, mine, folder, original, weights)
+                jobs += made
+        missing = _missing(folder, jobs)
+        train_students(missing, len(jobs) - len(missing), weights, cluster)
+        _measure_students(config, folder, cluster, [job.key for job in jobs], weights)
+    table = {
+        "name": config.name,
+        "students": {job.key: _without_loss(folder.read_json(f"students/{job.key}.json")) for job in jobs},
+        "teacher": folder.read_json("teacher.json"),
+        "runs": runs,
+        "networks": {role: _size(arch, config) for role, arch in _archs(config).items()},
+        "batch_size": config.distill.batch_size,
+        "machine": {
+            "cpus": os.cpu_count(),
+            "gpus": cluster.gpus,
+            "platform": platform.platform(),
+            "date": time.strftime("%Y-%m-%d"),
+        },
+    }
+    folder.write_json("table.json", table)
+    return table
+
+
+def _run_config(config: PaperConfig, folder: RunFolder, seed: int, per_class: int) -> RunConfig:
+    """The run whose scores all rows with this seed and this many positives choose from."""
+    largest = max(config.table.per_class)
+    (positives,) = config.positives
+    plain = {f.name: getattr(config, f.name) for f in fields(RunConfig)}
+    return RunConfig(
+        **{
+            **plain,
+            "seed": config.seed + seed,
+            # Nested: the 20 of a class are among its 100 of the same seed.
+            "positives": replace(positives, per_class=per_class, skip_per_class=seed * largest),
+            "output": f"{folder.display}/runs/{per_class}-seed{seed}",
+        }
+    )
+
+
+def _original(config: PaperConfig, folder: RunFolder) -> TrainingSet | None:
+    if config.original is None:
+        return None
+    sources = {"original": config.original}
+    units = measure_units(sources, list_inputs(sources).table, lambda text: say(f"          warning: {text}"))
+    labelled = index_labelled("original", units, config.original, config.teacher)
+    return TrainingSet(labelled.count, labelled.wanted, sources, folder)
+
+
+def _jobs_of_run(
+    config: PaperConfig,
+    run: RunConfig,
+    students: list[Student],
+    folder: RunFolder,
+    original: TrainingSet | None,
+    weights: bytes,
+) -> tuple[list[StudentJob], dict[str, Any]]:
+    """The students' trainings, their selections made, and what is known of the run."""
+    run_folder = RunFolder(run.output)
+    units = units_from_table(run_folder.read_table("plan.parquet"))
+    positives = _positives(run, run_folder, units)
+    score = run_folder.marker("score")
+    assert score is not None
+    reference = original.count if original else score["counts"]["n_corpus"]
+    steps = config.distill.steps or config.distill.epochs * max(1, reference // config.distill.batch_size)
+    names = {s.row.name for s in students}
+    summaries: dict[str, dict[str, Any]] = {}
+    if any(s.row.budget for s in students):
+        summaries["pu_s1"] = _select(run_folder, run, units, "pu_s1", BUILT_IN["pu_s1"].selection)
+    jobs = []
+    for student in students:
+        row = student.row
+        distill = {**to_plain(config.distill), **row.distill}
+        own_steps = row.distill.get("steps", steps)
+        selection: dict[str, Any] | None = None
+        if row.data == "original":
+            assert original is not None
+            data = original
+        elif row.data == "positives":
+            data = positives
+        else:
+            if row.name not in summaries:
+                changes = dict(row.selection)
+                if row.budget == "pu_s1":
+                    changes["budget"] = summaries["pu_s1"]["n_selected"]
+                elif row.budget == "table":
+                    changes["budget"] = config.table.budget or max(1, summaries["pu_s1"]["n_selected"] // 2)
+                summaries[row.name] = _select(run_folder, run, units, row.name, changes)
+            selection = summaries[row.name]
+            data = replace(
+                positives,
+                count=positives.count + selection["n_selected"],
+                folder=run_folder,
+                files=tuple(f for f in run_folder.files(f"rows/{row.name}") if f.endswith(".parquet")),
+            )
+        if student.epochs:
+            own_steps = max(1, round(steps * data.count / reference))
+        distill_config = DistillConfig(**{**distill, "steps": own_steps})
+        facts = {
+            "row": row.name,
+            "title": row.title,
+            "positives_per_class": student.per_class,
+            "seed": student.seed,
+            "equal": "epochs" if student.epochs else "steps",
+            "n_selected": selection["n_selected"] if selection else None,
+            "precision": (selection["truth"] or {}).get("precision") if selection else None,
+            "recall": (selection["truth"] or {}).get("recall") if selection else None,
+            "inputs": {
+                "distill": to_plain(distill_config),
+                "student": run.student.arch,
+                "selection": selection["selection"] if selection else None,
+                "original": to_plain(config)["original"] if row.data == "original" else None,
+                "teacher.weights": hashlib.sha256(weights).hexdigest(),
+                "seed": run.seed,
+            },
+        }
+        jobs.append(StudentJob(student.key, replace(run, distill=distill_config), data, folder, facts))
+    truth = next((s["truth"] for name, s in summaries.items() if name == "pu_s1"), None) or {}
+    seconds = {stage: marker["seconds"] for stage in ("selector", "score") if (marker := run_folder.marker(stage))}
+    facts = {
+        "prior": run_folder.read_json("selector/prior.json"),
+        "average_precision": truth.get("average_precision"),
+        "relevant": truth.get("relevant"),
+        "n_scored": score["counts"]["n_scored"],
+        "seconds": seconds,
+        "rows": sorted(names),
+    }
+    return jobs, facts
+
+
+def _positives(run: RunConfig, run_folder: RunFolder, units: list[Unit]) -> TrainingSet:
+    labelled = index_labelled("positives", units, run.positives, run.teacher)
+    (source,) = run.positives
+    assert source.per_class is not None
+    counts = labelled.class_counts(run.teacher.num_classes)
+    if counts.min() < source.per_class:
+        raise ConfigError(
+            [
+                f"positives: class {int(counts.argmin())} has {counts.min()} images after the first "
+                f"{source.skip_per_class}, which other seeds took, but {source.per_class} are needed: give more "
+                "labelled images, or lower table.seeds or table.per_class"
+            ]
+        )
+    return TrainingSet(labelled.count, labelled.wanted, sources_by_role(run), run_folder)
+
+
+def _select(
+    folder: RunFolder, run: RunConfig, units: list[Unit], name: str, changes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The summary of a row's selection, made unless it is there."""
+    selection = SelectionConfig(**{**to_plain(run.selection), **changes})
+    made: dict[str, Any] | None = folder.read_json(f"rows/{name}/summary.json")
+    if made is not None and made.get("selection") == to_plain(selection):
+        return made
+    made = select_images(folder, replace(run, selection=selection), units, f"rows/{name}")
+    made["selection"] = to_plain(selection)
+    folder.write_json(f"rows/{name}/summary.json", made)
+    return made
+
+
+def _missing(folder: RunFolder, jobs: list[StudentJob]) -> list[StudentJob]:
+    """Jobs without a result; ConfigError if there is one that was made with other settings."""
+    missing = []
+    changed: dict[str, list[str]] = {}
+    for job in jobs:
+        result = folder.read_json(f"students/{job.key}.json")
+        if result is None:
+            missing.append(job)
+        elif result["inputs"] != job.facts["inputs"]:
+            for key in changed_inputs(result["inputs"], job.facts["inputs"]):
+                changed.setdefault(key, []).append(job.key)
+    if changed:
+        raise ConfigError(
+            [
+                f"{key}: has changed since {names[0]} and {len(names) - 1} other students in {folder.display}/students "
+                "were made; delete their files there, or choose another output"
+                for key, names in changed.items()
+            ]
+        )
+    return missing
+
+
+def _measure_students(
+    config: PaperConfig, folder: RunFolder, cluster: Cluster, keys: list[str], weights: bytes
+) -> None:
+    """Add test accuracies to the results of students that have none, and write those of the teacher."""
+    run = _run_config(config, folder, 0, config.table.per_class[0])
+    units = units_from_table(RunFolder(run.output).read_table("plan.parquet"))
+    results = {key: folder.read_json(f"students/{key}.json") for key in keys}
+    waiting = [key for key in keys if "top1" not in results[key]]
+    networks = {} if folder.exists("teacher.json") else {"teacher": (config.teacher.arch, weights)}
+    while waiting or networks:
+        size = 0
+        while waiting and size < EVALUATED_BYTES:
+            key = waiting.pop(0)
+            networks[key] = (config.student.arch, read_bytes(folder.fs, folder.path(f"students/{key}.pt")))
+            size += len(networks[key][1])
+        for name, accuracy in measure_accuracy(run, cluster, units, networks, [])[0].items():
+            file = "teacher.json" if name == "teacher" else f"students/{name}.json"
+            folder.write_json(file, {**results.get(name, {}), **accuracy})
+        networks = {}
+
+
+def _without_loss(result: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in result.items() if k not in ("loss", "inputs")}
+
+
+def _archs(config: PaperConfig) -> dict[str, str]:
+    return {"teacher": config.teacher.arch, "student": config.student.arch}
+
+
+def _size(arch: str, config: PaperConfig) -> dict[str, Any]:
+    network, t = new_network(arch, config.teacher), config.teacher
+    return {
+        "arch": arch,
+        "parameters": count_parameters(network),
+        "multiply_adds": count_multiply_adds(network, channels=t.channels, input_size=t.input_size),
+    }

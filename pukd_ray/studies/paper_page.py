@@ -1,0 +1,158 @@
+"""The table's figures as Markdown and a plot."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+
+HERE = Path(__file__).parent
+COMPARED = (
+    ("pu_s1", "p_only"),
+    ("pu_s1", "random"),
+    ("pu_s1", "truth"),
+    ("pu_s1", "kd"),
+    ("recommended", "all"),
+    ("recommended", "random"),
+    ("recommended", "kd"),
+)
+LEVEL = 0.95
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Student's t interval of the mean; not a number for fewer than two values."""
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    half = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * stats.sem(values))
+    return float(np.mean(values)) - half, float(np.mean(values)) + half
+
+
+def _by_row(table: dict[str, Any], equal: str) -> dict[tuple[str, int], dict[int, dict[str, Any]]]:
+    """{(row, per class): {seed: student}} in the order in which they were made."""
+    found: dict[tuple[str, int], dict[int, dict[str, Any]]] = {}
+    for student in table["students"].values():
+        if student["equal"] == equal or (equal == "epochs" and student["row"] == "kd"):
+            found.setdefault((student["row"], student["positives_per_class"]), {})[student["seed"]] = student
+    return found
+
+
+def _difference(ones: dict[int, dict[str, Any]], others: dict[int, dict[str, Any]]) -> str:
+    """Mean paired difference of top-1 in points, with its interval."""
+    both = sorted(ones.keys() & others.keys())
+    values = [100 * (ones[s]["top1"] - others[s]["top1"]) for s in both]
+    if not values:
+        return ""
+    lower, upper = interval(values)
+    return f"{np.mean(values):+.2f}" + ("" if np.isnan(lower) else f" [{lower:+.2f}, {upper:+.2f}]")
+
+
+def _mean(students: dict[int, dict[str, Any]], key: str, form: str, scale: float = 1.0) -> str:
+    values = [scale * s[key] for s in students.values() if s[key] is not None]
+    return format(np.mean(values), form) if values else ""
+
+
+def _accuracy(students: dict[int, dict[str, Any]]) -> str:
+    values = [100 * s["top1"] for s in students.values()]
+    return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
+
+
+def table_rows(table: dict[str, Any], equal: str) -> list[dict[str, str]]:
+    """The cells of one table, a dict per row: those at equal `steps` or `epochs`."""
+    found = _by_row(table, equal)
+    reference = next(("kd" if ("kd", n) in found else "all", n) for _, n in found)
+    rows = []
+    for (name, per_class), students in found.items():
+        runs = [table["runs"][f"{per_class}-seed{seed}"] for seed in students]
+        ranked = name in ("pu_s1", "pu_s2_top", "recommended")
+        ap = [run["average_precision"] for run in runs if run["average_precision"] is not None]
+        rows.append(
+            {
+                "title": next(iter(students.values()))["title"],
+                "per_class": str(per_class) if name != "kd" else "",
+                "images": _mean(students, "images", ",.0f"),
+                "precision": _mean(students, "precision", ".3f"),
+                "recall": _mean(students, "recall", ".3f"),
+                "ap": f"{np.mean(ap):.3f}" if ap and ranked else "",
+                "prior": f"{np.mean([run['prior']['value'] for run in runs]):.3f}" if ranked else "",
+                "top1": _accuracy(students),
+                "difference": _difference(students, found.get(reference, {})) if name != reference[0] else "",
+                "steps": _mean(students, "steps", ",.0f"),
+                "seconds": _mean(students, "seconds", ",.0f"),
+            }
+        )
+    return rows
+
+
+def comparisons(table: dict[str, Any]) -> list[tuple[str, str]]:
+    """(what, mean difference with its interval) of the rows that the method is judged by."""
+    found = _by_row(table, "steps")
+    numbers = list(dict.fromkeys(n for _, n in found))
+    lines = []
+    for one, other in COMPARED:
+        pair = found.get((one, numbers[0])), found.get((other, numbers[0]))
+        if pair[0] and pair[1]:
+            titles = [next(iter(p.values()))["title"] for p in pair if p]
+            lines.append((f"{titles[0]} - {titles[1]}", _difference(pair[0], pair[1])))
+    for name in ("pu_s1", "recommended"):
+        for n in numbers[1:]:
+            few, many = found.get((name, n)), found.get((name, numbers[0]))
+            if few and many:
+                title = next(iter(many.values()))["title"]
+                lines.append((f"{title} at {n} - at {numbers[0]} per class", _difference(few, many)))
+    return lines
+
+
+def render_table(table: dict[str, Any], command: str, plot: str) -> str:
+    """The page, Markdown; `plot` is the picture's path relative to it."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), keep_trailing_newline=True, trim_blocks=True, autoescape=False
+    )
+    by_equal = {s["equal"] for s in table["students"].values()}
+    return environment.get_template("paper.md.j2").render(
+        command=command,
+        plot=plot,
+        name=table["name"],
+        machine=table["machine"],
+        networks=table["networks"],
+        teacher=f"{100 * table['teacher']['top1']:.2f}",
+        seeds=len({s["seed"] for s in table["students"].values()}),
+        batch_size=table["batch_size"],
+        tables={equal: table_rows(table, equal) for equal in ("steps", "epochs") if equal in by_equal},
+        comparisons=comparisons(table),
+        seconds={
+            stage: np.mean([run["seconds"][stage] for run in table["runs"].values()]) for stage in ("selector", "score")
+        },
+    )
+
+
+def draw_accuracy(table: dict[str, Any]) -> bytes:
+    """SVG: top-1 against the number of training images, all at equal steps; rows named `series@n` are one line."""
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    series: dict[str, list[tuple[float, list[float]]]] = {}
+    for (name, per_class), students in _by_row(table, "steps").items():
+        line = name.partition("@")[0]
+        title = next(iter(students.values()))["title"]
+        label = line if "@" in name else f"{title}, {per_class}" if name != "kd" else title
+        images = float(np.mean([s["images"] for s in students.values()]))
+        series.setdefault(label, []).append((images, [100 * s["top1"] for s in students.values()]))
+    for label, points in series.items():
+        points.sort(key=lambda point: point[0])
+        means = [float(np.mean(v)) for _, v in points]
+        spread = [float(np.std(v, ddof=1)) if len(v) > 1 else 0.0 for _, v in points]
+        axes.errorbar(
+            [n for n, _ in points], means, spread, label=label, marker="o", ms=4, capsize=2, lw=1.2 if points[1:] else 0
+        )
+    axes.axhline(100 * table["teacher"]["top1"], color="grey", lw=0.8, ls=":")
+    axes.annotate("teacher", (0.01, 100 * table["teacher"]["top1"]), xycoords=("axes fraction", "data"), va="bottom")
+    axes.set(xscale="log", xlabel="training images", ylabel="top-1, %")
+    figure.legend(loc="outside right upper", fontsize="small", frameon=False)
+    sink = io.BytesIO()
+    figure.savefig(sink, format="svg", metadata={"Date": None})
+    return sink.getvalue()

@@ -1,0 +1,101 @@
+"""The table's students: each trained by one Ray task, alone, so that many can be under way at a time."""
+
+from __future__ import annotations
+
+import io
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from pukd_ray.config import RunConfig
+from pukd_ray.distillation.training_set import TrainingSet
+from pukd_ray.engine import Cluster, gpus_per_actor
+from pukd_ray.progress import progress
+from pukd_ray.run_folder import RunFolder
+from pukd_ray.selection.inference import pixel_spec
+from pukd_ray.storage import read_bytes, write_bytes
+
+
+@dataclass(frozen=True)
+class StudentJob:
+    """One student to train."""
+
+    key: str
+    """Its files are `students/<key>.*` of `folder`."""
+    config: RunConfig
+    """With `distill.steps` set."""
+    data: TrainingSet
+    folder: RunFolder
+    facts: dict[str, Any]
+    """Goes into its result as it is."""
+
+
+def train_students(jobs: list[StudentJob], done: int, weights: bytes, cluster: Cluster) -> None:
+    """Train them all, as many at a time as the cluster has room for; each is kept as soon as it is done."""
+    if not jobs:
+        return
+    gpus = gpus_per_actor(jobs[0].config.resources, cluster)
+    task = _train_student.options(num_cpus=1, num_gpus=gpus, max_retries=3)
+    shared = ray.put(weights)
+    waiting = [task.remote(job, shared) for job in jobs]
+    with progress("students", done + len(jobs), "students", done) as bar:
+        while waiting:
+            finished, waiting = ray.wait(waiting)
+            ray.get(finished)
+            bar.update(len(finished))
+
+
+@ray.remote
+def _train_student(job: StudentJob, weights: bytes) -> None:
+    """Writes the student and then its result; a retried task goes on from the last state it kept."""
+    import torch
+    from torch import nn
+
+    from pukd_ray.distillation.data import InMemory, Streamed
+    from pukd_ray.distillation.training import Distillation, Place, distil, effective_classes, measure_classes
+    from pukd_ray.networks.teacher import Normalise, dump_state, load_network, pick_device, use_threads
+
+    use_threads()
+    began = time.monotonic()
+    config, folder, spec = job.config, job.folder, pixel_spec(job.config.teacher)
+    settings = config.distill
+    place = Place(device=pick_device())
+    normalise = Normalise(config.teacher).to(place.device)
+    network = load_network(config.teacher.arch, config.teacher, weights, place.device, what="teacher.weights")
+    teacher = nn.Sequential(normalise, network).eval().requires_grad_(False)
+    images: InMemory | Streamed
+    if job.data.gib(spec) > settings.memory_gib:
+        images = Streamed(job.data.stream(spec).iterator(), job.data.count, spec, settings.batch_size)
+    else:
+        images = InMemory(job.data.load(spec), settings.batch_size, config.seed, 0, 1)
+    assert settings.steps is not None
+    class_weights, sums = measure_classes(teacher, images, settings.class_weights, config.teacher.num_classes, place)
+    state_file = folder.path(f"students/{job.key}.state.pt")
+    resume, before = None, 0.0
+    if folder.exists(f"students/{job.key}.state.pt"):
+        resume = torch.load(io.BytesIO(read_bytes(folder.fs, state_file)), map_location="cpu", weights_only=True)
+        before = resume["seconds"]
+
+    def keep(state: dict[str, Any]) -> None:
+        sink = io.BytesIO()
+        torch.save({**state, "seconds": before + time.monotonic() - began}, sink)
+        write_bytes(folder.fs, state_file, sink.getvalue())
+
+    run = Distillation(config, job.key, images, teacher, normalise, class_weights, settings.steps, place)
+    history, students = distil(run, resume, keep)
+    write_bytes(folder.fs, folder.path(f"students/{job.key}.pt"), dump_state(students[""]))
+    result = {
+        **job.facts,
+        "images": images.count,
+        "steps": settings.steps,
+        "images_seen": settings.steps * settings.batch_size,
+        "seconds": round(before + time.monotonic() - began, 2),
+        "class_weights": class_weights.tolist(),
+        "effective_classes": effective_classes(sums.numpy()),
+        "loss": history,
+    }
+    folder.write_json(f"students/{job.key}.json", result)
+    if folder.exists(f"students/{job.key}.state.pt"):
+        folder.delete(f"students/{job.key}.state.pt")

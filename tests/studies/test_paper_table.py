@@ -1,0 +1,148 @@
+"""The paper's table on the tiny task: every row for real, resumed row by row; its page from figures by hand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from synthetic import labelled, write_config, write_task
+
+from pukd_ray import ConfigError
+from pukd_ray.preflight import load_paper_table
+from pukd_ray.studies.paper import make_table, train_missing_teacher, write_page
+from pukd_ray.studies.paper_page import comparisons, interval, table_rows
+from pukd_ray.studies.rows import rows_of, students_of
+
+JOB = Path(__file__).parents[2] / "jobs" / "paper_table.py"
+
+
+def write_paper_task(folder: Path, **table: Any) -> Path:
+    config = write_task(folder, images=600, relevant=0.4)
+    pq.write_table(labelled(160, 11), folder / "original.parquet")
+    config["original"] = config["positives"] = {"uri": "original.parquet"}
+    config["output"] = str(folder / "table")
+    config["selector"]["steps"] = 60
+    config["distill"] |= {"steps": 30, "sample_weights": "pu_probability"}
+    config["table"] = {"seeds": 1, "per_class": [12, 6], **table}
+    return write_config(folder, config)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.timeout(400)
+def test_the_whole_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = [{"name": "selected@50", "selection": {"rule": "budget", "budget": 50}}]
+    file = write_paper_task(tmp_path, per_class=[12], more=more)
+    (tmp_path / "teacher.pt").unlink()
+    raw = load_paper_table(file, {"teacher_training": {"epochs": 30, "batch_size": 40, "augment": "none"}})
+    assert train_missing_teacher(raw)
+    assert not train_missing_teacher(raw)
+    config = load_paper_table(file)
+    table = make_table(config)
+    students = table["students"]
+    assert set(students) == {s.key for s in students_of(config)}
+    images = {key: s["images"] for key, s in students.items()}
+    assert images["p_only-12-seed0"] == 48
+    assert images["kd-12-seed0"] == 160
+    assert images["all-12-seed0"] == 648
+    assert images["selected@50-12-seed0"] == 98
+    assert images["random-12-seed0"] == images["teacher_confidence-12-seed0"] == images["pu_s1-12-seed0"]
+    assert images["pu_s2_top-12-seed0"] == 48 + (images["pu_s1-12-seed0"] - 48) // 2
+    truth = students["truth-12-seed0"]
+    assert (truth["precision"], truth["recall"]) == (1.0, 1.0)
+    assert students["all-12-seed0"]["recall"] == 1.0
+    assert students["pu_s1-12-seed0"]["precision"] > 0.6 > students["random-12-seed0"]["precision"]
+    assert {s["steps"] for s in students.values() if s["equal"] == "steps"} == {30}
+    assert students["all-12-seed0-epochs"]["steps"] == round(30 * 648 / 160)
+    assert table["teacher"]["top1"] > 0.9
+    assert students["pu_s1-12-seed0"]["top1"] > 0.5
+    assert table["networks"]["teacher"]["multiply_adds"] > table["networks"]["student"]["multiply_adds"] > 0
+    page = write_page(config, table, "this test")
+    assert "| Baseline-3: all of U | 12 | 648 |" in page
+    assert (tmp_path / "table" / "table.svg").read_bytes().startswith(b"<?xml")
+    assert json.loads((tmp_path / "table" / "table.json").read_text()) == table
+
+    # A student that is gone is made again, the same; nothing else is touched.
+    folder = tmp_path / "table" / "students"
+    before = {f.name: f.stat().st_mtime_ns for f in folder.iterdir()}
+    (folder / "pu_s1-12-seed0.json").unlink()
+    again = make_table(config)
+    assert {f.name for f in folder.iterdir() if f.stat().st_mtime_ns != before[f.name]} == {
+        "pu_s1-12-seed0.json",
+        "pu_s1-12-seed0.pt",
+    }
+    assert again["students"]["pu_s1-12-seed0"]["top1"] == students["pu_s1-12-seed0"]["top1"]
+    with pytest.raises(ConfigError, match=r"distill: has changed since p_only-12-seed0 and 1[0-9] other students"):
+        make_table(load_paper_table(file, {"distill.temperature": 4.0}))
+    with pytest.raises(ConfigError, match="has 28 images after the first 12, which other seeds took, but 30"):
+        make_table(load_paper_table(file, {"table.per_class": [30], "table.seeds": 2, "output": f"{tmp_path}/other"}))
+    capsys.readouterr()
+
+
+def test_rows_and_faults_of_the_config(tmp_path: Path) -> None:
+    file = write_paper_task(tmp_path, seeds=2)
+    config = load_paper_table(file)
+    keys = [s.key for s in students_of(config)]
+    assert len(keys) == len(set(keys)) == 2 * (10 + 5 + 9)
+    assert [r.name for r in rows_of(load_paper_table(file, {"original": None}))][:2] == ["p_only", "truth"]
+
+    def faults(**overrides: Any) -> list[str]:
+        with pytest.raises(ConfigError) as caught:
+            load_paper_table(file, {k.replace("__", "."): v for k, v in overrides.items()})
+        return caught.value.faults
+
+    assert "p_only" in faults(table__rows=["p_onyl"])[0]
+    assert faults(test=None) == ["test: is required for a table of accuracies"]
+    assert faults(original=None, teacher_training={}) == ["teacher_training: needs the labelled images in `original`"]
+    assert faults(table__more=[{"name": "all"}]) == ["table.more: the name all is there already"]
+    assert faults(table__more=[{"name": "x", "distill": {"temperatur": 2}}]) == [
+        "table.more.0.distill.temperatur: unknown key"
+    ]
+    assert faults(positives=[{"uri": "p.parquet"}, {"uri": "p.parquet"}]) == [
+        "positives: the table draws P from one source: give one"
+    ]
+
+
+def student(row: str, per_class: int, seed: int, top1: float, **more: Any) -> dict[str, Any]:
+    facts = {"row": row, "title": row, "positives_per_class": per_class, "seed": seed, "equal": "steps", "top1": top1}
+    return {**facts, "images": 100, "steps": 10, "seconds": 1.0, "precision": None, "recall": None, **more}
+
+
+def test_differences_are_paired_by_seed() -> None:
+    students = [student("kd", 9, s, 0.9 + 0.05 * s) for s in range(3)]
+    students += [student("pu_s1", 9, s, 0.88 + 0.05 * s + 0.01 * (s == 2)) for s in range(3)]
+    students += [student("pu_s1", 3, s, 0.87 + 0.05 * s + 0.01 * (s == 2)) for s in range(2)]
+    run = {"average_precision": 0.5, "prior": {"value": 0.25}}
+    table = {
+        "students": {f"{i}": s for i, s in enumerate(students)},
+        "runs": {f"{n}-seed{s}": run for n in (9, 3) for s in range(3)},
+    }
+    found = dict(comparisons(table))
+    # -2, -2, -1: mean -5/3, standard error 1/3, t(0.975, 2) = 4.303
+    assert found["pu_s1 - kd"] == "-1.67 [-3.10, -0.23]"
+    assert found["pu_s1 at 3 - at 9 per class"] == "-1.00 [-1.00, -1.00]"
+    rows = table_rows(table, "steps")
+    assert [(r["title"], r["per_class"], r["difference"]) for r in rows][:2] == [
+        ("kd", "", ""),
+        ("pu_s1", "9", "-1.67 [-3.10, -0.23]"),
+    ]
+    assert np.isnan(interval([1.0])).all()
+
+
+def test_the_job_names_faults_and_lists_its_flags(tmp_path: Path) -> None:
+    file = write_paper_task(tmp_path)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(JOB), "--config", str(file), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    bad = run("--rows", "pu_s1,none", "--seeds", "0")
+    assert bad.returncode == 2
+    assert len(bad.stderr.splitlines()) == 2
+    assert "table.seeds: 0 should be at least 1" in bad.stderr
+    assert "--quick" in run("--help").stdout
