@@ -17,6 +17,7 @@ _PUBLIC = {
     "bbe_prior": "selection.prior",
     "class_weights": "distillation.weights",
     "load_config": "preflight",
+    "load_student": "distillation.student",
     "nnpu_risk": "selection.risk",
     "run_pipeline": "pipeline",
     "worst_case_weights": "distillation.weights",
@@ -26,6 +27,7 @@ __all__ = list(_PUBLIC)
 
 if TYPE_CHECKING:
     from pukd_ray.config import ConfigError, RunConfig
+    from pukd_ray.distillation.student import load_student
     from pukd_ray.distillation.weights import class_weights, worst_case_weights
     from pukd_ray.errors import RunError
     from pukd_ray.networks.features import MultiScaleExtractor

@@ -14,7 +14,7 @@ import pytest
 import torch
 from synthetic import labelled, write_config, write_task
 
-from pukd_ray import ConfigError, RunConfig, RunError, load_config, run_pipeline
+from pukd_ray import ConfigError, RunConfig, RunError, load_config, load_student, run_pipeline
 from pukd_ray.corpus.pixels import decode
 from pukd_ray.networks.selector import SelectorHead
 from pukd_ray.networks.teacher import Teacher
@@ -130,6 +130,20 @@ def test_the_folder_holds_what_the_contract_names(finished: Path) -> None:
     assert sum(weights) == pytest.approx(4)
     resolved = load_config(finished / "config.yaml")
     assert resolved.teacher.weights == str(finished.parent / "teacher.pt")
+
+
+def test_the_student_loads_and_is_as_good_as_the_metrics_say(task: Path, finished: Path) -> None:
+    student = load_student(str(finished / "student"))
+    test = pq.read_table(task / "test.parquet")
+    probabilities = student(test.column("image").to_pylist())
+    assert probabilities.shape == (80, 4)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(80))
+    hits = probabilities.argmax(1) == torch.tensor(test.column("label").to_pylist())
+    assert float(hits.float().mean()) == json.loads((finished / "metrics.json").read_text())["student"]["top1"]
+    assert student.classes == ("0", "1", "2", "3")
+    with pytest.raises(ValueError, match="image 1: not_an_image"):
+        student([test.column("image")[0].as_py(), b"hello"])
+    assert student([]).shape == (0, 4)
 
 
 def test_selected_rows_are_the_rule_and_in_hash_order(finished: Path) -> None:

@@ -33,6 +33,7 @@ POOLS: Mapping[str, Mapping[str, int]] = {
     "rare": dict.fromkeys(CLASSES, 120)
     | dict.fromkeys(OTHER_CLASSES, 3_000)
     | {"distorted glyph": 7_200, "texture": 7_200},
+    "imbalanced": dict(zip(CLASSES, (1_100, 620, 350, 200, 110), strict=True)) | dict.fromkeys(OTHER_CLASSES, 1_400),
 }
 """Images of each kind in a final pool; tuning pools have 60 % of each."""
 TUNING_SIZE = 0.6

@@ -9,6 +9,8 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from pukd_ray.studies.selector import MEASURED
+
 Figures = dict[str, float]
 HERE = Path(__file__).parent
 
@@ -27,7 +29,6 @@ def render(study: dict[str, Any], command: str) -> str:
         pool: _ablation({s: _first(chosen("quick", pool, s), seeds) for s in _settings(runs, pool)})
         for pool in ("hard", "rare")
     }
-    pools = ("hard", "easy", "rare")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), keep_trailing_newline=True, trim_blocks=True, autoescape=False
     )
@@ -35,13 +36,13 @@ def render(study: dict[str, Any], command: str) -> str:
         command=command,
         machine=study["machine"],
         seeds=len(seeds),
-        pools={name: study["pools"][name] for name in pools},
+        pools={name: study["pools"][name] for name in MEASURED},
         headline=list(
-            zip(*(_headline(list(chosen("default", name, "default").values())) for name in pools), strict=True)
+            zip(*(_headline(list(chosen("default", name, "default").values())) for name in MEASURED), strict=True)
         ),
         ablations=ablations,
         cost=_cost(chosen("quick", "hard", "default"), chosen("quick", "hard", "trunk: finetune")),
-        coverage={pool: _coverage(list(chosen("quick", pool, "default").values())) for pool in pools},
+        coverage={pool: _coverage(list(chosen("quick", pool, "default").values())) for pool in MEASURED},
     )
 
 

@@ -41,7 +41,8 @@ def test_counts_are_exact_and_p_is_the_teachers(bank: Bank, name: str) -> None:
 
 def test_shares_of_relevant_images_are_those_of_the_issue(bank: Bank) -> None:
     shares = {name: draw_pool(bank, name, seed=0).relevant.mean() for name in POOLS}
-    assert shares == {"hard": 0.25, "easy": 0.25, "rare": 0.02}
+    assert shares == {"hard": 0.25, "easy": 0.25, "rare": 0.02, "imbalanced": pytest.approx(0.25, abs=0.005)}
+    assert POOLS["imbalanced"][CLASSES[0]] == 10 * POOLS["imbalanced"][CLASSES[-1]]
     assert len(draw_pool(bank, "rare", seed=0).corpus) == 30_000
 
 
