@@ -1,4 +1,4 @@
-"""Write the pools that the studies measure on as Parquet files: hard, easy, rare, imbalanced, each with its P and truth.
+"""Write the pools that the studies measure on (hard, easy, rare, imbalanced) as Parquet files, each with P and truth.
 
 Fashion-MNIST is read from Debian's package: `apt-get install dataset-fashion-mnist`.
 """

@@ -302,6 +302,9 @@ class DistillConfig:
     `student/student_last.pt` and measured too. 0: off."""
     class_weights: Literal["soft", "hard", "none"] = "soft"
     """Inverse of the teacher's class mass over P + selected: summed softmax (soft) or argmax counts (hard)."""
+    normalise: Literal["sum", "mean_weight"] = "sum"
+    """sum: class weights sum to the number of classes. mean_weight: their mean over the images is 1, so that imbalance
+    does not act like a lower learning rate."""
     epsilon: Annotated[Float, Field(ge=0)] = 0.1
     """Radius of the set of class weights that the adversary may choose from."""
     adversary: Literal["l2_sum_zero", "l2", "linf", "linf_sum_zero", "draws", "none"] = "l2_sum_zero"

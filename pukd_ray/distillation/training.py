@@ -77,12 +77,14 @@ class Place:
 
 
 @torch.no_grad()
-def measure_classes(teacher: nn.Module, images: Images, kind: str, classes: int, place: Place) -> tuple[Tensor, Tensor]:
+def measure_classes(
+    teacher: nn.Module, images: Images, settings: DistillConfig, classes: int, place: Place
+) -> tuple[Tensor, Tensor]:
     """(weights [K], class sums [K]), float64 on the host, from the teacher on all images, eval view."""
     sums = torch.zeros(classes, dtype=torch.float64)
     for pixels in images.once():
         logits = teacher(pixels.to(place.device)).double()
-        if kind == "hard":
+        if settings.class_weights == "hard":
             sums += torch.bincount(logits.argmax(1), minlength=classes).double().cpu()
         else:
             sums += logits.softmax(1).sum(0).cpu()
@@ -90,9 +92,12 @@ def measure_classes(teacher: nn.Module, images: Images, kind: str, classes: int,
         on_device = sums.to(place.device)
         dist.all_reduce(on_device)
         sums = on_device.cpu()
-    if kind == "none":
+    if settings.class_weights == "none":
         return torch.ones(classes, dtype=torch.float64), sums
-    return class_weights(sums, smoothing=SMOOTHING, clip=CLIP), sums
+    weights = class_weights(sums, smoothing=SMOOTHING, clip=CLIP)
+    if settings.normalise == "mean_weight":
+        weights = weights * sums.sum() / (weights * sums).sum()
+    return weights, sums
 
 
 def train_loop(setup: dict[str, Any]) -> dict[str, Any] | None:
@@ -122,9 +127,7 @@ def train_loop(setup: dict[str, Any]) -> dict[str, Any] | None:
         images = _images_of(arm, config, place)
         # All arms take the steps of the first: what differs is what they learn from.
         steps = report[arms[0].name]["steps"] if report else total_steps(config.distill, images.count)
-        weights, sums = measure_classes(
-            teacher, images, config.distill.class_weights, config.teacher.num_classes, place
-        )
+        weights, sums = measure_classes(teacher, images, config.distill, config.teacher.num_classes, place)
         run = Distillation(config, arm.name, images, teacher, normalise, weights, steps, place)
 
         def keep(state: dict[str, Any], number: int = number) -> None:

@@ -71,7 +71,7 @@ def _train_student(job: StudentJob, weights: bytes) -> None:
     else:
         images = InMemory(job.data.load(spec), settings.batch_size, config.seed, 0, 1)
     assert settings.steps is not None
-    class_weights, sums = measure_classes(teacher, images, settings.class_weights, config.teacher.num_classes, place)
+    class_weights, sums = measure_classes(teacher, images, settings, config.teacher.num_classes, place)
     state_file = folder.path(f"students/{job.key}.state.pt")
     resume, before = None, 0.0
     if folder.exists(f"students/{job.key}.state.pt"):

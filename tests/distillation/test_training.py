@@ -18,7 +18,7 @@ from torch import nn
 from pukd_ray.config import DistillConfig, RunConfig, SourceConfig, StudentConfig, TeacherConfig
 from pukd_ray.corpus.pixels import PixelSpec
 from pukd_ray.distillation.data import Batch, InMemory, Streamed, decode_all
-from pukd_ray.distillation.training import Distillation, Place, distil, label_loss, view
+from pukd_ray.distillation.training import Distillation, Place, distil, label_loss, measure_classes, view
 from pukd_ray.networks.teacher import Normalise, new_network
 
 TEACHER = TeacherConfig(arch="lenet5", weights="w", num_classes=3, input_size=28, channels=1, mean=[0.5], std=[0.3])
@@ -234,3 +234,24 @@ def test_a_streamed_shard_starts_again_at_its_end() -> None:
     assert sum(len(pixels) for pixels in images.once()) == 10
     with pytest.raises(RuntimeError, match="smaller than its batch"):
         Streamed(Shard(), 20, PixelSpec(28, 1, "crop"), 16).batch(0)
+
+
+def test_class_weights_by_count_and_their_mean() -> None:
+    labels = np.array([0] * 60 + [1] * 30 + [2] * 10)
+    pixels = np.zeros((100, 1, 28, 28), np.uint8)
+    for image, label in zip(pixels, labels, strict=True):
+        image[0, 9 * label : 9 * label + 9] = 200
+    batch = Batch(torch.from_numpy(pixels), torch.full((100,), -1), torch.ones(100))
+    images = InMemory(batch, 32, 0, 0, 1)
+
+    def weights(**settings: Any) -> torch.Tensor:
+        return measure_classes(Bright(), images, DistillConfig(**settings), 3, Place())[0]
+
+    assert weights(class_weights="none").tolist() == [1, 1, 1]
+    hard = weights(class_weights="hard")
+    assert hard.sum().item() == pytest.approx(3)
+    assert (hard[1] / hard[0]).item() == pytest.approx(2, rel=0.01)  # but for the smoothing
+    mean = weights(class_weights="hard", normalise="mean_weight")
+    torch.testing.assert_close(mean / mean.sum(), hard / hard.sum())
+    assert float((mean[labels]).mean()) == pytest.approx(1)
+    assert float((hard[labels]).mean()) < 0.6
