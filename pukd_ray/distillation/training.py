@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from pukd_ray.config import DistillConfig, RunConfig
+from pukd_ray.config import DistillConfig, RunConfig, TeacherConfig
 from pukd_ray.distillation.data import Batch, Images, InMemory, Streamed, augment
 from pukd_ray.distillation.loss import rkd_objective
 from pukd_ray.distillation.training_set import TrainingSet
@@ -76,6 +76,13 @@ class Place:
         return dist.group.WORLD if self.world > 1 else None
 
 
+def frozen_teacher(config: TeacherConfig, weights: bytes, device: torch.device) -> tuple[nn.Module, nn.Module]:
+    """(teacher, its normalisation), both from uint8 or float pixels of 0 to 255 [b, C, H, W]."""
+    normalise = Normalise(config).to(device)
+    network = load_network(config.arch, config, weights, device, what="teacher.weights")
+    return nn.Sequential(normalise, network).eval().requires_grad_(False), normalise
+
+
 @torch.no_grad()
 def measure_classes(
     teacher: nn.Module, images: Images, settings: DistillConfig, classes: int, place: Place
@@ -112,11 +119,7 @@ def train_loop(setup: dict[str, Any]) -> dict[str, Any] | None:
     use_threads(setup["threads"])
     context = ray.train.get_context()
     place = Place(context.get_world_rank(), context.get_world_size(), get_device())
-    normalise = Normalise(config.teacher).to(place.device)
-    network = load_network(
-        config.teacher.arch, config.teacher, ray.get(setup["weights"]), place.device, what="teacher.weights"
-    )
-    teacher = nn.Sequential(normalise, network).eval().requires_grad_(False)
+    teacher, normalise = frozen_teacher(config.teacher, ray.get(setup["weights"]), place.device)
     arms: list[Arm] = setup["arms"]
     report: dict[str, Any] = {}
     saved = _load_checkpoint()

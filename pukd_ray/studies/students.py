@@ -11,7 +11,7 @@ import ray
 
 from pukd_ray.config import RunConfig
 from pukd_ray.distillation.training_set import TrainingSet
-from pukd_ray.engine import Cluster, gpus_per_actor
+from pukd_ray.engine import CPU_ACTOR_CPUS, Cluster, gpus_per_actor
 from pukd_ray.progress import progress
 from pukd_ray.run_folder import RunFolder
 from pukd_ray.selection.inference import pixel_spec
@@ -31,42 +31,57 @@ class StudentJob:
     facts: dict[str, Any]
     """Goes into its result as it is."""
 
+    @property
+    def streamed(self) -> bool:
+        """Whether its images are too many for memory."""
+        return self.data.gib(pixel_spec(self.config.teacher)) > self.config.distill.memory_gib
+
 
 def train_students(jobs: list[StudentJob], done: int, weights: bytes, cluster: Cluster) -> None:
     """Train them all, as many at a time as the cluster has room for; each is kept as soon as it is done."""
     if not jobs:
         return
     gpus = gpus_per_actor(jobs[0].config.resources, cluster)
-    task = _train_student.options(num_cpus=1, num_gpus=gpus, max_retries=3)
+    # Students that stream must leave CPUs to the tasks that read for them, or all would wait for ever.
+    some_stream = any(job.streamed for job in jobs) and not cluster.autoscales
+    room = max(1, int(cluster.cpus // 2)) if some_stream else len(jobs)
     shared = ray.put(weights)
-    waiting = [task.remote(job, shared) for job in jobs]
+    left, waiting = list(jobs), []
     with progress("students", done + len(jobs), "students", done) as bar:
-        while waiting:
+        while left or waiting:
+            while left and len(waiting) < room:
+                job = left.pop(0)
+                task = _train_student.options(num_cpus=CPU_ACTOR_CPUS if job.streamed else 1.0, num_gpus=gpus)
+                waiting.append(task.remote(job, shared))
             finished, waiting = ray.wait(waiting)
             ray.get(finished)
             bar.update(len(finished))
 
 
-@ray.remote
+@ray.remote(max_retries=3)
 def _train_student(job: StudentJob, weights: bytes) -> None:
     """Writes the student and then its result; a retried task goes on from the last state it kept."""
     import torch
-    from torch import nn
 
     from pukd_ray.distillation.data import InMemory, Streamed
-    from pukd_ray.distillation.training import Distillation, Place, distil, effective_classes, measure_classes
-    from pukd_ray.networks.teacher import Normalise, dump_state, load_network, pick_device, use_threads
+    from pukd_ray.distillation.training import (
+        Distillation,
+        Place,
+        distil,
+        effective_classes,
+        frozen_teacher,
+        measure_classes,
+    )
+    from pukd_ray.networks.teacher import dump_state, pick_device, use_threads
 
     use_threads()
     began = time.monotonic()
     config, folder, spec = job.config, job.folder, pixel_spec(job.config.teacher)
     settings = config.distill
     place = Place(device=pick_device())
-    normalise = Normalise(config.teacher).to(place.device)
-    network = load_network(config.teacher.arch, config.teacher, weights, place.device, what="teacher.weights")
-    teacher = nn.Sequential(normalise, network).eval().requires_grad_(False)
+    teacher, normalise = frozen_teacher(config.teacher, weights, place.device)
     images: InMemory | Streamed
-    if job.data.gib(spec) > settings.memory_gib:
+    if job.streamed:
         images = Streamed(job.data.stream(spec).iterator(), job.data.count, spec, settings.batch_size)
     else:
         images = InMemory(job.data.load(spec), settings.batch_size, config.seed, 0, 1)
