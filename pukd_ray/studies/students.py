@@ -46,7 +46,8 @@ def train_students(jobs: list[StudentJob], done: int, weights: bytes, cluster: C
     some_stream = any(job.streamed for job in jobs) and not cluster.autoscales
     room = max(1, int(cluster.cpus // 2)) if some_stream else len(jobs)
     shared = ray.put(weights)
-    left, waiting = list(jobs), []
+    left = list(jobs)
+    waiting: list[ray.ObjectRef] = []
     with progress("students", done + len(jobs), "students", done) as bar:
         while left or waiting:
             while left and len(waiting) < room:
