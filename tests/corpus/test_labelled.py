@@ -113,6 +113,12 @@ def test_per_class_takes_the_first_by_path_and_row(tmp_path: Path) -> None:
     ]
 
 
+def test_skip_per_class_takes_the_next_ones(tmp_path: Path) -> None:
+    parquet(tmp_path / "a.parquet", [0, 0, 1, 0, 1, 0])
+    labelled = index(SourceConfig(uri=str(tmp_path), per_class=2, skip_per_class=1))
+    assert found(labelled) == [("a.parquet", 1, 0), ("a.parquet", 3, 0), ("a.parquet", 4, 1)]
+
+
 def test_unreadable_images_with_a_label_stay(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": pa.nulls(2, pa.binary()), "label": [1, 0]}), tmp_path / "a.parquet")
     assert found(index(SourceConfig(uri=str(tmp_path)))) == [("a.parquet", 0, 1), ("a.parquet", 1, 0)]

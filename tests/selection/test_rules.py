@@ -85,6 +85,8 @@ RULES: dict[str, tuple[dict[str, Any], Callable[[Scores], set[int]]]] = {
     "prior": ({}, lambda s: best(s, s.pu_logit, everyone(s), round(0.3 * len(s.pu_logit)))),
     "random": ({"budget": 40}, lambda s: best(s, unit_interval(s.tie_breaker), everyone(s), 40)),
     "teacher_confidence": ({"budget": 40}, lambda s: best(s, s.teacher_confidence, everyone(s), 40)),
+    "all": ({}, lambda s: set(range(len(s.pu_logit)))),
+    "truth": ({}, lambda s: set(np.flatnonzero(s.relevant).tolist())),
 }
 
 
@@ -193,4 +195,4 @@ def test_unit_interval_covers_it_in_the_order_of_unsigned_hashes() -> None:
 
 def test_only_the_rivals_do_without_the_selector() -> None:
     used = {rule: uses_selector(rule) for rule in (*RULES, "quota", "precision")}
-    assert {rule for rule, yes in used.items() if not yes} == {"random", "teacher_confidence"}
+    assert {rule for rule, yes in used.items() if not yes} == {"random", "teacher_confidence", "all", "truth"}
