@@ -16,10 +16,11 @@ from pukd_ray.config import (
     PaperConfig,
     RunConfig,
     SelectionConfig,
+    SourceConfig,
     TeacherTrainingConfig,
     to_plain,
 )
-from pukd_ray.corpus.labelled import index_labelled
+from pukd_ray.corpus.labelled import Labelled, index_labelled
 from pukd_ray.corpus.plan import list_inputs, measure_units, sources_by_role
 from pukd_ray.corpus.units import Unit, units_from_table
 from pukd_ray.distillation.evaluate import measure_accuracy
@@ -74,7 +75,11 @@ def make_table(config: PaperConfig) -> dict[str, Any]:
     folder = open_folder(config)
     weights = read_bytes(*open_storage(config.teacher.weights))
     with engine() as cluster:
-        original = _original(config, folder)
+        _check_positives(config)
+        original = None
+        if config.original is not None:
+            labelled = _index("original", config.original, config)
+            original = TrainingSet(labelled.count, labelled.wanted, {"original": config.original}, folder)
         students = students_of(config)
         jobs: list[StudentJob] = []
         runs: dict[str, dict[str, Any]] = {}
@@ -123,13 +128,26 @@ def _run_config(config: PaperConfig, folder: RunFolder, seed: int, per_class: in
     )
 
 
-def _original(config: PaperConfig, folder: RunFolder) -> TrainingSet | None:
-    if config.original is None:
-        return None
-    sources = {"original": config.original}
-    units = measure_units(sources, list_inputs(sources).table, lambda text: say(f"          warning: {text}"))
-    labelled = index_labelled("original", units, config.original, config.teacher)
-    return TrainingSet(labelled.count, labelled.wanted, sources, folder)
+def _index(role: str, sources: tuple[SourceConfig, ...], config: PaperConfig) -> Labelled:
+    listing = list_inputs({role: sources}).table
+    units = measure_units({role: sources}, listing, lambda text: say(f"          warning: {text}"))
+    return index_labelled(role, units, sources, config.teacher)
+
+
+def _check_positives(config: PaperConfig) -> None:
+    """ConfigError unless there are positives for all seeds: before the first run, not after hours."""
+    (source,) = config.positives
+    taken = replace(source, per_class=None, skip_per_class=0)
+    counts = _index("positives", (taken,), config).class_counts(config.teacher.num_classes)
+    needed = config.table.seeds * max(config.table.per_class)
+    if counts.min() < needed:
+        raise ConfigError(
+            [
+                f"positives: class {int(counts.argmin())} has {counts.min()} images, but table.seeds = "
+                f"{config.table.seeds} times {max(config.table.per_class)} per class are {needed}: give more labelled "
+                "images, or lower one of them"
+            ]
+        )
 
 
 def _jobs_of_run(
@@ -143,7 +161,8 @@ def _jobs_of_run(
     """The students' trainings, their selections made, and what is known of the run."""
     run_folder = RunFolder(run.output)
     units = units_from_table(run_folder.read_table("plan.parquet"))
-    positives = _positives(run, run_folder, units)
+    labelled = index_labelled("positives", units, run.positives, run.teacher)
+    positives = TrainingSet(labelled.count, labelled.wanted, sources_by_role(run), run_folder)
     score = run_folder.marker("score")
     assert score is not None
     reference = original.count if original else score["counts"]["n_corpus"]
@@ -211,22 +230,6 @@ def _jobs_of_run(
         "rows": sorted(names),
     }
     return jobs, facts
-
-
-def _positives(run: RunConfig, run_folder: RunFolder, units: list[Unit]) -> TrainingSet:
-    labelled = index_labelled("positives", units, run.positives, run.teacher)
-    (source,) = run.positives
-    assert source.per_class is not None
-    counts = labelled.class_counts(run.teacher.num_classes)
-    if counts.min() < source.per_class:
-        raise ConfigError(
-            [
-                f"positives: class {int(counts.argmin())} has {counts.min()} images after the first "
-                f"{source.skip_per_class}, which other seeds took, but {source.per_class} are needed: give more "
-                "labelled images, or lower table.seeds or table.per_class"
-            ]
-        )
-    return TrainingSet(labelled.count, labelled.wanted, sources_by_role(run), run_folder)
 
 
 def _select(
