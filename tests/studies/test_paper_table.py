@@ -79,7 +79,7 @@ def test_the_whole_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert again["students"]["pu_s1-12-seed0"]["top1"] == students["pu_s1-12-seed0"]["top1"]
     with pytest.raises(ConfigError, match=r"distill: has changed since p_only-12-seed0 and 1[0-9] other students"):
         make_table(load_paper_table(file, {"distill.temperature": 4.0}))
-    with pytest.raises(ConfigError, match="class 0 has 40 images, but table.seeds = 2 times 30 per class are 60"):
+    with pytest.raises(ConfigError, match=r"class 0 has 40 images, but table.seeds = 2 times 30 per class are 60"):
         make_table(load_paper_table(file, {"table.per_class": [30], "table.seeds": 2, "output": f"{tmp_path}/other"}))
     capsys.readouterr()
 
