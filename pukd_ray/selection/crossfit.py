@@ -84,9 +84,9 @@ def fold_of(count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(np.arange(count) % FOLDS)
 
 
-def checkpoint_steps(steps: int, start: int = 0) -> tuple[int, ...]:
-    """Up to CHECKPOINTS evenly spaced steps after `start`, the last one included."""
-    return tuple(sorted({max(1, start + round((steps - start) * (i + 1) / CHECKPOINTS)) for i in range(CHECKPOINTS)}))
+def checkpoint_steps(steps: int) -> tuple[int, ...]:
+    """Up to CHECKPOINTS evenly spaced steps, the last one included."""
+    return tuple(sorted({max(1, round(steps * (i + 1) / CHECKPOINTS)) for i in range(CHECKPOINTS)}))
 
 
 def latest_good(curve: Sequence[float], p_logits: np.ndarray, prior: float) -> int:
@@ -109,7 +109,7 @@ def fit_fold(features: Examples, fold: int, training: Training, trunk: Trunk | N
     seen = seen_by(features, trunk)
     held_out, learnt = seen.take(p_rows, u_rows), seen.take(*rest)
     last = training if trunk is None else training.finetuning()
-    steps = checkpoint_steps(last.steps, last.start_steps)
+    steps = checkpoint_steps(last.steps)
     p_logits: list[np.ndarray] = []
     u_logits: list[np.ndarray] = []
 

@@ -69,21 +69,21 @@ def test_nnpu_takes_about_the_prior_and_naive_next_to_nothing() -> None:
 def test_few_relevant_images_do_not_end_in_all_negative() -> None:
     examples, truth = gaussians(0, n_u=4000, share=0.02)
     training = replace(TRAINING, prior=0.02, steps=300, batch_size=256, lr=0.003)
-    assert training.start_steps == 135
-    found = [
-        average_precision_score(truth, logits_of(fit_selector(examples, replace(training, fresh=fresh)), examples.u))
-        for fresh in (True, False)
-    ]
-    assert found[0] > 0.8
-    assert found[1] < 0.1
+    priors = [training.prior_at(step) for step in (1, 100, 195, 300)]
+    assert 0.2 > priors[0] > 0.19 > priors[1] > 0.05 > priors[2] == pytest.approx(0.02) == priors[3]
+    found = {
+        first: average_precision_score(truth, logits_of(fit_selector(examples, replace(training, first_prior=first)),
+                                                         examples.u))
+        for first in (0.2, 0.02)
+    }  # fmt: skip
+    assert found[0.2] > 0.8
+    assert found[0.02] < 0.1
 
 
-def test_nnpu_starts_with_p_against_u_only_where_it_has_to() -> None:
-    assert replace(TRAINING, prior=0.3).start_steps == 0
-    assert replace(TRAINING, prior=0.1, steps=100).start_steps == 25
-    assert replace(TRAINING, prior=0.1, steps=50, horizon=100).start_steps == 25
-    assert replace(TRAINING, prior=0.1, loss="vpu").start_steps == 0
-    assert replace(TRAINING, prior=0.1).finetuning().start_steps == 0
+def test_fine_tuning_keeps_the_prior_that_the_head_ended_with() -> None:
+    training = replace(TRAINING, prior=0.02)
+    assert training.finetuning().prior_at(1) == 0.02
+    assert replace(training, prior=0.4).prior_at(1) == pytest.approx(0.4)
 
 
 def test_training_is_the_same_whatever_the_number_of_ranks() -> None:
@@ -227,7 +227,6 @@ def test_noise_does_not_end_a_training_early() -> None:
 def test_checkpoints_and_folds() -> None:
     assert checkpoint_steps(2000) == tuple(range(200, 2001, 200))
     assert checkpoint_steps(3) == (1, 2, 3)
-    assert checkpoint_steps(300, 100) == tuple(range(120, 301, 20))
     assert np.bincount(fold_of(12, 0)).tolist() == [3, 3, 2, 2, 2]
 
 
