@@ -6,7 +6,6 @@ import hashlib
 import os
 import platform
 import time
-from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -35,7 +34,7 @@ from pukd_ray.run_folder import RunFolder, changed_inputs
 from pukd_ray.selection.select import select_images
 from pukd_ray.storage import open_storage, read_bytes, write_bytes
 from pukd_ray.studies.paper_page import draw_accuracy, render_table
-from pukd_ray.studies.rows import BUILT_IN, Student, students_of
+from pukd_ray.studies.rows import BUILT_IN, Row, Student, students_of
 from pukd_ray.studies.students import StudentJob, train_students
 
 EVALUATED_BYTES = 2**30
@@ -167,83 +166,64 @@ def _jobs_of_run(
     assert score is not None
     reference = original.count if original else score["counts"]["n_corpus"]
     steps = config.distill.steps or config.distill.epochs * max(1, reference // config.distill.batch_size)
-    names = {s.row.name for s in students}
-    summaries: dict[str, dict[str, Any]] = {}
-    if any(s.row.budget for s in students):
-        summaries["pu_s1"] = _select(run_folder, run, units, "pu_s1", BUILT_IN["pu_s1"].selection)
+    selections = _make_selections(config, run, run_folder, units, [s.row for s in students])
     jobs = []
     for student in students:
-        row = student.row
-        distill = {**to_plain(config.distill), **row.distill}
-        own_steps = row.distill.get("steps", steps)
-        selection: dict[str, Any] | None = None
-        if row.data == "original":
-            assert original is not None
-            data = original
-        elif row.data == "positives":
-            data = positives
-        else:
-            if row.name not in summaries:
-                changes = dict(row.selection)
-                if row.budget == "pu_s1":
-                    changes["budget"] = summaries["pu_s1"]["n_selected"]
-                elif row.budget == "table":
-                    changes["budget"] = config.table.budget or max(1, summaries["pu_s1"]["n_selected"] // 2)
-                summaries[row.name] = _select(run_folder, run, units, row.name, changes)
-            selection = summaries[row.name]
-            data = replace(
-                positives,
-                count=positives.count + selection["n_selected"],
-                folder=run_folder,
-                files=tuple(f for f in run_folder.files(f"rows/{row.name}") if f.endswith(".parquet")),
-            )
-        if student.epochs:
-            own_steps = max(1, round(steps * data.count / reference))
-        distill_config = DistillConfig(**{**distill, "steps": own_steps})
+        row, made = student.row, selections.get(student.row.name)
+        data = positives if row.data == "positives" else original
+        if made is not None:
+            files = tuple(f for f in run_folder.files(f"rows/{row.name}") if f.endswith(".parquet"))
+            data = replace(positives, count=positives.count + made["n_selected"], files=files)
+        assert data is not None
+        own_steps = max(1, round(steps * data.count / reference)) if student.epochs else steps
+        distill = DistillConfig(**{**to_plain(config.distill), "steps": own_steps, **row.distill})
+        truth = (made or {}).get("truth") or {}
         facts = {
             "row": row.name,
             "title": row.title,
             "positives_per_class": student.per_class,
             "seed": student.seed,
             "equal": "epochs" if student.epochs else "steps",
-            "n_selected": selection["n_selected"] if selection else None,
-            "precision": (selection["truth"] or {}).get("precision") if selection else None,
-            "recall": (selection["truth"] or {}).get("recall") if selection else None,
+            "precision": truth.get("precision"),
+            "recall": truth.get("recall"),
             "inputs": {
-                "distill": to_plain(distill_config),
+                "distill": to_plain(distill),
                 "student": run.student.arch,
-                "selection": selection["selection"] if selection else None,
+                "selection": made and made["selection"],
                 "original": to_plain(config)["original"] if row.data == "original" else None,
                 "teacher.weights": hashlib.sha256(weights).hexdigest(),
                 "seed": run.seed,
             },
         }
-        jobs.append(StudentJob(student.key, replace(run, distill=distill_config), data, folder, facts))
-    truth = next((s["truth"] for name, s in summaries.items() if name == "pu_s1"), None) or {}
-    seconds = {stage: marker["seconds"] for stage in ("selector", "score") if (marker := run_folder.marker(stage))}
-    facts = {
-        "prior": run_folder.read_json("selector/prior.json"),
-        "average_precision": truth.get("average_precision"),
-        "relevant": truth.get("relevant"),
-        "n_scored": score["counts"]["n_scored"],
-        "seconds": seconds,
-        "rows": sorted(names),
+        jobs.append(StudentJob(student.key, replace(run, distill=distill), data, folder, facts))
+    prior = run_folder.read_json("selector/prior.json")
+    known = {
+        "prior": {k: prior[k] for k in ("value", "lower", "upper")},
+        "average_precision": (selections["pu_s1"]["truth"] or {}).get("average_precision"),
+        "seconds": {stage: run_folder.spent(stage) for stage in ("selector", "score")},
     }
-    return jobs, facts
+    return jobs, known
 
 
-def _select(
-    folder: RunFolder, run: RunConfig, units: list[Unit], name: str, changes: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The summary of a row's selection, made unless it is there."""
-    selection = SelectionConfig(**{**to_plain(run.selection), **changes})
-    made: dict[str, Any] | None = folder.read_json(f"rows/{name}/summary.json")
-    if made is not None and made.get("selection") == to_plain(selection):
-        return made
-    made = select_images(folder, replace(run, selection=selection), units, f"rows/{name}")
-    made["selection"] = to_plain(selection)
-    folder.write_json(f"rows/{name}/summary.json", made)
-    return made
+def _make_selections(
+    config: PaperConfig, run: RunConfig, folder: RunFolder, units: list[Unit], rows: list[Row]
+) -> dict[str, dict[str, Any]]:
+    """{row: summary} of the rows that select, `pu_s1` always among them; what is there is not made again."""
+    summaries: dict[str, dict[str, Any]] = {}
+    # What other rows take depends on what pu_s1 takes.
+    for row in (BUILT_IN["pu_s1"], *(r for r in rows if r.data == "selection")):
+        changes = dict(row.selection)
+        if row.budget:
+            taken = summaries["pu_s1"]["n_selected"]
+            changes["budget"] = taken if row.budget == "pu_s1" else config.table.budget or max(1, taken // 2)
+        selection = SelectionConfig(**{**to_plain(run.selection), **changes})
+        made: dict[str, Any] | None = folder.read_json(f"rows/{row.name}/summary.json")
+        if made is None or made.get("selection") != to_plain(selection):
+            made = select_images(folder, replace(run, selection=selection), units, f"rows/{row.name}")
+            made["selection"] = to_plain(selection)
+            folder.write_json(f"rows/{row.name}/summary.json", made)
+        summaries[row.name] = made
+    return summaries
 
 
 def _missing(folder: RunFolder, jobs: list[StudentJob]) -> list[StudentJob]:

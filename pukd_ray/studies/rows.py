@@ -65,8 +65,12 @@ BUILT_IN = {
 
 
 def rows_of(config: PaperConfig) -> list[Row]:
-    """The config's rows, built-in ones in their own order; `kd` only where there are original images."""
-    wanted = set(config.table.rows) - (set() if config.original else {"kd"})
+    """The config's rows, built-in ones in their own order: `kd` and `truth` only where there is what they need."""
+    wanted = set(config.table.rows)
+    if config.original is None:
+        wanted -= {"kd"}
+    if not any(s.relevant_column or s.relevant is not None or s.relevant_labels for s in config.corpus):
+        wanted -= {"truth"}
     more = [Row(r.name, r.name, "selection", r.selection, r.distill) for r in config.table.more]
     return [row for name, row in BUILT_IN.items() if name in wanted] + more
 

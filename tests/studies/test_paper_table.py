@@ -91,6 +91,9 @@ def test_rows_and_faults_of_the_config(tmp_path: Path) -> None:
     assert len(keys) == len(set(keys)) == 2 * (10 + 5 + 9)
     assert [r.name for r in rows_of(load_paper_table(file, {"original": None}))][:2] == ["p_only", "truth"]
 
+    without_truth = load_paper_table(file, {"corpus.relevant_column": None})
+    assert "truth" not in {r.name for r in rows_of(without_truth)}
+
     def faults(**overrides: Any) -> list[str]:
         with pytest.raises(ConfigError) as caught:
             load_paper_table(file, {k.replace("__", "."): v for k, v in overrides.items()})
