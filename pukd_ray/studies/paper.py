@@ -87,7 +87,8 @@ def make_table(config: PaperConfig) -> dict[str, Any]:
                 mine = [s for s in students if (s.seed, s.per_class) == (seed, per_class)]
                 run = _run_config(config, folder, seed, per_class)
                 say(f"selector  {per_class} per class, seed {seed}")
-                run_pipeline(run, until="score")
+                # Students on P or the original data need no scores.
+                run_pipeline(run, until="score" if any(s.row.data == "selection" for s in mine) else "plan")
                 made, runs[f"{per_class}-seed{seed}"] = _jobs_of_run(config, run, mine, folder, original, weights)
                 jobs += made
         missing = _missing(folder, jobs)
@@ -162,9 +163,9 @@ def _jobs_of_run(
     units = units_from_table(run_folder.read_table("plan.parquet"))
     labelled = index_labelled("positives", units, run.positives, run.teacher)
     positives = TrainingSet(labelled.count, labelled.wanted, sources_by_role(run), run_folder)
-    score = run_folder.marker("score")
-    assert score is not None
-    reference = original.count if original else score["counts"]["n_corpus"]
+    planned = run_folder.marker("plan")
+    assert planned is not None
+    reference = original.count if original else planned["counts"]["corpus"]
     steps = config.distill.steps or config.distill.epochs * max(1, reference // config.distill.batch_size)
     selections = _make_selections(config, run, run_folder, units, [s.row for s in students])
     jobs = []
@@ -196,10 +197,9 @@ def _jobs_of_run(
             },
         }
         jobs.append(StudentJob(student.key, replace(run, distill=distill), data, folder, facts))
-    prior = run_folder.read_json("selector/prior.json")
     known = {
-        "prior": {k: prior[k] for k in ("value", "lower", "upper")},
-        "average_precision": (selections["pu_s1"]["truth"] or {}).get("average_precision"),
+        "prior": run_folder.read_json("selector/prior.json"),
+        "average_precision": (selections.get("pu_s1", {}).get("truth") or {}).get("average_precision"),
         "seconds": {stage: run_folder.spent(stage) for stage in ("selector", "score")},
     }
     return jobs, known
@@ -208,10 +208,11 @@ def _jobs_of_run(
 def _make_selections(
     config: PaperConfig, run: RunConfig, folder: RunFolder, units: list[Unit], rows: list[Row]
 ) -> dict[str, dict[str, Any]]:
-    """{row: summary} of the rows that select, `pu_s1` always among them; what is there is not made again."""
+    """{row: summary} of the rows that select, and `pu_s1` with them; what is there is not made again."""
     summaries: dict[str, dict[str, Any]] = {}
+    selecting = [row for row in rows if row.data == "selection"]
     # What other rows take depends on what pu_s1 takes.
-    for row in (BUILT_IN["pu_s1"], *(r for r in rows if r.data == "selection")):
+    for row in (BUILT_IN["pu_s1"], *selecting) if selecting else ():
         changes = dict(row.selection)
         if row.budget:
             taken = summaries["pu_s1"]["n_selected"]
