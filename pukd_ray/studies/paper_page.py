@@ -12,6 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
+from pukd_ray.studies.rows import BUILT_IN
+
 HERE = Path(__file__).parent
 COMPARED = (
     ("pu_s1", "p_only"),
@@ -68,6 +70,8 @@ def table_rows(table: dict[str, Any], equal: str) -> list[dict[str, str]]:
     reference = next(("kd" if ("kd", n) in found else "all", n) for _, n in found)
     rows = []
     for (name, per_class), students in found.items():
+        if name not in BUILT_IN:
+            continue
         runs = [table["runs"][f"{per_class}-seed{seed}"] for seed in students]
         ranked = name in ("pu_s1", "pu_s2_top", "recommended")
         ap = [run["average_precision"] for run in runs if run["average_precision"] is not None]
@@ -87,6 +91,23 @@ def table_rows(table: dict[str, Any], equal: str) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def further_rows(table: dict[str, Any]) -> list[dict[str, str]]:
+    """The cells of the config's own rows, each compared with `recommended`, which it changes."""
+    found = _by_row(table, "steps")
+    return [
+        {
+            "title": name,
+            "images": _mean(students, "images", ",.0f"),
+            "top1": _accuracy(students),
+            "difference": _difference(students, found.get(("recommended", per_class), {})),
+            "steps": _mean(students, "steps", ",.0f"),
+            "seconds": _mean(students, "seconds", ",.0f"),
+        }
+        for (name, per_class), students in found.items()
+        if name not in BUILT_IN
+    ]
 
 
 def comparisons(table: dict[str, Any]) -> list[tuple[str, str]]:
@@ -124,6 +145,7 @@ def render_table(table: dict[str, Any], command: str, plot: str) -> str:
         seeds=len({s["seed"] for s in table["students"].values()}),
         batch_size=table["batch_size"],
         tables={equal: table_rows(table, equal) for equal in ("steps", "epochs") if equal in by_equal},
+        further=further_rows(table),
         comparisons=comparisons(table),
         seconds={
             stage: np.mean([run["seconds"][stage] for run in table["runs"].values()]) for stage in ("selector", "score")

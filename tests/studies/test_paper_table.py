@@ -16,7 +16,7 @@ from synthetic import labelled, write_config, write_task
 from pukd_ray import ConfigError
 from pukd_ray.preflight import load_paper_table
 from pukd_ray.studies.paper import make_table, train_missing_teacher, write_page
-from pukd_ray.studies.paper_page import comparisons, interval, table_rows
+from pukd_ray.studies.paper_page import comparisons, further_rows, interval, table_rows
 from pukd_ray.studies.rows import rows_of, students_of
 
 JOB = Path(__file__).parents[2] / "jobs" / "paper_table.py"
@@ -63,6 +63,7 @@ def test_the_whole_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert students["pu_s1-12-seed0"]["top1"] > 0.5
     assert table["networks"]["teacher"]["multiply_adds"] > table["networks"]["student"]["multiply_adds"] > 0
     page = write_page(config, table, "this test")
+    assert "| selected@50 | 98 |" in page
     assert "| Baseline-3: all of U | 12 | 648 |" in page
     assert (tmp_path / "table" / "table.svg").read_bytes().startswith(b"<?xml")
     assert json.loads((tmp_path / "table" / "table.json").read_text()) == table
@@ -134,6 +135,11 @@ def test_differences_are_paired_by_seed() -> None:
         ("kd", "", ""),
         ("pu_s1", "9", "-1.67 [-3.10, -0.23]"),
     ]
+    table["students"] |= {f"r{s}": student("recommended", 9, s, 0.5) for s in range(3)}
+    table["students"] |= {f"x{s}": student("T=9", 9, s, 0.5 + 0.01 * s) for s in range(3)}
+    assert [r["title"] for r in table_rows(table, "steps")] == ["kd", "pu_s1", "pu_s1", "recommended"]
+    (further,) = further_rows(table)
+    assert (further["title"], further["difference"]) == ("T=9", "+1.00 [-1.48, +3.48]")
     assert np.isnan(interval([1.0])).all()
 
 
