@@ -90,13 +90,14 @@ def test_the_defaults_are_those_of_the_contract() -> None:
             "label_map": None,
             "rows": None,
             "per_class": None,
+            "skip_per_class": 0,
         }
     ]
 
 
 def test_every_key_is_documented() -> None:
     kinds = [k for name, k in vars(module).items() if name.endswith("Config")]
-    assert len(kinds) == 10
+    assert len(kinds) == 14
     for kind in kinds:
         properties = TypeAdapter(kind).json_schema()["properties"]
         nested = {"selector", "score", "selection", "student", "distill", "resources", "teacher"}
