@@ -456,7 +456,7 @@ class TableConfig:
     budget: Count | None = None
     """Images that pu_s2_random and pu_s2_top take; null: half of what pu_s1 takes."""
     equal_epochs: Bool = True
-    """A second table in which each student sees its images as often as `kd` (without it: the largest row) does in the
+    """A second table in which each student sees its images as often as `kd` (without it: one of all of U) does in the
     first, where all take the same steps."""
 
     @field_validator("per_class", "rows")

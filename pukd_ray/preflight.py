@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pyarrow.fs as pafs
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
@@ -113,7 +114,10 @@ def _load(path: str | Path, overrides: Mapping[str, Any] | None, kind: type[T]) 
     at_fault = {fault.partition(":")[0] for fault in faults}
     if issubclass(kind, RunConfig) and config is None:
         faults += _worker_faults(raw, at_fault)
-    writes_teacher = kind is TeacherTrainingConfig or (bool(raw.get("teacher_training")) and not _weights_exist(raw))
+    weights = teacher.get("weights") if isinstance(teacher := raw.get("teacher"), dict) else None
+    writes_teacher = kind is TeacherTrainingConfig or (
+        bool(raw.get("teacher_training")) and not (isinstance(weights, str) and weights and weights_exist(weights))
+    )
     faults += _file_faults(raw, at_fault, writes_teacher=writes_teacher, has_student=issubclass(kind, RunConfig))
     if faults or config is None:
         raise ConfigError(list(dict.fromkeys(faults)))
@@ -321,10 +325,13 @@ def _file_faults(raw: dict[str, Any], at_fault: set[str], *, writes_teacher: boo
     return faults
 
 
-def _weights_exist(raw: dict[str, Any]) -> bool:
-    teacher = raw.get("teacher")
-    uri = teacher.get("weights") if isinstance(teacher, dict) else None
-    return isinstance(uri, str) and bool(uri) and not check_reachable((uri,), "teacher.weights")
+def weights_exist(uri: str) -> bool:
+    """Whether the file is there, or its storage cannot tell: reading it then says why."""
+    try:
+        fs, path = open_storage(uri)
+        return bool(fs.get_file_info(path).type != pafs.FileType.NotFound)
+    except (ValueError, OSError):
+        return True
 
 
 def _read_weights(uri: str) -> tuple[Mapping[str, Any] | None, list[str]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import ray
 
 from pukd_ray.config import SourceConfig, TeacherConfig
+from pukd_ray.corpus.plan import list_inputs, measure_units
 from pukd_ray.corpus.reading import Wanted, read_rows
 from pukd_ray.corpus.units import Unit
 
@@ -107,6 +108,14 @@ def index_labelled(role: str, units: list[Unit], sources: tuple[SourceConfig, ..
         for unit, positions, labels in resolved.values()
     )
     return Labelled(wanted, classes, left_out)
+
+
+def index_sources(
+    role: str, sources: tuple[SourceConfig, ...], teacher: TeacherConfig, tell: Callable[[str], None]
+) -> Labelled:
+    """`index_labelled` for sources that no run has planned; `tell` hears of files that cannot be read."""
+    units = measure_units({role: sources}, list_inputs({role: sources}).table, tell)
+    return index_labelled(role, units, sources, teacher)
 
 
 def _with_default_label(source: SourceConfig) -> SourceConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,9 @@ from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from pukd_ray.config import RunConfig
-from pukd_ray.corpus.labelled import index_labelled
-from pukd_ray.corpus.plan import sources_by_role
 from pukd_ray.corpus.units import Unit
 from pukd_ray.distillation.training import Arm, effective_classes, train_loop
-from pukd_ray.distillation.training_set import TrainingSet
+from pukd_ray.distillation.training_set import positives_of
 from pukd_ray.engine import CPU_ACTOR_CPUS, Cluster, gpus_per_actor, spare_threads
 from pukd_ray.progress import remote_progress
 from pukd_ray.run_folder import RunFolder
@@ -28,19 +25,16 @@ def distill_student(
     folder: RunFolder, config: RunConfig, cluster: Cluster, units: list[Unit], weights: bytes
 ) -> dict[str, Any]:
     """Run the stage; returns its counts. An interrupted training goes on from its last checkpoint."""
-    files = tuple(f for f in folder.files("selected") if f.endswith(".parquet"))
-    n_selected = folder.read_json("selected/summary.json")["n_selected"]
     t = config.teacher
-    positives = index_labelled("positives", units, config.positives, t)
-    alone = TrainingSet(positives.count, positives.wanted, sources_by_role(config), folder)
-    images = replace(alone, count=alone.count + n_selected, files=files)
-    streamed = images.gib(pixel_spec(t)) > config.distill.memory_gib
+    positives = positives_of(folder, config, units)
+    images = positives.with_selected("selected", folder.read_json("selected/summary.json")["n_selected"])
+    streamed = not images.fits_memory(config)
     gpus = gpus_per_actor(config.resources, cluster)
     # A streaming worker leaves CPU for the readers that feed it, even on a cluster of one.
     share = CPU_ACTOR_CPUS if streamed else 1.0
     arms = [Arm("student", images, streamed)]
     if config.distill.baseline == "positives":
-        arms.append(Arm("baseline_positives", alone))
+        arms.append(Arm("baseline_positives", positives))
     with remote_progress("distill") as counter:
         trainer = TorchTrainer(
             train_loop,

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 
 from pukd_ray.batches import EndlessOrder
 from pukd_ray.config import SourceConfig, TeacherConfig, TeacherTrainingConfig
-from pukd_ray.corpus.labelled import LabelError, Labelled, index_labelled
-from pukd_ray.corpus.plan import list_inputs, measure_units
+from pukd_ray.corpus.labelled import LabelError, index_sources
 from pukd_ray.corpus.reading import read_blocks
 from pukd_ray.distillation.data import augment, decode_labelled
 from pukd_ray.distillation.training import lr_factor
@@ -26,10 +25,8 @@ from pukd_ray.storage import open_storage, write_bytes
 def _load(
     role: str, sources: tuple[SourceConfig, ...], teacher: TeacherConfig
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...] | None]:
-    listing = list_inputs({role: sources})
-    units = measure_units({role: sources}, listing.table, say)
-    labelled: Labelled = index_labelled(role, units, sources, teacher)
-    blocks = [block for w in labelled.wanted for block in read_blocks(w, sources[w.unit.source])]
+    labelled = index_sources(role, sources, teacher, say)
+    blocks = (block for w in labelled.wanted for block in read_blocks(w, sources[w.unit.source]))
     images = decode_labelled(blocks, pixel_spec(teacher))
     return images.pixels, images.labels, labelled.classes
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,13 +11,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from pukd_ray.config import SourceConfig
+from pukd_ray.config import RunConfig, SourceConfig
+from pukd_ray.corpus.labelled import index_labelled
 from pukd_ray.corpus.pixels import PixelSpec
+from pukd_ray.corpus.plan import sources_by_role
 from pukd_ray.corpus.reading import Wanted, read_blocks, read_units
+from pukd_ray.corpus.units import Unit
 from pukd_ray.distillation.data import Batch, decode_all, decode_labelled
 from pukd_ray.engine import IO_CPUS
 from pukd_ray.run_folder import RunFolder
-from pukd_ray.selection.inference import DecodeImages
+from pukd_ray.selection.inference import DecodeImages, pixel_spec
 
 
 @dataclass(frozen=True)
@@ -28,20 +31,24 @@ class TrainingSet:
     """Images, unreadable ones of `labelled` included."""
     labelled: tuple[Wanted, ...]
     """Rows with labels: P, or the teacher's own training images."""
-    sources: Mapping[str, tuple[SourceConfig, ...]]
+    sources: dict[str, tuple[SourceConfig, ...]]
     """By role, of `labelled`."""
     folder: RunFolder
-    files: tuple[str, ...] = field(default=())
+    files: tuple[str, ...] = ()
     """Of `folder`, in the schema of `selected/`."""
 
-    def gib(self, spec: PixelSpec) -> float:
-        """Size of the decoded images."""
-        channels, height, width = spec.shape
-        return self.count * channels * height * width / 2**30
+    def with_selected(self, name: str, count: int) -> TrainingSet:
+        """The same and the `count` selected images in the run's folder `name`."""
+        files = tuple(f for f in self.folder.files(name) if f.endswith(".parquet"))
+        return replace(self, count=self.count + count, files=files)
+
+    def fits_memory(self, config: RunConfig) -> bool:
+        """Whether the decoded images stay within `distill.memory_gib`."""
+        return self.count * math.prod(pixel_spec(config.teacher).shape) <= config.distill.memory_gib * 2**30
 
     def load(self, spec: PixelSpec) -> Batch:
         """All images, decoded; unreadable ones are left out."""
-        blocks = [b for w in self.labelled for b in read_blocks(w, self.sources[w.unit.role][w.unit.source])]
+        blocks = (b for w in self.labelled for b in read_blocks(w, self.sources[w.unit.role][w.unit.source]))
         parts = [decode_labelled(blocks, spec)]
         for name in self.files:
             table = self.folder.read_table(name, ["image", "pu_probability"])
@@ -51,19 +58,24 @@ class TrainingSet:
 
     def stream(self, spec: PixelSpec) -> ray.data.Dataset:
         """The same as a dataset with the columns that `Streamed` reads, for sets that do not fit into memory."""
-        labelled = read_units(self.labelled, dict(self.sources), num_cpus=IO_CPUS).map_batches(
+        encoded = read_units(self.labelled, self.sources, num_cpus=IO_CPUS).map_batches(
             _labelled_rows, batch_format="pyarrow", num_cpus=IO_CPUS
         )
-        encoded = labelled
         if self.files:
             names = ray.data.from_items([{"file": f} for f in self.files], override_num_blocks=len(self.files))
-            encoded = labelled.union(
+            encoded = encoded.union(
                 names.map_batches(
                     partial(_selected_rows, folder=self.folder), batch_format="pyarrow", batch_size=1, num_cpus=IO_CPUS
                 )
             )
         decoded = encoded.map_batches(DecodeImages(spec), batch_format="pyarrow", num_cpus=IO_CPUS)
         return decoded.map_batches(_readable_pixels, batch_format="pyarrow", num_cpus=IO_CPUS)
+
+
+def positives_of(folder: RunFolder, config: RunConfig, units: list[Unit]) -> TrainingSet:
+    """P alone."""
+    labelled = index_labelled("positives", units, config.positives, config.teacher)
+    return TrainingSet(labelled.count, labelled.wanted, sources_by_role(config), folder)
 
 
 def _labelled_rows(table: pa.Table) -> pa.Table:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from pukd_ray.config import RunConfig
+from pukd_ray.config import RunConfig, to_plain
 from pukd_ray.corpus.labelled import index_labelled
 from pukd_ray.corpus.plan import sources_by_role
 from pukd_ray.corpus.reading import Wanted, read_blocks
@@ -87,6 +87,7 @@ def select_images(folder: RunFolder, config: RunConfig, units: list[Unit], into:
         *from_json(folder.read_json("selector/calibration.json")),
     )
     summary["rule"] = config.selection.rule
+    summary["selection"] = to_plain(config.selection)
     if summary["n_selected"] == 0:
         raise RunError(
             f"selection: rule {config.selection.rule} takes none of {n_scored:,} scored images: "

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import platform
-import time
 from dataclasses import fields, replace
 from typing import Any
 
@@ -15,24 +12,25 @@ from pukd_ray.config import (
     PaperConfig,
     RunConfig,
     SelectionConfig,
-    SourceConfig,
     TeacherTrainingConfig,
     to_plain,
 )
-from pukd_ray.corpus.labelled import Labelled, index_labelled
-from pukd_ray.corpus.plan import list_inputs, measure_units, sources_by_role
+from pukd_ray.corpus.labelled import index_sources
 from pukd_ray.corpus.units import Unit, units_from_table
 from pukd_ray.distillation.evaluate import measure_accuracy
 from pukd_ray.distillation.supervised import train_teacher
-from pukd_ray.distillation.training_set import TrainingSet
+from pukd_ray.distillation.training import total_steps
+from pukd_ray.distillation.training_set import TrainingSet, positives_of
 from pukd_ray.engine import Cluster, engine
 from pukd_ray.networks.teacher import new_network
 from pukd_ray.networks.zoo import count_multiply_adds, count_parameters
 from pukd_ray.pipeline import open_folder, run_pipeline
+from pukd_ray.preflight import weights_exist
 from pukd_ray.progress import say
 from pukd_ray.run_folder import RunFolder, changed_inputs
 from pukd_ray.selection.select import select_images
 from pukd_ray.storage import open_storage, read_bytes, write_bytes
+from pukd_ray.studies.pages import describe_machine
 from pukd_ray.studies.paper_page import draw_accuracy, render_table
 from pukd_ray.studies.rows import BUILT_IN, Row, Student, students_of
 from pukd_ray.studies.students import StudentJob, train_students
@@ -43,8 +41,7 @@ EVALUATED_BYTES = 2**30
 
 def train_missing_teacher(config: PaperConfig) -> bool:
     """Train the config's teacher on the original data if its weights are not there; whether that was so."""
-    fs, path = open_storage(config.teacher.weights)
-    if config.teacher_training is None or fs.get_file_info(path).is_file:
+    if config.teacher_training is None or weights_exist(config.teacher.weights):
         return False
     assert config.original is not None
     training = TeacherTrainingConfig(
@@ -73,11 +70,12 @@ def make_table(config: PaperConfig) -> dict[str, Any]:
     """
     folder = open_folder(config)
     weights = read_bytes(*open_storage(config.teacher.weights))
+    digest = hashlib.sha256(weights).hexdigest()
     with engine() as cluster:
         _check_positives(config)
         original = None
         if config.original is not None:
-            labelled = _index("original", config.original, config)
+            labelled = index_sources("original", config.original, config.teacher, _warn)
             original = TrainingSet(labelled.count, labelled.wanted, {"original": config.original}, folder)
         students = students_of(config)
         jobs: list[StudentJob] = []
@@ -89,24 +87,21 @@ def make_table(config: PaperConfig) -> dict[str, Any]:
                 say(f"selector  {per_class} per class, seed {seed}")
                 # Students on P or the original data need no scores.
                 run_pipeline(run, until="score" if any(s.row.data == "selection" for s in mine) else "plan")
-                made, runs[f"{per_class}-seed{seed}"] = _jobs_of_run(config, run, mine, folder, original, weights)
+                made, runs[f"{per_class}-seed{seed}"] = _jobs_of_run(config, run, mine, folder, original, digest)
                 jobs += made
         missing = _missing(folder, jobs)
         train_students(missing, len(jobs) - len(missing), weights, cluster)
-        _measure_students(config, folder, cluster, [job.key for job in jobs], weights)
+        results = _measure_students(config, folder, cluster, [job.key for job in jobs], weights)
     table = {
         "name": config.name,
-        "students": {job.key: _without_loss(folder.read_json(f"students/{job.key}.json")) for job in jobs},
-        "teacher": folder.read_json("teacher.json"),
-        "runs": runs,
-        "networks": {role: _size(arch, config) for role, arch in _archs(config).items()},
-        "batch_size": config.distill.batch_size,
-        "machine": {
-            "cpus": os.cpu_count(),
-            "gpus": cluster.gpus,
-            "platform": platform.platform(),
-            "date": time.strftime("%Y-%m-%d"),
+        "students": {
+            job.key: {k: v for k, v in results[job.key].items() if k not in ("loss", "inputs")} for job in jobs
         },
+        "teacher": results["teacher"],
+        "runs": runs,
+        "networks": {"teacher": _size(config.teacher.arch, config), "student": _size(config.student.arch, config)},
+        "batch_size": config.distill.batch_size,
+        "machine": describe_machine() | {"gpus": cluster.gpus},
     }
     folder.write_json("table.json", table)
     return table
@@ -128,17 +123,16 @@ def _run_config(config: PaperConfig, folder: RunFolder, seed: int, per_class: in
     )
 
 
-def _index(role: str, sources: tuple[SourceConfig, ...], config: PaperConfig) -> Labelled:
-    listing = list_inputs({role: sources}).table
-    units = measure_units({role: sources}, listing, lambda text: say(f"          warning: {text}"))
-    return index_labelled(role, units, sources, config.teacher)
+def _warn(text: str) -> None:
+    say(f"          warning: {text}")
 
 
 def _check_positives(config: PaperConfig) -> None:
     """ConfigError unless there are positives for all seeds: before the first run, not after hours."""
     (source,) = config.positives
     taken = replace(source, per_class=None, skip_per_class=0)
-    counts = _index("positives", (taken,), config).class_counts(config.teacher.num_classes)
+    labelled = index_sources("positives", (taken,), config.teacher, _warn)
+    counts = labelled.class_counts(config.teacher.num_classes)
     needed = config.table.seeds * max(config.table.per_class)
     if counts.min() < needed:
         raise ConfigError(
@@ -156,25 +150,23 @@ def _jobs_of_run(
     students: list[Student],
     folder: RunFolder,
     original: TrainingSet | None,
-    weights: bytes,
+    digest: str,
 ) -> tuple[list[StudentJob], dict[str, Any]]:
-    """The students' trainings, their selections made, and what is known of the run."""
+    """The students' trainings, their selections made, and what is known of the run; `digest` of teacher.weights."""
     run_folder = RunFolder(run.output)
     units = units_from_table(run_folder.read_table("plan.parquet"))
-    labelled = index_labelled("positives", units, run.positives, run.teacher)
-    positives = TrainingSet(labelled.count, labelled.wanted, sources_by_role(run), run_folder)
+    positives = positives_of(run_folder, run, units)
     planned = run_folder.marker("plan")
     assert planned is not None
     reference = original.count if original else planned["counts"]["corpus"]
-    steps = config.distill.steps or config.distill.epochs * max(1, reference // config.distill.batch_size)
+    steps = total_steps(config.distill, reference)
     selections = _make_selections(config, run, run_folder, units, [s.row for s in students])
     jobs = []
     for student in students:
         row, made = student.row, selections.get(student.row.name)
         data = positives if row.data == "positives" else original
         if made is not None:
-            files = tuple(f for f in run_folder.files(f"rows/{row.name}") if f.endswith(".parquet"))
-            data = replace(positives, count=positives.count + made["n_selected"], files=files)
+            data = positives.with_selected(f"rows/{row.name}", made["n_selected"])
         assert data is not None
         own_steps = max(1, round(steps * data.count / reference)) if student.epochs else steps
         distill = DistillConfig(**{**to_plain(config.distill), "steps": own_steps, **row.distill})
@@ -192,7 +184,7 @@ def _jobs_of_run(
                 "student": run.student.arch,
                 "selection": made and made["selection"],
                 "original": to_plain(config)["original"] if row.data == "original" else None,
-                "teacher.weights": hashlib.sha256(weights).hexdigest(),
+                "teacher.weights": digest,
                 "seed": run.seed,
             },
         }
@@ -210,19 +202,17 @@ def _make_selections(
 ) -> dict[str, dict[str, Any]]:
     """{row: summary} of the rows that select, and `pu_s1` with them; what is there is not made again."""
     summaries: dict[str, dict[str, Any]] = {}
-    selecting = [row for row in rows if row.data == "selection"]
+    selecting = {row.name: row for row in rows if row.data == "selection"}
     # What other rows take depends on what pu_s1 takes.
-    for row in (BUILT_IN["pu_s1"], *selecting) if selecting else ():
+    for row in ({"pu_s1": BUILT_IN["pu_s1"]} | selecting).values() if selecting else ():
         changes = dict(row.selection)
         if row.budget:
             taken = summaries["pu_s1"]["n_selected"]
             changes["budget"] = taken if row.budget == "pu_s1" else config.table.budget or max(1, taken // 2)
         selection = SelectionConfig(**{**to_plain(run.selection), **changes})
         made: dict[str, Any] | None = folder.read_json(f"rows/{row.name}/summary.json")
-        if made is None or made.get("selection") != to_plain(selection):
+        if made is None or made["selection"] != to_plain(selection):
             made = select_images(folder, replace(run, selection=selection), units, f"rows/{row.name}")
-            made["selection"] = to_plain(selection)
-            folder.write_json(f"rows/{row.name}/summary.json", made)
         summaries[row.name] = made
     return summaries
 
@@ -251,13 +241,14 @@ def _missing(folder: RunFolder, jobs: list[StudentJob]) -> list[StudentJob]:
 
 def _measure_students(
     config: PaperConfig, folder: RunFolder, cluster: Cluster, keys: list[str], weights: bytes
-) -> None:
-    """Add test accuracies to the results of students that have none, and write those of the teacher."""
+) -> dict[str, dict[str, Any]]:
+    """{key: result} of the students and `teacher`; test accuracies are added to those that have none."""
     run = _run_config(config, folder, 0, config.table.per_class[0])
     units = units_from_table(RunFolder(run.output).read_table("plan.parquet"))
-    results = {key: folder.read_json(f"students/{key}.json") for key in keys}
+    files = {"teacher": "teacher.json"} | {key: f"students/{key}.json" for key in keys}
+    results: dict[str, dict[str, Any]] = {name: folder.read_json(file) or {} for name, file in files.items()}
     waiting = [key for key in keys if "top1" not in results[key]]
-    networks = {} if folder.exists("teacher.json") else {"teacher": (config.teacher.arch, weights)}
+    networks = {} if results["teacher"] else {"teacher": (config.teacher.arch, weights)}
     while waiting or networks:
         size = 0
         while waiting and size < EVALUATED_BYTES:
@@ -265,17 +256,10 @@ def _measure_students(
             networks[key] = (config.student.arch, read_bytes(folder.fs, folder.path(f"students/{key}.pt")))
             size += len(networks[key][1])
         for name, accuracy in measure_accuracy(run, cluster, units, networks, [])[0].items():
-            file = "teacher.json" if name == "teacher" else f"students/{name}.json"
-            folder.write_json(file, {**results.get(name, {}), **accuracy})
+            results[name] |= accuracy
+            folder.write_json(files[name], results[name])
         networks = {}
-
-
-def _without_loss(result: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in result.items() if k not in ("loss", "inputs")}
-
-
-def _archs(config: PaperConfig) -> dict[str, str]:
-    return {"teacher": config.teacher.arch, "student": config.student.arch}
+    return results
 
 
 def _size(arch: str, config: PaperConfig) -> dict[str, Any]:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
+from pukd_ray.studies.pages import render_page
 from pukd_ray.studies.rows import BUILT_IN
 
-HERE = Path(__file__).parent
 COMPARED = (
     ("pu_s1", "p_only"),
     ("pu_s1", "random"),
@@ -54,8 +52,12 @@ def _difference(ones: dict[int, dict[str, Any]], others: dict[int, dict[str, Any
     return f"{np.mean(values):+.2f}" + ("" if np.isnan(lower) else f" [{lower:+.2f}, {upper:+.2f}]")
 
 
-def _mean(students: dict[int, dict[str, Any]], key: str, form: str, scale: float = 1.0) -> str:
-    values = [scale * s[key] for s in students.values() if s[key] is not None]
+def _title(students: dict[int, dict[str, Any]]) -> str:
+    return str(next(iter(students.values()))["title"])
+
+
+def _mean(students: dict[int, dict[str, Any]], key: str, form: str) -> str:
+    values = [s[key] for s in students.values() if s[key] is not None]
     return format(np.mean(values), form) if values else ""
 
 
@@ -64,10 +66,15 @@ def _accuracy(students: dict[int, dict[str, Any]]) -> str:
     return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
 
 
+def _reference(table: dict[str, Any]) -> tuple[str, int]:
+    """(row, per class) that the others are compared with."""
+    found = _by_row(table, "steps")
+    return next(("kd" if ("kd", n) in found else "all", n) for _, n in found)
+
+
 def table_rows(table: dict[str, Any], equal: str) -> list[dict[str, str]]:
     """The cells of one table, a dict per row: those at equal `steps` or `epochs`."""
-    found = _by_row(table, equal)
-    reference = next(("kd" if ("kd", n) in found else "all", n) for _, n in found)
+    found, reference = _by_row(table, equal), _reference(table)
     rows = []
     for (name, per_class), students in found.items():
         if name not in BUILT_IN:
@@ -77,7 +84,7 @@ def table_rows(table: dict[str, Any], equal: str) -> list[dict[str, str]]:
         ap = [run["average_precision"] for run in runs if run["average_precision"] is not None]
         rows.append(
             {
-                "title": next(iter(students.values()))["title"],
+                "title": _title(students),
                 "per_class": str(per_class) if name != "kd" else "",
                 "images": _mean(students, "images", ",.0f"),
                 "precision": _mean(students, "precision", ".3f"),
@@ -118,24 +125,20 @@ def comparisons(table: dict[str, Any]) -> list[tuple[str, str]]:
     for one, other in COMPARED:
         pair = found.get((one, numbers[0])), found.get((other, numbers[0]))
         if pair[0] and pair[1]:
-            titles = [next(iter(p.values()))["title"] for p in pair if p]
-            lines.append((f"{titles[0]} - {titles[1]}", _difference(pair[0], pair[1])))
+            lines.append((f"{_title(pair[0])} - {_title(pair[1])}", _difference(pair[0], pair[1])))
     for name in ("pu_s1", "recommended"):
         for n in numbers[1:]:
             few, many = found.get((name, n)), found.get((name, numbers[0]))
             if few and many:
-                title = next(iter(many.values()))["title"]
-                lines.append((f"{title} at {n} - at {numbers[0]} per class", _difference(few, many)))
+                lines.append((f"{_title(many)} at {n} - at {numbers[0]} per class", _difference(few, many)))
     return lines
 
 
 def render_table(table: dict[str, Any], command: str, plot: str) -> str:
     """The page, Markdown; `plot` is the picture's path relative to it."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), keep_trailing_newline=True, trim_blocks=True, autoescape=False
-    )
     by_equal = {s["equal"] for s in table["students"].values()}
-    return environment.get_template("paper.md.j2").render(
+    return render_page(
+        "paper.md.j2",
         command=command,
         plot=plot,
         name=table["name"],
@@ -144,6 +147,7 @@ def render_table(table: dict[str, Any], command: str, plot: str) -> str:
         teacher=f"{100 * table['teacher']['top1']:.2f}",
         seeds=len({s["seed"] for s in table["students"].values()}),
         batch_size=table["batch_size"],
+        reference={"kd": "KD", "all": "all of U"}[_reference(table)[0]],
         tables={equal: table_rows(table, equal) for equal in ("steps", "epochs") if equal in by_equal},
         further=further_rows(table),
         comparisons=comparisons(table),
@@ -160,7 +164,7 @@ def draw_accuracy(table: dict[str, Any]) -> bytes:
     series: dict[str, list[tuple[float, list[float]]]] = {}
     for (name, per_class), students in _by_row(table, "steps").items():
         line = name.partition("@")[0]
-        title = next(iter(students.values()))["title"]
+        title = _title(students)
         label = line if "@" in name else f"{title}, {per_class}" if name != "kd" else title
         images = float(np.mean([s["images"] for s in students.values()]))
         series.setdefault(label, []).append((images, [100 * s["top1"] for s in students.values()]))

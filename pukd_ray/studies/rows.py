@@ -94,9 +94,8 @@ class Student:
 def students_of(config: PaperConfig) -> list[Student]:
     """All students of the table, seed by seed."""
     first, *others = config.table.per_class
-    students = []
+    students, rows = [], rows_of(config)
     for seed in range(config.table.seeds):
-        rows = rows_of(config)
         students += [Student(row, first, seed) for row in rows]
         students += [Student(row, n, seed) for n in others for row in rows if row.fewer]
         if config.table.equal_epochs:

@@ -7,8 +7,6 @@ on features that were extracted once. Truth is only used to measure.
 from __future__ import annotations
 
 import json
-import os
-import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -21,7 +19,7 @@ import torch
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from pukd_ray.config import SelectorConfig, TeacherConfig
-from pukd_ray.demo.pools import Bank, Pool, draw_pool
+from pukd_ray.demo.pools import MEASURED, Bank, Pool, draw_pool
 from pukd_ray.networks.teacher import Teacher
 from pukd_ray.progress import progress
 from pukd_ray.selection.calibration import carry_over
@@ -40,10 +38,10 @@ from pukd_ray.selection.quality import estimate_quality
 from pukd_ray.selection.rules import precision_count
 from pukd_ray.selection.training import Examples, Trunk, fit_selector, log_max_phi, logits_of, seen_by
 from pukd_ray.selection.views import random_views
+from pukd_ray.studies.pages import describe_machine
 
 UNIT_ROWS = 800  # rows that the bootstrap draws together, as a unit of the corpus
 TARGET_PRECISION = 0.8
-MEASURED = ("hard", "easy", "rare")
 
 
 @dataclass(frozen=True)
@@ -252,7 +250,7 @@ def run_study(
         ]
         for name in MEASURED
     }
-    study["machine"] = {"cpus": os.cpu_count(), "platform": platform.platform(), "date": time.strftime("%Y-%m-%d")}
+    study["machine"] = describe_machine()
     missing = [run for run in runs if run.key not in study["runs"]]
     caches = {}
     for setting in {run.setting for run in missing}:

@@ -34,7 +34,7 @@ class StudentJob:
     @property
     def streamed(self) -> bool:
         """Whether its images are too many for memory."""
-        return self.data.gib(pixel_spec(self.config.teacher)) > self.config.distill.memory_gib
+        return not self.data.fits_memory(self.config)
 
 
 def train_students(jobs: list[StudentJob], done: int, weights: bytes, cluster: Cluster) -> None:
@@ -73,7 +73,7 @@ def _train_student(job: StudentJob, weights: bytes) -> None:
         frozen_teacher,
         measure_classes,
     )
-    from pukd_ray.networks.teacher import dump_state, pick_device, use_threads
+    from pukd_ray.networks.teacher import dump_state, load_state, pick_device, use_threads
 
     use_threads()
     began = time.monotonic()
@@ -88,16 +88,16 @@ def _train_student(job: StudentJob, weights: bytes) -> None:
         images = InMemory(job.data.load(spec), settings.batch_size, config.seed, 0, 1)
     assert settings.steps is not None
     class_weights, sums = measure_classes(teacher, images, settings, config.teacher.num_classes, place)
-    state_file = folder.path(f"students/{job.key}.state.pt")
-    resume, before = None, 0.0
-    if folder.exists(f"students/{job.key}.state.pt"):
-        resume = torch.load(io.BytesIO(read_bytes(folder.fs, state_file)), map_location="cpu", weights_only=True)
-        before = resume["seconds"]
+    state_file = f"students/{job.key}.state.pt"
+    resume: Any = None
+    if folder.exists(state_file):
+        resume = load_state(read_bytes(folder.fs, folder.path(state_file)))
+    before = resume["seconds"] if resume else 0.0
 
     def keep(state: dict[str, Any]) -> None:
         sink = io.BytesIO()
         torch.save({**state, "seconds": before + time.monotonic() - began}, sink)
-        write_bytes(folder.fs, state_file, sink.getvalue())
+        write_bytes(folder.fs, folder.path(state_file), sink.getvalue())
 
     run = Distillation(config, job.key, images, teacher, normalise, class_weights, settings.steps, place)
     history, students = distil(run, resume, keep)
@@ -113,5 +113,5 @@ def _train_student(job: StudentJob, weights: bytes) -> None:
         "loss": history,
     }
     folder.write_json(f"students/{job.key}.json", result)
-    if folder.exists(f"students/{job.key}.state.pt"):
-        folder.delete(f"students/{job.key}.state.pt")
+    if folder.exists(state_file):
+        folder.delete(state_file)

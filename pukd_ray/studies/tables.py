@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
-from pukd_ray.studies.selector import MEASURED
+from pukd_ray.demo.pools import MEASURED
+from pukd_ray.studies.pages import render_page
 
 Figures = dict[str, float]
-HERE = Path(__file__).parent
 
 
 def render(study: dict[str, Any], command: str) -> str:
@@ -29,10 +27,8 @@ def render(study: dict[str, Any], command: str) -> str:
         pool: _ablation({s: _first(chosen("quick", pool, s), seeds) for s in _settings(runs, pool)})
         for pool in ("hard", "rare")
     }
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), keep_trailing_newline=True, trim_blocks=True, autoescape=False
-    )
-    return environment.get_template("results.md.j2").render(
+    return render_page(
+        "results.md.j2",
         command=command,
         machine=study["machine"],
         seeds=len(seeds),

@@ -103,6 +103,8 @@ def test_rows_and_faults_of_the_config(tmp_path: Path) -> None:
     assert "p_only" in faults(table__rows=["p_onyl"])[0]
     assert faults(test=None) == ["test: is required for a table of accuracies"]
     assert faults(original=None, teacher_training={}) == ["teacher_training: needs the labelled images in `original`"]
+    (unknown,) = faults(teacher__weights="nowhere://teacher.pt", teacher_training={"epochs": 1})
+    assert unknown.startswith("teacher.weights: cannot read nowhere://teacher.pt")
     assert faults(table__more=[{"name": "all"}]) == ["table.more: the name all is there already"]
     assert faults(table__more=[{"name": "x", "distill": {"temperatur": 2}}]) == [
         "table.more.0.distill.temperatur: unknown key"
