@@ -17,7 +17,10 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pukd_ray.config import DistillConfig
+from pukd_ray.distillation.data import Batch, InMemory
 from pukd_ray.distillation.loss import rkd_objective
+from pukd_ray.distillation.training import Place, measure_classes
 from pukd_ray.selection.risk import naive_risk, nnpu_risk, vpu_risk
 
 RANKS = 2
@@ -115,6 +118,18 @@ def golden_step(rank, group):
     return [value, grad / RANKS]
 
 
+def teacher_answers(rank, world):
+    """[class weights, class sums, teacher's answers for the rank's part of step 1] on 21 images, kept in memory."""
+    pixels = torch.arange(21 * 4, dtype=torch.uint8).view(21, 1, 2, 2)
+    images = InMemory(Batch(pixels, torch.full((21,), -1), torch.ones(21)), 6, 0, rank, world)
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    found = measure_classes(lambda p: teacher(p / 80), images, DistillConfig(augment="none"), 3, Place(rank, world))
+    answers = images.answers(1)
+    torch.testing.assert_close(answers, teacher(images.batch(1).pixels / 80))
+    return [*found, answers.detach()]
+
+
 def faulty_step(rank, group, rkd):
     """The message of the error that a NaN on rank 1 raises on this rank."""
     x = torch.tensor([[0.5, math.nan if rank else 1.0]])
@@ -137,6 +152,7 @@ def worker(rank, folder):
         name: step(name, DistributedDataParallel(network(outputs)), rows, group) for name, (outputs, _) in CASES.items()
     }
     results["golden"] = golden_step(rank, group)
+    results["teacher's answers"] = teacher_answers(rank, RANKS)
     results["faulty"] = [faulty_step(rank, group, rkd) for rkd in (False, True)]
     torch.save(results, f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
@@ -187,6 +203,13 @@ def test_golden_shards(two_processes):
     grad = torch.cat([two_processes[rank]["golden"][1] for rank in range(RANKS)])
     torch.testing.assert_close(grad, grad.new_tensor(expected["grad"]), rtol=1e-9, atol=0)
     assert not torch.allclose(grad, grad.new_tensor(GOLDEN["naive"]["averaged_grad"]), rtol=0.1)
+
+
+def test_all_ranks_know_the_teachers_answers_on_all_images(two_processes):
+    weights, sums, answers = teacher_answers(0, 1)
+    for rank in range(RANKS):
+        expected = [weights, sums, answers[rank::RANKS]]
+        torch.testing.assert_close(two_processes[rank]["teacher's answers"], expected)
 
 
 def test_a_nan_on_one_rank_stops_all(two_processes):

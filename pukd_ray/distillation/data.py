@@ -50,6 +50,10 @@ class Images(Protocol):
         """This rank's part of the global batch of `step`."""
         ...
 
+    def answers(self, step: int) -> Tensor | None:
+        """The teacher's logits [b, K] of `batch(step)`, where they are known beforehand."""
+        ...
+
     def partners(self, step: int, batch: Batch) -> Batch:
         """What mixup mixes into each image of `batch`, which is that of `step`."""
         ...
@@ -105,10 +109,22 @@ class InMemory:
         self.count = len(examples)
         self._examples, self._rank, self._world = examples, rank, world
         self._order = EndlessOrder(self.count, batch_size, seed, 3)
+        self._answers: Tensor | None = None
+
+    def _rows(self, step: int) -> Tensor:
+        return torch.from_numpy(self._order.batch(step)[self._rank :: self._world])
 
     def batch(self, step: int) -> Batch:
         """As `Images.batch`."""
-        return self._examples.take(torch.from_numpy(self._order.batch(step)[self._rank :: self._world]))
+        return self._examples.take(self._rows(step))
+
+    def know(self, answers: Tensor) -> None:
+        """From now on the answers of a step are rows of these, [count, K], in the order of the examples."""
+        self._answers = answers
+
+    def answers(self, step: int) -> Tensor | None:
+        """As `Images.answers`; None before `know`."""
+        return None if self._answers is None else self._answers[self._rows(step)]
 
     def partners(self, step: int, batch: Batch) -> Batch:
         """The global batch in reverse order: the same for any number of ranks."""
@@ -151,6 +167,11 @@ class Streamed:
         raise RuntimeError(
             "a worker's shard is smaller than its batch: lower distill.batch_size or resources.train_workers"
         )
+
+    def answers(self, step: int) -> Tensor | None:
+        """None: streamed images come in any order."""
+        del step
+        return None
 
     def partners(self, step: int, batch: Batch) -> Batch:
         """The rank's own batch in reverse order."""

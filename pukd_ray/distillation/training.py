@@ -83,18 +83,37 @@ def frozen_teacher(config: TeacherConfig, weights: bytes, device: torch.device) 
     return nn.Sequential(normalise, network).eval().requires_grad_(False), normalise
 
 
+def shows_as_is(settings: DistillConfig) -> bool:
+    """Whether every step shows an image in the same view."""
+    return settings.augment == "none" and not settings.mixup
+
+
 @torch.no_grad()
 def measure_classes(
     teacher: nn.Module, images: Images, settings: DistillConfig, classes: int, place: Place
 ) -> tuple[Tensor, Tensor]:
-    """(weights [K], class sums [K]), float64 on the host, from the teacher on all images, eval view."""
+    """(weights [K], class sums [K]), float64 on the host, from the teacher on all images, eval view.
+
+    Images in memory that the training shows as they are keep the teacher's answers, so it is asked only once.
+    """
     sums = torch.zeros(classes, dtype=torch.float64)
+    keep = isinstance(images, InMemory) and shows_as_is(settings)
+    answers: list[Tensor] = []
     for pixels in images.once():
-        logits = teacher(pixels.to(place.device)).double()
+        logits = teacher(pixels.to(place.device))
+        if keep:
+            answers.append(logits)
+        logits = logits.double()
         if settings.class_weights == "hard":
             sums += torch.bincount(logits.argmax(1), minlength=classes).double().cpu()
         else:
             sums += logits.softmax(1).sum(0).cpu()
+    if isinstance(images, InMemory) and answers:
+        known = answers[0].new_zeros(images.count, classes)
+        known[place.rank :: place.world] = torch.cat(answers)
+        if place.world > 1:
+            dist.all_reduce(known)
+        images.know(known)
     if place.world > 1:
         on_device = sums.to(place.device)
         dist.all_reduce(on_device)
@@ -218,8 +237,6 @@ def distil(
 
     `keep` gets a state to `resume` from a few times; `tell` step and text as it goes on.
     """
-    from ray.train.torch import prepare_model
-
     config, settings, place, steps = run.config, run.config.distill, run.place, run.steps
     torch.manual_seed(config.seed)
     student = new_network(config.student.arch, config.teacher)
@@ -255,8 +272,10 @@ def distil(
     for step in range(start, steps):
         pixels, shown = view(run, step)
         pixels = pixels.to(place.device, non_blocking=True)
-        with torch.no_grad():
-            target = run.teacher(pixels)  # the same view as the student's
+        target = run.images.answers(step) if shows_as_is(settings) else None
+        if target is None:
+            with torch.no_grad():
+                target = run.teacher(pixels)  # the same view as the student's
         logits = model(run.normalise(pixels))
         weights = None
         if settings.sample_weights == "pu_probability":

@@ -109,6 +109,26 @@ def test_a_resumed_training_ends_where_the_whole_one_does(settings: dict[str, An
             torch.testing.assert_close(resumed[suffix][name], value, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("settings", "asked"), [({}, 0), ({"augment": "crop"}, 3), ({"mixup": 0.2}, 3)], ids=str)
+def test_images_shown_as_they_are_ask_the_teacher_once(settings: dict[str, Any], asked: int) -> None:
+    calls = []
+
+    class Counting(Bright):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            calls.append(len(pixels))
+            return super().forward(pixels)
+
+    fresh = replace(distillation(stripes(100), steps=3, **settings), teacher=Counting())
+    history, expected = distil(fresh)
+    assert len(calls) == 3
+    measure_classes(fresh.teacher, fresh.images, fresh.config.distill, 3, fresh.place)
+    calls.clear()
+    again, students = distil(fresh)
+    assert len(calls) == asked
+    assert again == history
+    torch.testing.assert_close(students[""], expected[""], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("mixup", [0.0, 0.5])
 def test_views_are_the_same_whatever_the_number_of_ranks(mixup: float) -> None:
     examples = stripes(100)
