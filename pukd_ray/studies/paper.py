@@ -35,6 +35,8 @@ from pukd_ray.studies.paper_page import draw_accuracy, render_table
 from pukd_ray.studies.rows import BUILT_IN, Row, Student, students_of
 from pukd_ray.studies.students import StudentJob, train_students
 
+KEPT_APART = ("loss", "inputs")
+"""Of a student's result: stays in its own file."""
 EVALUATED_BYTES = 2**30
 """Weights of the students that are evaluated in one pass."""
 
@@ -89,13 +91,17 @@ def make_table(config: PaperConfig) -> dict[str, Any]:
                 run_pipeline(run, until="score" if any(s.row.data == "selection" for s in mine) else "plan")
                 made, runs[f"{per_class}-seed{seed}"] = _jobs_of_run(config, run, mine, folder, original, digest)
                 jobs += made
-        missing = _missing(folder, jobs)
-        train_students(missing, len(jobs) - len(missing), weights, cluster)
-        results = _measure_students(config, folder, cluster, [job.key for job in jobs], weights)
+        unlike: dict[str, StudentJob] = {}
+        for job in jobs:
+            unlike.setdefault(job.training, job)
+        missing = _missing(folder, list(unlike.values()))
+        train_students(missing, len(unlike) - len(missing), weights, cluster)
+        results = _measure_students(config, folder, cluster, [job.key for job in unlike.values()], weights)
     table = {
         "name": config.name,
         "students": {
-            job.key: {k: v for k, v in results[job.key].items() if k not in ("loss", "inputs")} for job in jobs
+            job.key: {k: v for k, v in (results[unlike[job.training].key] | job.facts).items() if k not in KEPT_APART}
+            for job in jobs
         },
         "teacher": results["teacher"],
         "runs": runs,

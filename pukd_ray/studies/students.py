@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,11 @@ class StudentJob:
     folder: RunFolder
     facts: dict[str, Any]
     """Goes into its result as it is."""
+
+    @property
+    def training(self) -> str:
+        """Jobs in which it is the same would train the same student: rows may differ in name only."""
+        return json.dumps([self.config.output, self.facts["inputs"]], sort_keys=True)
 
     @property
     def streamed(self) -> bool:

@@ -36,7 +36,10 @@ def write_paper_task(folder: Path, **table: Any) -> Path:
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.timeout(400)
 def test_the_whole_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    more = [{"name": "selected@50", "selection": {"rule": "budget", "budget": 50}}]
+    more = [
+        {"name": "selected@50", "selection": {"rule": "budget", "budget": 50}},
+        {"name": "as-recommended", "distill": {"sample_weights": "pu_probability"}},
+    ]
     file = write_paper_task(tmp_path, per_class=[12], more=more)
     (tmp_path / "teacher.pt").unlink()
     raw = load_paper_table(file, {"teacher_training": {"epochs": 30, "batch_size": 40, "augment": "none"}})
@@ -59,6 +62,10 @@ def test_the_whole_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert students["pu_s1-12-seed0"]["precision"] > 0.6 > students["random-12-seed0"]["precision"]
     assert {s["steps"] for s in students.values() if s["equal"] == "steps"} == {30}
     assert students["all-12-seed0-epochs"]["steps"] == round(30 * 648 / 160)
+    # The same training under another name is not done twice.
+    twins = [students[f"{name}-12-seed0"] for name in ("recommended", "as-recommended")]
+    assert twins[0] == twins[1] | {"row": "recommended", "title": "recommended"}
+    assert not (tmp_path / "table" / "students" / "as-recommended-12-seed0.pt").exists()
     assert table["teacher"]["top1"] > 0.9
     assert students["pu_s1-12-seed0"]["top1"] > 0.5
     assert table["networks"]["teacher"]["multiply_adds"] > table["networks"]["student"]["multiply_adds"] > 0
