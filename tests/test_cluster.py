@@ -1,18 +1,184 @@
-"""The cluster YAML is one that Ray accepts; checked offline with Ray's own validators."""
+"""The cluster files, without a cloud: by Ray's own code, AWS's linter, and an emulated EC2."""
 
+from __future__ import annotations
+
+import copy
+import json
+import re
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from moto import mock_aws
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[1]
+CLUSTER = ROOT / "cluster"
+MY_ADDRESS = "203.0.113.7/32"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def test_aws_yaml_is_valid_and_keeps_the_dashboard_private() -> None:
-    autoscaler = pytest.importorskip("ray.autoscaler._private.util")
-    raw = yaml.safe_load((ROOT / "cluster" / "aws.yaml").read_text())
-    config = autoscaler.prepare_config(raw)
-    autoscaler.validate_config(config)
-    assert config["available_node_types"]["head"]["resources"]["CPU"] == 0
-    assert any("--dashboard-host=127.0.0.1" in c for c in raw["head_start_ray_commands"])
-    assert any("--autoscaling-config=" in c for c in raw["head_start_ray_commands"])
+def listed(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def documents(name: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((CLUSTER / name).read_text()))
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[dict[str, str]]:
+    """Outputs of cluster/aws-stack.yaml in an emulated account."""
+    import boto3
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "none")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        with mock_aws():
+            vpc = boto3.client("ec2").describe_vpcs()["Vpcs"][0]["VpcId"]
+            values = {"Vpc": vpc, "MyAddress": MY_ADDRESS, "Lake": "lake", "Runs": "runs"}
+            formation = boto3.client("cloudformation")
+            formation.create_stack(
+                StackName="pukd-ray",
+                TemplateBody=(CLUSTER / "aws-stack.yaml").read_text(),
+                Capabilities=["CAPABILITY_NAMED_IAM"],
+                Parameters=[{"ParameterKey": k, "ParameterValue": v} for k, v in values.items()],
+            )
+            (made,) = formation.describe_stacks(StackName="pukd-ray")["Stacks"]
+            yield {output["OutputKey"]: output["OutputValue"] for output in made["Outputs"]}
+
+
+@pytest.fixture(scope="module")
+def aws(stack: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """aws.yaml as `ray up` completes it, with the stack's security group."""
+    from ray.autoscaler._private.aws.config import bootstrap_aws
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    (raw,) = documents("aws.yaml")
+    for node_type in raw["available_node_types"].values():
+        node_type["node_config"]["SecurityGroupIds"] = [stack["SecurityGroup"]]
+    config = prepare_config(raw)
+    validate_config(config)
+    home = tmp_path_factory.mktemp("home")
+    (home / ".ssh").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(home))  # Ray makes a key pair
+        return bootstrap_aws(config)
+
+
+@pytest.mark.usefixtures("stack")
+def test_ec2_accepts_every_node_type(aws: dict[str, Any]) -> None:
+    import boto3
+    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+
+    provider = AWSNodeProvider(aws["provider"], aws["cluster_name"])
+    ec2 = boto3.client("ec2")
+    spot, profiles = set(), {}
+    for name, node_type in aws["available_node_types"].items():
+        tags = {"ray-node-name": name, "ray-node-type": "worker", "ray-user-node-type": name}
+        (node,) = provider.create_node(copy.deepcopy(node_type["node_config"]), tags, 1)
+        (described,) = ec2.describe_instances(InstanceIds=[node])["Reservations"][0]["Instances"]
+        profiles[name] = described["IamInstanceProfile"]["Arn"].rpartition("/")[2]
+        if described.get("InstanceLifecycle") == "spot":
+            spot.add(name)
+        kind = node_type["node_config"]["InstanceType"]
+        (facts,) = ec2.describe_instance_types(InstanceTypes=[kind])["InstanceTypes"]
+        resources = node_type["resources"]
+        gpus = sum(gpu["Count"] for gpu in facts.get("GpuInfo", {"Gpus": []})["Gpus"])
+        assert resources.get("GPU", 0) == gpus, kind
+        assert resources["CPU"] == (0 if name == "head" else facts["VCpuInfo"]["DefaultVCpus"]), kind
+        (disk,) = node_type["node_config"]["BlockDeviceMappings"]
+        assert disk["Ebs"]["VolumeSize"] >= 100  # the image alone has about 20 GB
+    assert spot == {"cpu", "gpu"}
+    assert profiles == {n: "pukd-ray-head" if n == "head" else "pukd-ray-worker" for n in profiles}
+
+
+def test_spot_comes_first_and_all_of_it_goes(aws: dict[str, Any]) -> None:
+    types = aws["available_node_types"]
+    assert types["gpu"]["priority"] > types["gpu_on_demand"]["priority"]
+    assert types["gpu"]["resources"] == types["gpu_on_demand"]["resources"]
+    assert {t["min_workers"] for t in types.values()} == {0}
+    assert aws["idle_timeout_minutes"] <= 10
+    assert "RAY_enable_autoscaler_v2=1" in aws["head_start_ray_commands"][-1]  # v1 knows no priorities
+
+
+def test_nothing_is_open_but_ssh_from_one_address(stack: dict[str, str], aws: dict[str, Any]) -> None:
+    import boto3
+
+    (group,) = boto3.client("ec2").describe_security_groups(GroupIds=[stack["SecurityGroup"]])["SecurityGroups"]
+    rules = [
+        (r["IpProtocol"], r.get("FromPort"), [i["CidrIp"] for i in r["IpRanges"]], len(r["UserIdGroupPairs"]))
+        for r in group["IpPermissions"]
+    ]
+    assert sorted(rules) == [("-1", None, [], 1), ("tcp", 22, [MY_ADDRESS], 0)]
+    start = aws["head_start_ray_commands"][-1]
+    assert "--dashboard-host=127.0.0.1" in start
+    assert "--autoscaling-config=" in start
+
+
+def test_the_raw_file_cannot_be_used_by_accident() -> None:
+    """What must be changed is no valid name: AWS refuses it, and never falls back to an open group of Ray's."""
+    (raw,) = documents("aws.yaml")
+    for node_type in raw["available_node_types"].values():
+        assert node_type["node_config"]["SecurityGroupIds"] == ["sg-CHANGE-ME"]
+
+
+@pytest.mark.usefixtures("stack")
+def test_nodes_may_do_only_what_they_must() -> None:
+    import boto3
+
+    iam = boto3.client("iam")
+    (policy,) = iam.list_policies(Scope="Local")["Policies"]
+    version = iam.get_policy_version(PolicyArn=policy["Arn"], VersionId=policy["DefaultVersionId"])
+    allowed = {
+        (action, resource)
+        for statement in version["PolicyVersion"]["Document"]["Statement"]
+        for action in listed(statement["Action"])
+        for resource in listed(statement["Resource"])
+    }
+    lake = {action for action, resource in allowed if resource.endswith(":::lake/*")}
+    assert lake == {"s3:GetObject"}
+    assert {action for action, resource in allowed if resource == "*"} == {"ecr:GetAuthorizationToken"}
+    assert not any("*" in action for action, _ in allowed)
+    worker = iam.list_attached_role_policies(RoleName="pukd-ray-worker")["AttachedPolicies"]
+    assert [attached["PolicyArn"] for attached in worker] == [policy["Arn"]]
+    assert iam.list_role_policies(RoleName="pukd-ray-worker")["PolicyNames"] == []
+
+
+def test_awss_linter_finds_nothing_in_the_stack() -> None:
+    from cfnlint.api import lint
+
+    assert lint((CLUSTER / "aws-stack.yaml").read_text()) == []
+
+
+def test_rays_autoscaler_reads_the_kubernetes_cluster() -> None:
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+
+    cluster, job = documents("kuberay.yaml")
+    cluster["metadata"]["namespace"] = "default"
+    types = _derive_autoscaling_config_from_ray_cr(cluster)["available_node_types"]
+    assert {name: t["resources"].get("CPU") for name, t in types.items()} == {"headgroup": 0, "cpu": 15, "gpu": 15}
+    assert types["gpu"]["resources"]["GPU"] == 1
+    assert {t["min_workers"] for t in types.values()} == {0}
+    assert job["spec"]["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}
+    for group in cluster["spec"]["workerGroupSpecs"]:
+        (container,) = group["template"]["spec"]["containers"]
+        assert container["resources"]["requests"]["cpu"] == group["rayStartParams"]["num-cpus"]
+
+
+def test_versions_are_those_of_the_project() -> None:
+    docker = (CLUSTER / "Dockerfile").read_text()
+    base = re.search(r"^FROM rayproject/ray:([\d.]+)-py(\d)(\d+)$", docker, re.MULTILINE)
+    assert base
+    (ray,) = [r for d in PROJECT["dependencies"] if (r := Requirement(d)).name == "ray"]
+    assert base[1] in ray.specifier
+    assert f"{base[2]}.{base[3]}" in SpecifierSet(PROJECT["requires-python"])
+    cluster, job = documents("kuberay.yaml")
+    assert cluster["spec"]["rayVersion"] == base[1]
+    images = set(re.findall(r'"image": "([^"]+)"', json.dumps([cluster, job, documents("aws.yaml")])))
+    assert images == {f"YOUR-REGISTRY/pukd_ray:{PROJECT['version']}"}
