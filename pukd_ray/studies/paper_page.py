@@ -173,7 +173,15 @@ def draw_accuracy(table: dict[str, Any]) -> bytes:
         means = [float(np.mean(v)) for _, v in points]
         spread = [float(np.std(v, ddof=1)) if len(v) > 1 else 0.0 for _, v in points]
         axes.errorbar(
-            [n for n, _ in points], means, spread, label=label, marker="o", ms=4, capsize=2, lw=1.2 if points[1:] else 0
+            [n for n, _ in points],
+            means,
+            spread,
+            label=label,
+            marker="o",
+            ms=4,
+            capsize=2,
+            elinewidth=0.8,
+            lw=1.2 if points[1:] else 0,
         )
     axes.axhline(100 * table["teacher"]["top1"], color="grey", lw=0.8, ls=":")
     axes.annotate("teacher", (0.01, 100 * table["teacher"]["top1"]), xycoords=("axes fraction", "data"), va="bottom")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,10 @@ from synthetic import labelled, write_config, write_task
 from pukd_ray import ConfigError
 from pukd_ray.preflight import load_paper_table
 from pukd_ray.studies.paper import make_table, train_missing_teacher, write_page
-from pukd_ray.studies.paper_page import comparisons, further_rows, interval, table_rows
+from pukd_ray.studies.paper_page import comparisons, further_rows, interval, render_table, table_rows
 from pukd_ray.studies.rows import rows_of, students_of
 
+DOCS = Path(__file__).parents[2] / "docs"
 JOB = Path(__file__).parents[2] / "jobs" / "paper_table.py"
 
 
@@ -150,6 +152,22 @@ def test_differences_are_paired_by_seed() -> None:
     (further,) = further_rows(table)
     assert (further["title"], further["difference"]) == ("T=9", "+1.00 [-1.48, +3.48]")
     assert np.isnan(interval([1.0])).all()
+
+
+def test_published_tables_come_from_their_figures() -> None:
+    pages = sorted(DOCS.glob("paper/*/table.md"))
+    assert pages
+    text = ""
+    for page in pages:
+        table = json.loads((page.parent / "table.json").read_text())
+        text += page.read_text()
+        command = f"python jobs/paper_table.py --config jobs/configs/paper/{table['name'].replace('-', '_')}.yaml"
+        assert render_table(table, command, "table.svg") == page.read_text()
+        assert (page.parent / "table.svg").read_bytes().startswith(b"<?xml")
+    # What the remarks cite is in a table.
+    cited = re.findall(r"[+-]?\d+\.\d+", (DOCS / "paper.md").read_text())
+    assert cited
+    assert [figure for figure in cited if figure not in text] == []
 
 
 def test_the_job_names_faults_and_lists_its_flags(tmp_path: Path) -> None:
