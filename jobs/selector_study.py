@@ -33,7 +33,7 @@ def main() -> None:
     if not arguments.source.is_dir():
         sys.exit(f"{arguments.source} is missing: install dataset-fashion-mnist or name its folder with --source")
     bank = load_bank(arguments.source, os.cpu_count() or 1)
-    with engine():
+    with engine("selector-study"):
         runs = all_runs(arguments.seeds, arguments.coverage_seeds)
         weights = Path(teacher.weights).read_bytes()
         study = run_study(arguments.output, bank, teacher, weights, runs, tuning=arguments.tuning)

@@ -14,7 +14,7 @@ def main() -> None:
     from pukd_ray.distillation.supervised import train_teacher
     from pukd_ray.engine import engine
 
-    with engine() as cluster:
+    with engine("teacher") as cluster:
         report = train_teacher(config, cluster)
     print(f"{report['images']:,} images, {report['steps']:,} steps")
     if "top1" in report:

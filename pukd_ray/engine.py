@@ -42,8 +42,8 @@ def under_job() -> bool:
 
 
 @contextmanager
-def engine() -> Iterator[Cluster]:
-    """Join the cluster of RAY_ADDRESS, or start a private one and stop it at the end."""
+def engine(name: str) -> Iterator[Cluster]:
+    """Join the cluster of RAY_ADDRESS, or start a private one and stop it at the end; `name` is the Ray namespace."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_V2", "1")
     # Ray would otherwise make every worker repeat `uv run`, environment set-up included.
@@ -51,7 +51,7 @@ def engine() -> Iterator[Cluster]:
     started = not ray.is_initialized()
     if started:
         address = os.environ.get("RAY_ADDRESS", "local")
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address=address, namespace=name, log_to_driver=False, logging_level=logging.ERROR)
     quiet()
     try:
         yield inspect_cluster()
@@ -111,6 +111,12 @@ def actor_pool(resources: ResourcesConfig, cluster: Cluster, gpus: float, work: 
     if cluster.autoscales:
         return ActorPoolStrategy(min_size=size, max_size=max(size, min(1000, work)))
     return ActorPoolStrategy(size=size)
+
+
+def decoder_cpus(cluster: Cluster) -> float:
+    """CPU share of a task that reads and decodes: what it really takes, so that an autoscaler brings CPUs for all of
+    the work; less on small clusters, where all operators of a stage must fit."""
+    return 1.0 if cluster.autoscales or cluster.cpus >= 4 else IO_CPUS
 
 
 def decoders(cluster: Cluster) -> int | None:

@@ -12,6 +12,8 @@ from typing import Any
 import ray
 from tqdm import tqdm
 
+from pukd_ray.metrics import record
+
 
 def say(text: str) -> None:
     """One line for the user, at once."""
@@ -19,11 +21,30 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+class _Bar(tqdm):
+    """A bar that is seen by Prometheus too."""
+
+    stage = ""
+
+    def update(self, n: float | None = 1) -> bool | None:
+        shown = super().update(n)
+        figures = self.format_dict
+        labels = {"stage": self.stage, "unit": self.unit.strip()}
+        record("stage_done", self.n, **labels)
+        rate = figures["rate"] or (self.n - self.initial) / max(figures["elapsed"], 1e-9)
+        record("stage_per_second", rate, **labels)
+        if self.total is not None:
+            record("stage_total", self.total, **labels)
+            if rate:
+                record("stage_seconds_left", (self.total - self.n) / rate, **labels)
+        return shown
+
+
 @contextmanager
 def progress(stage: str, total: int | None, unit: str, done: int = 0) -> Iterator[tqdm[Any]]:
     """Count, rate and time left; moves in place on a terminal, a line every ten seconds in a log."""
     terminal = sys.stdout.isatty()
-    with tqdm(
+    with _Bar(
         total=total,
         initial=done,
         desc=f"{stage:<9}",
@@ -38,6 +59,7 @@ def progress(stage: str, total: int | None, unit: str, done: int = 0) -> Iterato
         delay=0 if terminal else 5,
         bar_format=None if terminal else "{desc} {n_fmt}/{total_fmt}{unit}  {rate_fmt}  {remaining} left\n",
     ) as bar:
+        bar.stage = stage
         yield bar
 
 
@@ -46,14 +68,14 @@ class StepCounter:
     """Holds how far remote training has come; workers write, the driver reads."""
 
     def __init__(self) -> None:
-        self._state: tuple[int, int | None, str] = (0, None, "")
+        self._state: tuple[int, int, str, float] | None = None
 
-    def set(self, done: int, total: int, note: str = "") -> None:
+    def set(self, done: int, total: int, network: str, loss: float) -> None:
         """Called by rank 0 every few steps."""
-        self._state = (done, total, note)
+        self._state = (done, total, network, loss)
 
-    def get(self) -> tuple[int, int | None, str]:
-        """(steps done, total or None if not begun, note)."""
+    def get(self) -> tuple[int, int, str, float] | None:
+        """(steps done, all steps, what is trained, its loss), or None if not begun."""
         return self._state
 
 
@@ -67,13 +89,14 @@ def remote_progress(stage: str, unit: str = "steps") -> Iterator[Any]:
         with progress(stage, None, unit) as bar:
             while not stop.wait(1.0):
                 try:
-                    done, total, note = ray.get(counter.get.remote(), timeout=5)
+                    state = ray.get(counter.get.remote(), timeout=5)
                 except ray.exceptions.RayError:
                     continue
-                if total is not None:
-                    bar.total = total
-                    bar.set_postfix_str(note, refresh=False)
+                if state is not None:
+                    done, bar.total, network, loss = state
+                    bar.set_postfix_str(f"{network} loss {loss:.4f}", refresh=False)
                     bar.update(done - bar.n)
+                    record("loss", loss, network=network)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

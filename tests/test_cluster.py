@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import tomllib
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 from moto import mock_aws
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -169,6 +171,28 @@ def test_rays_autoscaler_reads_the_kubernetes_cluster() -> None:
     for group in cluster["spec"]["workerGroupSpecs"]:
         (container,) = group["template"]["spec"]["containers"]
         assert container["resources"]["requests"]["cpu"] == group["rayStartParams"]["num-cpus"]
+
+
+@pytest.mark.skipif("KUBERAY_CRDS" not in os.environ, reason="the folder with the operator's CRDs is not named")
+@pytest.mark.parametrize(("number", "crd"), [(0, "rayclusters"), (1, "rayjobs")])
+def test_kubernetes_would_take_every_field(number: int, crd: str) -> None:
+    """No package has the CRDs: name `helm-chart/kuberay-operator/crds` of a clone of KubeRay in KUBERAY_CRDS."""
+    definition = yaml.safe_load((Path(os.environ["KUBERAY_CRDS"]) / f"ray.io_{crd}.yaml").read_text())
+    (schema,) = [v["schema"]["openAPIV3Schema"] for v in definition["spec"]["versions"] if v["name"] == "v1"]
+    faults = Draft202012Validator(strict(schema)).iter_errors(documents("kuberay.yaml")[number])
+    assert [f"{list(fault.path)}: {fault.message}" for fault in faults] == []
+
+
+def strict(schema: Any) -> Any:
+    """JSON schema of Kubernetes' own, with the fields forbidden that its API server would drop without a word."""
+    if isinstance(schema, list):
+        return [strict(inner) for inner in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("x-kubernetes-int-or-string"):
+        return {"type": ["integer", "string"]}
+    made = {key: strict(inner) for key, inner in schema.items()}
+    return {"additionalProperties": False, **made} if "properties" in schema else made
 
 
 def test_versions_are_those_of_the_project() -> None:

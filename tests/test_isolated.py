@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,18 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from heads import Head, environment, start_head
+from ray.job_submission import JobStatus
 from synthetic import write_config, write_task
 
 ROOT = Path(__file__).parents[1]
 JOB = ROOT / "jobs" / "full_pipeline.py"
 
 pytestmark = pytest.mark.timeout(600)
-
-
-def environment(**more: str) -> dict[str, str]:
-    """This process's environment without a cluster to join."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    return kept | {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"} | more
 
 
 def run_job(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
@@ -95,62 +90,23 @@ def test_a_killed_driver_loses_at_most_a_chunk(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def head(tmp_path: Path) -> Iterator[str]:
-    """A head node of one CPU with a dashboard, in its own process group and with its own token."""
-    ports = [socket.socket() for _ in range(4)]
-    for s in ports:
-        s.bind(("127.0.0.1", 0))
-    gcs, dashboard, client, agent = (s.getsockname()[1] for s in ports)
-    for s in ports:
-        s.close()
-    env = environment(RAY_AUTH_MODE="disabled", HOME=str(tmp_path))
-    command = [
-        str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=1", f"--port={gcs}",
-        f"--dashboard-port={dashboard}", f"--ray-client-server-port={client if client > 20000 else 24321}",
-        "--include-dashboard=true", "--disable-usage-stats",
-        f"--dashboard-agent-listen-port={agent}",  # its default is taken where another Ray runs
-    ]  # fmt: skip
-    with (tmp_path / "head.log").open("wb") as log:
-        process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
-    try:
-        yield f"http://127.0.0.1:{dashboard}"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def test_the_demo_passes_under_ray_job_submit_on_one_cpu(
-    head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Head]:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    from ray.job_submission import JobStatus, JobSubmissionClient
+    with start_head(tmp_path, 1) as made:
+        yield made
 
-    excludes = yaml.safe_load((ROOT / "jobs" / "runtime_env.yaml").read_text())
+
+def test_the_demo_passes_under_ray_job_submit_on_one_cpu(head: Head, tmp_path: Path) -> None:
     output = tmp_path / "demo"
-
-    def submit(arguments: str) -> tuple[JobSubmissionClient, str]:
-        # The dashboard answers before the agent that starts jobs is there.
-        for attempt in range(60):
-            try:
-                client = JobSubmissionClient(head)
-                command = f"{sys.executable} jobs/full_pipeline.py {arguments}"
-                return client, client.submit_job(entrypoint=command, runtime_env={"working_dir": str(ROOT), **excludes})
-            except (ConnectionError, RuntimeError):
-                if attempt == 59:
-                    raise
-                time.sleep(1)
-        raise AssertionError
-
-    client, relative = submit("--output runs/x")
-    client, job = submit(f"--output {output}")
+    relative = head.submit("--output runs/x")
+    job = head.submit(f"--output {output}")
     deadline = time.monotonic() + 540
-    while time.monotonic() < deadline and not client.get_job_status(job).is_terminal():
+    seen: dict[tuple[str, ...], float] = {}
+    while time.monotonic() < deadline and not head.status(job).is_terminal():
+        seen |= head.figures()  # what Prometheus sees
         time.sleep(2)
-    logs = client.get_job_logs(job)
-    assert client.get_job_status(job) == JobStatus.SUCCEEDED, logs
+    logs = head.logs(job)
+    assert head.status(job) == JobStatus.SUCCEEDED, logs
     assert logs.splitlines()[-1] == f"report: {output}/report.html"
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["n_corpus"] == 6400
@@ -161,9 +117,17 @@ def test_the_demo_passes_under_ray_job_submit_on_one_cpu(
         "too_large": 3,
         "truncated": 4,
     }
+    run = yaml.safe_load((output / "config.yaml").read_text())["name"]
+    assert seen["images_scored_total", run] == metrics["n_scored"]
+    reasons = {key[2]: value for key, value in seen.items() if key[:2] == ("images_rejected_total", run)}
+    assert reasons == metrics["rejected_by_reason"]
+    assert seen["images_selected", run] == metrics["n_selected"]
+    assert seen["top1", run, "student"] == pytest.approx(metrics["student"]["top1"])
+    assert seen["stage_done", run, "score"] == seen["stage_total", run, "score"] == 6400
+    assert {key[2] for key in seen if key[:2] == ("loss", run)} == {"selector", "student", "baseline_positives"}
     assert metrics["selection"]["average_precision"] > 0.95
     assert metrics["student"]["top1"] > metrics["baseline_positives"]["top1"]
     environment_json = json.loads((output / "environment.json").read_text())
     assert environment_json["cluster"]["cpus"] == 1
-    assert client.get_job_status(relative) == JobStatus.FAILED
-    assert "output: runs/x is relative" in client.get_job_logs(relative)
+    assert head.status(relative) == JobStatus.FAILED
+    assert "output: runs/x is relative" in head.logs(relative)

@@ -88,7 +88,7 @@ def distill_student(
             **done,
         },
     )
-    folder.delete_folder("student/train")  # Ray Train's own checkpoints: the stage is done
+    folder.delete_folder("student/train-student")  # Ray Train's own checkpoints: the stage is done
     return {
         "computing_seconds": round(covered_seconds([report["span"]]), 3),
         **done,

@@ -14,6 +14,7 @@ from pukd_ray.corpus.labelled import index_labelled
 from pukd_ray.corpus.plan import sources_by_role
 from pukd_ray.corpus.units import Unit
 from pukd_ray.engine import Cluster
+from pukd_ray.metrics import record
 from pukd_ray.progress import progress
 from pukd_ray.run_folder import RunFolder
 from pukd_ray.selection.inference import Shared, TimedActor, pixel_spec, stack_pixels, stream
@@ -77,14 +78,14 @@ def measure_accuracy(
     rows = 0
     with progress("evaluate", labelled.count, "images") as bar:
         for entry in stream(
-            labelled.wanted, sources, config, cluster, CountCorrect, (config.teacher, refs), _as_is, spans
+            "evaluate", labelled.wanted, sources, config, cluster, CountCorrect, (config.teacher, refs), _as_is, spans
         ):
             for name, counts in json.loads(entry["counts"]).items():
                 totals[name] = totals.get(name, 0) + np.array(counts)
             rows += entry["rows"]
             bar.update(entry["rows"])
     images = totals["images"]
-    accuracy = {
+    accuracy: dict[str, dict[str, Any]] = {
         name: {
             "top1": float(totals[f"{name}/top1"].sum() / images.sum()),
             "top5": float(totals[f"{name}/top5"].sum() / images.sum()),
@@ -92,6 +93,8 @@ def measure_accuracy(
         }
         for name in networks
     }
+    for name, figures in accuracy.items():
+        record("top1", figures["top1"], network=name)
     return accuracy, rows - int(images.sum())
 
 

@@ -52,7 +52,7 @@ def _train(config: TeacherTrainingConfig, threads: int, counter: Any) -> tuple[b
         optimizer.step()
         schedule.step()
         if step % 20 == 0 or step + 1 == steps:
-            counter.set.remote(step + 1, steps, f"loss {loss.item():.4f}")
+            counter.set.remote(step + 1, steps, "teacher", loss.item())
     network.eval()
     report: dict[str, Any] = {"images": len(pixels), "steps": steps, "classes": classes}
     if config.test is not None:

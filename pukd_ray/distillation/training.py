@@ -155,8 +155,8 @@ def train_loop(setup: dict[str, Any]) -> dict[str, Any] | None:
         def keep(state: dict[str, Any], number: int = number) -> None:
             _save_checkpoint({"number": number, "finished": dict(report), **state}, place)
 
-        def tell(step: int, text: str, number: int = number, steps: int = steps) -> None:
-            setup["counter"].set.remote(number * steps + step, steps * len(arms), text)
+        def tell(step: int, loss: float, number: int = number, steps: int = steps, name: str = arm.name) -> None:
+            setup["counter"].set.remote(number * steps + step, steps * len(arms), name, loss)
 
         history, students = distil(run, saved if saved and number == saved["number"] else None, keep, tell)
         report[arm.name] = {
@@ -231,11 +231,11 @@ def distil(
     run: Distillation,
     resume: dict[str, Any] | None = None,
     keep: Callable[[dict[str, Any]], None] | None = None,
-    tell: Callable[[int, str], None] | None = None,
+    tell: Callable[[int, float], None] | None = None,
 ) -> tuple[list[tuple[int, float]], dict[str, dict[str, Tensor]]]:
     """Train a student: (losses at steps, state_dicts by suffix of their file, "" the student).
 
-    `keep` gets a state to `resume` from a few times; `tell` step and text as it goes on.
+    `keep` gets a state to `resume` from a few times; `tell` step and loss as it goes on.
     """
     config, settings, place, steps = run.config, run.config.distill, run.place, run.steps
     torch.manual_seed(config.seed)
@@ -305,7 +305,7 @@ def distil(
         if (step + 1) % log_every == 0 or step + 1 == steps:
             history.append((step + 1, float(value)))
             if tell and place.rank == 0:
-                tell(step + 1, f"{run.name} loss {float(value):.4f}")
+                tell(step + 1, float(value))
         if keep and (step + 1) % save_every == 0 and step + 1 < steps:
             states = {name: part.state_dict() for name, part in parts.items()}
             keep({"step": step + 1, "history": history, **states})

@@ -19,7 +19,7 @@ from ray.data import TaskPoolStrategy
 from pukd_ray.config import RunConfig, SourceConfig, TeacherConfig
 from pukd_ray.corpus.pixels import PixelSpec, decode_batch
 from pukd_ray.corpus.reading import Wanted, read_units
-from pukd_ray.engine import IO_CPUS, Cluster, actor_options, actor_pool, decoders, gpus_per_actor
+from pukd_ray.engine import IO_CPUS, Cluster, actor_options, actor_pool, decoder_cpus, decoders, gpus_per_actor
 from pukd_ray.spans import Span, take_spans, with_spans
 
 ACTOR_BATCH = 256
@@ -157,6 +157,7 @@ def rescale_logits(logits: np.ndarray, log_max_phi: float) -> np.ndarray:
 
 
 def stream(
+    stage: str,
     wanted: Sequence[Wanted],
     sources: dict[str, tuple[SourceConfig, ...]],
     config: RunConfig,
@@ -168,18 +169,18 @@ def stream(
 ) -> Iterator[dict[str, Any]]:
     """Stream the wanted rows through `actor`, hand each block to `consume` in a task, yield what that returns.
 
-    `consume` writes or counts and returns a small table, its ledger: only that reaches the driver. When the workers
-    were at work is added to `spans`.
+    `stage` is the dataset's name on the Ray dashboard. `consume` writes or counts and returns a small table, its
+    ledger: only that reaches the driver. When the workers were at work is added to `spans`.
     """
     gpus = gpus_per_actor(config.resources, cluster)
-    rows = read_units(wanted, sources, num_cpus=IO_CPUS, concurrency=decoders(cluster))
+    rows = read_units(wanted, sources, num_cpus=decoder_cpus(cluster), concurrency=decoders(cluster))
     # Same resources as the read, other than the actor's: Ray fuses reading and decoding into one task, without a
     # copy of the encoded bytes in between, and leaves it apart from the network, so that the two overlap.
     decoded = rows.map_batches(
         DecodeImages(pixel_spec(config.teacher)),
         batch_format="pyarrow",
         batch_size=None,
-        num_cpus=IO_CPUS,
+        num_cpus=decoder_cpus(cluster),
         compute=TaskPoolStrategy(decoders(cluster)),
     )
     scored = decoded.map_batches(
@@ -191,6 +192,7 @@ def stream(
         **actor_options(gpus),
     )
     ledger = scored.map_batches(Consume(consume), batch_format="pyarrow", batch_size=None, num_cpus=IO_CPUS)
+    ledger.set_name(stage)
     for batch in ledger.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         entries, seen = take_spans(batch)
         spans.extend(seen)

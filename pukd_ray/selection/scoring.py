@@ -18,6 +18,7 @@ from pukd_ray.corpus.reading import Wanted, content_hash
 from pukd_ray.corpus.units import Unit
 from pukd_ray.engine import Cluster
 from pukd_ray.errors import RunError
+from pukd_ray.metrics import record
 from pukd_ray.progress import Stopwatch, progress, say
 from pukd_ray.run_folder import SCORES_SCHEMA, RunFolder
 from pukd_ray.selection.calibration import Calibration, from_json
@@ -171,12 +172,15 @@ def score_corpus(
             wanted = [Wanted(u) for u in chunk]
             spans: list[Span] = []
             for entry in stream(
-                wanted, sources, config, cluster, ScoreImages, arguments, WriteScores(folder, name), spans
+                "score", wanted, sources, config, cluster, ScoreImages, arguments, WriteScores(folder, name), spans
             ):
                 files.append(entry["file"])
-                counts = json.loads(entry["units"])
+                counts, rejected = json.loads(entry["units"]), json.loads(entry["reasons"])
                 rows.update(counts)
-                reasons.update(json.loads(entry["reasons"]))
+                reasons.update(rejected)
+                record("images_scored", sum(counts.values()) - sum(rejected.values()))
+                for reason, number in rejected.items():
+                    record("images_rejected", number, reason=reason)
                 bar.update(sum(counts.values()))
             _check_conservation(chunk, rows)
             marker = {

@@ -18,6 +18,7 @@ from pukd_ray.corpus.reading import Wanted, read_blocks
 from pukd_ray.corpus.units import Unit, units_from_table
 from pukd_ray.engine import IO_CPUS
 from pukd_ray.errors import RunError
+from pukd_ray.metrics import record
 from pukd_ray.progress import progress, say
 from pukd_ray.run_folder import SELECTED_SCHEMA, RunFolder
 from pukd_ray.selection.calibration import from_json
@@ -101,6 +102,7 @@ def select_images(folder: RunFolder, config: RunConfig, units: list[Unit], into:
             f"{budget:,}: all are taken"
         )
     folder.write_json(f"{into}/summary.json", summary)
+    record("images_selected", summary["n_selected"])
     return summary
 
 

@@ -124,7 +124,7 @@ def _train_loop(config: dict[str, Any]) -> dict[str, Any] | None:
     def log(step: int, risk: float) -> None:
         if rank == 0 and (step % LOG_EVERY == 0 or step == training.steps):
             history.append((step, risk))
-            config["counter"].set.remote(step, training.steps, f"risk {risk:.4f}")
+            config["counter"].set.remote(step, training.steps, "selector", risk)
 
     hooks = Hooks(
         on_step=log,
@@ -270,7 +270,9 @@ def _extract(
     watch = Stopwatch()
     with progress("features", total, "images") as bar:
         arguments = (config.teacher, weights, config.selector, config.seed)
-        for row in stream(wanted, sources, config, cluster, ExtractFeatures, arguments, WriteFeatures(folder), spans):
+        for row in stream(
+            "features", wanted, sources, config, cluster, ExtractFeatures, arguments, WriteFeatures(folder), spans
+        ):
             files.append(row["file"])
             errors += [_split_error(e) for e in row["errors"]]
             bar.update(row["rows"])
@@ -354,9 +356,9 @@ def _fit_final(
 
 
 def train_run_config(folder: RunFolder, stage: str) -> TrainRunConfig:
-    """Ray Train keeps its own files and checkpoints under `<stage>/train`."""
+    """Ray Train keeps its own files and checkpoints under `<stage>/train-<stage>`; the dashboard shows that name."""
     return TrainRunConfig(
-        name="train",
+        name=f"train-{stage}",
         storage_path=folder.path(stage),
         storage_filesystem=folder.fs,
         failure_config=FailureConfig(max_failures=3),

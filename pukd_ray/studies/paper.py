@@ -50,7 +50,7 @@ def train_missing_teacher(config: PaperConfig) -> bool:
         teacher=config.teacher, train=config.original, test=config.test, **to_plain(config.teacher_training)
     )
     say(f"teacher   {config.teacher.weights} is not there yet: it is trained on the original data")
-    with engine() as cluster:
+    with engine(config.name) as cluster:
         report = train_teacher(training, cluster)
     say(f"teacher   {report['images']:,} images, {report['steps']:,} steps, top-1 {report['top1']:.4f}")
     return True
@@ -73,7 +73,7 @@ def make_table(config: PaperConfig) -> dict[str, Any]:
     folder = open_folder(config)
     weights = read_bytes(*open_storage(config.teacher.weights))
     digest = hashlib.sha256(weights).hexdigest()
-    with engine() as cluster:
+    with engine(config.name) as cluster:
         _check_positives(config)
         original = None
         if config.original is not None:
