@@ -348,8 +348,8 @@ def worker_faults(workers: int, selector_batch: int, distill_batch: int) -> list
 class RunConfig:
     """A whole run."""
 
-    name: str = "my-run"
-    """For people."""
+    name: Text = "my-run"
+    """For people; the namespace of the Ray job, and the label `run` of its metrics."""
     output: Text = "runs/my-run"
     """Run folder: path (relative ones resolve against the working directory) or URI."""
     output_is_shared: Bool = False

@@ -156,6 +156,7 @@ def test_required_keys(home: Path) -> None:
         ("seed", 2**31, "2147483648 should be below 2147483648"),
         ("distill.lr", float("nan"), "NaN should be a finite number"),
         ("output", "", "is empty"),
+        ("name", "", "is empty"),
         ("a.b.c", 1, "unknown key"),
         ("", 1, "there is no such key to set"),
         ("teacher.", 1, "there is no such key to set"),
