@@ -33,8 +33,6 @@ def environment(**more: str) -> dict[str, str]:
 class Head:
     """Where it is reached."""
 
-    address: str
-    """Of GCS."""
     dashboard: str
     metrics: str
 
@@ -78,7 +76,7 @@ def own_labels(labels: dict[str, Any]) -> list[str]:
 
 
 @contextmanager
-def start_head(folder: Path, cpus: int, *options: str, **variables: str) -> Iterator[Head]:
+def start_head(folder: Path, cpus: int) -> Iterator[Head]:
     """`ray start --head` on free ports, with `folder` as its home; gone at the end, with all it started."""
     sockets = [socket.socket() for _ in range(5)]
     for s in sockets:
@@ -91,13 +89,12 @@ def start_head(folder: Path, cpus: int, *options: str, **variables: str) -> Iter
         f"--dashboard-port={dashboard}", f"--ray-client-server-port={client if client > 20000 else 24321}",
         "--include-dashboard=true", "--disable-usage-stats", f"--metrics-export-port={metrics}",
         f"--dashboard-agent-listen-port={agent}",  # its default is taken where another Ray runs
-        *options,
     ]  # fmt: skip
-    env = environment(RAY_AUTH_MODE="disabled", HOME=str(folder), RAY_metrics_report_interval_ms="1000", **variables)
+    env = environment(RAY_AUTH_MODE="disabled", HOME=str(folder), RAY_metrics_report_interval_ms="1000")
     with (folder / "head.log").open("wb") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
-        yield Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}/metrics")
+        yield Head(f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}/metrics")
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         try:

@@ -97,23 +97,23 @@ def measure_classes(
     Images in memory that the training shows as they are keep the teacher's answers, so it is asked only once.
     """
     sums = torch.zeros(classes, dtype=torch.float64)
-    keep = isinstance(images, InMemory) and shows_as_is(settings)
+    keeper = images if isinstance(images, InMemory) and shows_as_is(settings) else None
     answers: list[Tensor] = []
     for pixels in images.once():
         logits = teacher(pixels.to(place.device))
-        if keep:
+        if keeper:
             answers.append(logits)
         logits = logits.double()
         if settings.class_weights == "hard":
             sums += torch.bincount(logits.argmax(1), minlength=classes).double().cpu()
         else:
             sums += logits.softmax(1).sum(0).cpu()
-    if isinstance(images, InMemory) and answers:
-        known = answers[0].new_zeros(images.count, classes)
+    if keeper:
+        known = answers[0].new_zeros(keeper.count, classes)
         known[place.rank :: place.world] = torch.cat(answers)
         if place.world > 1:
             dist.all_reduce(known)
-        images.know(known)
+        keeper.know(known)
     if place.world > 1:
         on_device = sums.to(place.device)
         dist.all_reduce(on_device)
