@@ -411,6 +411,8 @@ class TeacherTrainingConfig(SupervisedConfig):
     """Labelled images to train on."""
     test: Sources | None = None
     """Labelled images to report accuracy on."""
+    gpus: Literal["auto"] | Annotated[Float, Field(ge=0)] = "auto"
+    """To train on. auto: 1 if the cluster has GPUs, 0 if it has none and no autoscaler."""
 
 
 # Rows of the paper's table that are built in; `pukd_ray.studies.rows` says what each is.

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import ray
 import ray.data
@@ -52,6 +53,9 @@ def engine(name: str) -> Iterator[Cluster]:
     if started:
         address = os.environ.get("RAY_ADDRESS", "local")
         ray.init(address=address, namespace=name, log_to_driver=False, logging_level=logging.ERROR)
+        if address == "local":
+            # Here nobody waits for nodes or for another job; elsewhere Ray's own limit holds, half an hour.
+            DataContext.get_current().execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
     quiet()
     try:
         yield inspect_cluster()
@@ -61,12 +65,11 @@ def engine(name: str) -> Iterator[Cluster]:
 
 
 def quiet() -> None:
-    """Ray's own progress and plan lines off; a stuck pipeline fails after minutes, not after half an hour."""
+    """Ray's own progress and plan lines off."""
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.verbose_progress = False
-    context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
     warnings.filterwarnings("ignore", message="The (maximum|minimum) number of concurrent")
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -84,15 +87,20 @@ def inspect_cluster() -> Cluster:
 
 
 def gpus_per_actor(resources: ResourcesConfig, cluster: Cluster) -> float:
-    """GPUs of each scoring actor and Train worker, by the CLUSTER's hardware, never the driver's."""
-    if resources.gpus_per_actor != "auto":
-        return float(resources.gpus_per_actor)
+    """GPUs of each scoring actor and Train worker."""
+    return gpus_of("resources.gpus_per_actor", resources.gpus_per_actor, cluster)
+
+
+def gpus_of(key: str, asked: Literal["auto"] | float, cluster: Cluster) -> float:
+    """What the config's `key` asks for; `auto` goes by the CLUSTER's hardware, never the driver's."""
+    if asked != "auto":
+        return float(asked)
     if cluster.gpus:
         return 1.0
     if cluster.autoscales:
         raise ConfigError(
             [
-                "resources.gpus_per_actor: auto cannot tell: the cluster has an autoscaler and no GPU yet; "
+                f"{key}: auto cannot tell: the cluster has an autoscaler and no GPU yet; "
                 "set 1 to wait for GPU nodes, or 0 to run on CPUs"
             ]
         )
@@ -125,10 +133,12 @@ def decoders(cluster: Cluster) -> int | None:
     return None if cluster.autoscales else max(1, int(cluster.cpus))
 
 
-def spare_threads(cluster: Cluster, workers: int) -> int:
-    """Threads of each of `workers` Train workers on a node, one core left to Ray: threads that spin on a busy core
-    cost more than they bring."""
-    return max(1, (int(cluster.cpus / cluster.nodes) - 1) // workers)
+def spare_threads(workers: int = 1) -> int:
+    """Threads of each of `workers` trainings on this process's node, one core left to Ray: threads that spin on a
+    busy core cost more than they bring."""
+    here = ray.get_runtime_context().get_node_id()
+    cpus = next(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["NodeID"] == here)
+    return max(1, (int(cpus) - 1) // workers)
 
 
 def actor_options(gpus: float) -> dict[str, float]:

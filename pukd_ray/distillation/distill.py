@@ -6,18 +6,16 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.train import ScalingConfig
-from ray.train.torch import TorchTrainer
 
 from pukd_ray.config import RunConfig
 from pukd_ray.corpus.units import Unit
+from pukd_ray.data_parallel import train_group
 from pukd_ray.distillation.training import Arm, effective_classes, train_loop
 from pukd_ray.distillation.training_set import positives_of
-from pukd_ray.engine import CPU_ACTOR_CPUS, Cluster, gpus_per_actor, spare_threads
+from pukd_ray.engine import CPU_ACTOR_CPUS, Cluster, decoder_cpus
 from pukd_ray.progress import remote_progress
 from pukd_ray.run_folder import RunFolder
 from pukd_ray.selection.inference import pixel_spec
-from pukd_ray.selection.selector import train_run_config
 from pukd_ray.spans import covered_seconds
 
 
@@ -29,32 +27,15 @@ def distill_student(
     positives = positives_of(folder, config, units)
     images = positives.with_selected("selected", folder.read_json("selected/summary.json")["n_selected"])
     streamed = not images.fits_memory(config)
-    gpus = gpus_per_actor(config.resources, cluster)
     # A streaming worker leaves CPU for the readers that feed it, even on a cluster of one.
     share = CPU_ACTOR_CPUS if streamed else 1.0
     arms = [Arm("student", images, streamed)]
     if config.distill.baseline == "positives":
         arms.append(Arm("baseline_positives", positives))
     with remote_progress("distill") as counter:
-        trainer = TorchTrainer(
-            train_loop,
-            train_loop_config={
-                "folder": folder,
-                "config": config,
-                "weights": ray.put(weights),
-                "arms": arms,
-                "threads": spare_threads(cluster, config.resources.train_workers),
-                "counter": counter,
-            },
-            scaling_config=ScalingConfig(
-                num_workers=config.resources.train_workers,
-                use_gpu=gpus > 0,
-                resources_per_worker={"CPU": share, "GPU": gpus} if gpus else {"CPU": share},
-            ),
-            run_config=train_run_config(folder, "student"),
-            datasets={"student": images.stream(pixel_spec(t))} if streamed else None,
-        )
-        report: dict[str, Any] = trainer.fit().return_value
+        setup = {"folder": folder, "config": config, "weights": ray.put(weights), "arms": arms, "counter": counter}
+        datasets = {"student": images.stream(pixel_spec(t), decoder_cpus(cluster))} if streamed else None
+        report = train_group(train_loop, setup, folder, "student", config.resources, cluster, share, datasets)
     student = report["arms"]["student"]
     done = {name: student[name] for name in ("steps", "images")}
     meta = folder.read_json("selector/meta.json")

@@ -14,7 +14,7 @@ from pukd_ray.corpus.labelled import LabelError, index_sources
 from pukd_ray.corpus.reading import read_blocks
 from pukd_ray.distillation.data import augment, decode_labelled
 from pukd_ray.distillation.training import lr_factor
-from pukd_ray.engine import Cluster, spare_threads
+from pukd_ray.engine import Cluster, gpus_of, spare_threads
 from pukd_ray.errors import RunError
 from pukd_ray.networks.teacher import Normalise, dump_state, new_network, pick_device, use_threads
 from pukd_ray.progress import remote_progress, say
@@ -32,8 +32,8 @@ def _load(
 
 
 @ray.remote
-def _train(config: TeacherTrainingConfig, threads: int, counter: Any) -> tuple[bytes, dict[str, Any]]:
-    use_threads(threads)
+def _train(config: TeacherTrainingConfig, counter: Any) -> tuple[bytes, dict[str, Any]]:
+    use_threads(spare_threads())
     device = pick_device()
     pixels, labels, classes = _load("train", config.train, config.teacher)
     torch.manual_seed(config.seed)
@@ -68,11 +68,10 @@ def _train(config: TeacherTrainingConfig, threads: int, counter: Any) -> tuple[b
 
 def train_teacher(config: TeacherTrainingConfig, cluster: Cluster) -> dict[str, Any]:
     """Train on the cluster (one GPU if it has any), write `teacher.weights`, return counts and test accuracy."""
-    threads = spare_threads(cluster, 1)
     with remote_progress("teacher") as counter:
-        task = _train.options(num_cpus=min(1.0, cluster.cpus), num_gpus=1.0 if cluster.gpus else 0.0)
+        task = _train.options(num_cpus=1.0, num_gpus=gpus_of("gpus", config.gpus, cluster))
         try:
-            state, report = ray.get(task.remote(config, threads, counter))
+            state, report = ray.get(task.remote(config, counter))
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, LabelError):
                 raise RunError(str(error.cause)) from error

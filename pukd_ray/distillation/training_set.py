@@ -18,7 +18,6 @@ from pukd_ray.corpus.plan import sources_by_role
 from pukd_ray.corpus.reading import Wanted, read_blocks, read_units
 from pukd_ray.corpus.units import Unit
 from pukd_ray.distillation.data import Batch, decode_all, decode_labelled
-from pukd_ray.engine import IO_CPUS
 from pukd_ray.run_folder import RunFolder
 from pukd_ray.selection.inference import DecodeImages, pixel_spec
 
@@ -56,20 +55,21 @@ class TrainingSet:
             parts.append(decode_all(images, spec, weights=weights))
         return Batch.join(parts)
 
-    def stream(self, spec: PixelSpec) -> ray.data.Dataset:
-        """The same as a dataset with the columns that `Streamed` reads, for sets that do not fit into memory."""
-        encoded = read_units(self.labelled, self.sources, num_cpus=IO_CPUS).map_batches(
-            _labelled_rows, batch_format="pyarrow", num_cpus=IO_CPUS
+    def stream(self, spec: PixelSpec, cpus: float) -> ray.data.Dataset:
+        """The same as a dataset with the columns that `Streamed` reads, for sets that do not fit into memory; each task
+        that reads and decodes has that share of CPUs."""
+        encoded = read_units(self.labelled, self.sources, num_cpus=cpus).map_batches(
+            _labelled_rows, batch_format="pyarrow", num_cpus=cpus
         )
         if self.files:
             names = ray.data.from_items([{"file": f} for f in self.files], override_num_blocks=len(self.files))
             encoded = encoded.union(
                 names.map_batches(
-                    partial(_selected_rows, folder=self.folder), batch_format="pyarrow", batch_size=1, num_cpus=IO_CPUS
+                    partial(_selected_rows, folder=self.folder), batch_format="pyarrow", batch_size=1, num_cpus=cpus
                 )
             )
-        decoded = encoded.map_batches(DecodeImages(spec), batch_format="pyarrow", num_cpus=IO_CPUS)
-        return decoded.map_batches(_readable_pixels, batch_format="pyarrow", num_cpus=IO_CPUS)
+        decoded = encoded.map_batches(DecodeImages(spec), batch_format="pyarrow", num_cpus=cpus)
+        return decoded.map_batches(_readable_pixels, batch_format="pyarrow", num_cpus=cpus)
 
 
 def positives_of(folder: RunFolder, config: RunConfig, units: list[Unit]) -> TrainingSet:

@@ -12,16 +12,14 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
-from ray.train import FailureConfig, ScalingConfig
-from ray.train import RunConfig as TrainRunConfig
-from ray.train.torch import TorchTrainer
 
 from pukd_ray.config import RunConfig
 from pukd_ray.corpus.labelled import LabelError, Labelled, index_labelled
 from pukd_ray.corpus.plan import sources_by_role
 from pukd_ray.corpus.reading import Wanted
 from pukd_ray.corpus.units import Unit
-from pukd_ray.engine import Cluster, gpus_per_actor
+from pukd_ray.data_parallel import train_group
+from pukd_ray.engine import Cluster
 from pukd_ray.errors import RunError
 from pukd_ray.networks.selector import PixelSelector, SelectorHead
 from pukd_ray.networks.teacher import dump_state, use_threads
@@ -333,36 +331,16 @@ def _try_priors(
 def _fit_final(
     folder: RunFolder, config: RunConfig, cluster: Cluster, files: list[str], training: Training, weights: Shared
 ) -> dict[str, Any]:
-    gpus = gpus_per_actor(config.resources, cluster)
-    per_worker = {"CPU": 1.0, "GPU": gpus} if gpus else {"CPU": 1.0}
     with remote_progress("head") as counter:
-        trainer = TorchTrainer(
-            _train_loop,
-            train_loop_config={
-                "folder": folder,
-                "files": files,
-                "config": config,
-                "weights": weights,
-                "training": training,
-                "counter": counter,
-            },
-            scaling_config=ScalingConfig(
-                num_workers=config.resources.train_workers, use_gpu=gpus > 0, resources_per_worker=per_worker
-            ),
-            run_config=train_run_config(folder, "selector"),
-        )
-        result: dict[str, Any] = trainer.fit().return_value
-    return result
-
-
-def train_run_config(folder: RunFolder, stage: str) -> TrainRunConfig:
-    """Ray Train keeps its own files and checkpoints under `<stage>/train-<stage>`; the dashboard shows that name."""
-    return TrainRunConfig(
-        name=f"train-{stage}",
-        storage_path=folder.path(stage),
-        storage_filesystem=folder.fs,
-        failure_config=FailureConfig(max_failures=3),
-    )
+        setup = {
+            "folder": folder,
+            "files": files,
+            "config": config,
+            "weights": weights,
+            "training": training,
+            "counter": counter,
+        }
+        return train_group(_train_loop, setup, folder, "selector", config.resources, cluster)
 
 
 def _write_head(

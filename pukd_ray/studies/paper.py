@@ -47,7 +47,11 @@ def train_missing_teacher(config: PaperConfig) -> bool:
         return False
     assert config.original is not None
     training = TeacherTrainingConfig(
-        teacher=config.teacher, train=config.original, test=config.test, **to_plain(config.teacher_training)
+        teacher=config.teacher,
+        train=config.original,
+        test=config.test,
+        gpus=config.resources.gpus_per_actor,
+        **to_plain(config.teacher_training),
     )
     say(f"teacher   {config.teacher.weights} is not there yet: it is trained on the original data")
     with engine(config.name) as cluster:

@@ -12,7 +12,7 @@ import ray
 
 from pukd_ray.config import RunConfig
 from pukd_ray.distillation.training_set import TrainingSet
-from pukd_ray.engine import CPU_ACTOR_CPUS, Cluster, gpus_per_actor
+from pukd_ray.engine import CPU_ACTOR_CPUS, IO_CPUS, Cluster, gpus_per_actor
 from pukd_ray.progress import progress
 from pukd_ray.run_folder import RunFolder
 from pukd_ray.selection.inference import pixel_spec
@@ -89,7 +89,9 @@ def _train_student(job: StudentJob, weights: bytes) -> None:
     teacher, normalise = frozen_teacher(config.teacher, weights, place.device)
     images: InMemory | Streamed
     if job.streamed:
-        images = Streamed(job.data.stream(spec).iterator(), job.data.count, spec, settings.batch_size)
+        # Several streams share the cluster: with whole CPUs they could wait for each other for ever.
+        stream = job.data.stream(spec, IO_CPUS)
+        images = Streamed(stream.iterator(), job.data.count, spec, settings.batch_size)
     else:
         images = InMemory(job.data.load(spec), settings.batch_size, config.seed, 0, 1)
     assert settings.steps is not None

@@ -1,0 +1,53 @@
+"""Ray Train as both trainings of a run use it: a group of workers, of which the first returns a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ray.data import Dataset
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from pukd_ray.config import ResourcesConfig
+from pukd_ray.engine import Cluster, gpus_per_actor
+from pukd_ray.run_folder import RunFolder
+
+
+def train_group(
+    loop: Callable[[dict[str, Any]], dict[str, Any] | None],
+    setup: dict[str, Any],
+    folder: RunFolder,
+    stage: str,
+    resources: ResourcesConfig,
+    cluster: Cluster,
+    cpus: float = 1.0,
+    datasets: dict[str, Dataset] | None = None,
+) -> dict[str, Any]:
+    """Run `loop(setup)` in each of `resources.train_workers` workers of `cpus` CPUs and the GPUs of an actor.
+
+    Ray Train keeps its own files and checkpoints under `<stage>/train-<stage>` of the run; the dashboard shows that
+    name. A group that loses a worker is started again, up to three times.
+    """
+    gpus = gpus_per_actor(resources, cluster)
+    workers = resources.train_workers
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config=setup,
+        # A group of one exchanges nothing, so it does without NCCL, which costs time and memory of the GPU.
+        torch_config=TorchConfig(backend="gloo" if workers == 1 else None),
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus},
+        ),
+        run_config=RunConfig(
+            name=f"train-{stage}",
+            storage_path=folder.path(stage),
+            storage_filesystem=folder.fs,
+            failure_config=FailureConfig(max_failures=3),
+        ),
+        datasets=datasets,
+    )
+    report: dict[str, Any] = trainer.fit().return_value
+    return report
