@@ -1,0 +1,56 @@
+"""What the cluster at hand allows; the clusters are made up, the rules are not."""
+
+from __future__ import annotations
+
+import pytest
+
+from pukd_ray.config import ConfigError, ResourcesConfig
+from pukd_ray.engine import IO_CPUS, Cluster, actor_pool, decoder_cpus, decoders, gpus_of, gpus_per_actor
+
+LAPTOP = Cluster(cpus=2, gpus=0, nodes=1, autoscales=False)
+FARM = Cluster(cpus=64, gpus=8, nodes=4, autoscales=False)
+EMPTY_HEAD = Cluster(cpus=0, gpus=0, nodes=1, autoscales=True)
+GROWN = Cluster(cpus=32, gpus=2, nodes=3, autoscales=True)
+
+
+def test_gpus_go_by_the_cluster_unless_said() -> None:
+    auto = ResourcesConfig()
+    assert [gpus_per_actor(auto, c) for c in (LAPTOP, FARM, GROWN)] == [0, 1, 1]
+    half = ResourcesConfig(gpus_per_actor=0.5)
+    assert [gpus_per_actor(half, c) for c in (LAPTOP, EMPTY_HEAD)] == [0.5, 0.5]
+
+
+def test_auto_gives_up_where_gpus_may_still_come() -> None:
+    with pytest.raises(ConfigError, match=r"gpus: auto cannot tell.*set 1 to wait for GPU nodes, or 0"):
+        gpus_of("gpus", "auto", EMPTY_HEAD)
+    assert gpus_of("gpus", 0, EMPTY_HEAD) == 0
+
+
+def sizes(resources: ResourcesConfig, cluster: Cluster, gpus: float, work: int) -> tuple[int, int]:
+    pool = actor_pool(resources, cluster, gpus, work)
+    return pool.min_size, pool.max_size
+
+
+def test_a_pool_has_an_actor_per_gpu_or_two_cpus_but_none_without_work() -> None:
+    auto = ResourcesConfig()
+    assert sizes(auto, LAPTOP, 0, 100) == (1, 1)
+    assert sizes(auto, FARM, 0, 100) == (32, 32)
+    assert sizes(auto, FARM, 1, 100) == (8, 8)
+    assert sizes(auto, FARM, 0.5, 100) == (16, 16)
+    assert sizes(auto, FARM, 1, 3) == (3, 3)
+
+
+def test_a_pool_grows_where_nodes_can_come() -> None:
+    auto = ResourcesConfig()
+    assert sizes(auto, EMPTY_HEAD, 1, 100) == (1, 100)
+    assert sizes(auto, GROWN, 1, 5000) == (2, 1000)
+
+
+def test_a_pool_is_as_large_as_the_config_says() -> None:
+    assert sizes(ResourcesConfig(score_actors=5), LAPTOP, 0, 2) == (5, 5)
+    assert sizes(ResourcesConfig(score_actors=(2, 6)), EMPTY_HEAD, 1, 100) == (2, 6)
+
+
+def test_decoding_asks_for_what_it_takes_where_there_is_room() -> None:
+    assert [decoder_cpus(c) for c in (LAPTOP, FARM, EMPTY_HEAD)] == [IO_CPUS, 1.0, 1.0]
+    assert [decoders(c) for c in (LAPTOP, FARM, EMPTY_HEAD)] == [2, 64, None]
