@@ -5,9 +5,10 @@ Trains the teacher first if its weights are missing and the config says how. Wha
 
 import argparse
 import sys
-from typing import Any
+from dataclasses import replace
 
-from pukd_ray.cli import parse_arguments, run_job
+from pukd_ray.cli import Arguments, parse_arguments, run_job
+from pukd_ray.config import PaperConfig
 from pukd_ray.preflight import load_paper_table
 
 QUICK = {"table.seeds": 2, "table.per_class": [20], "table.more": [], "selector.steps": 200, "distill.steps": 200}
@@ -20,22 +21,24 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="two seeds, 20 per class, 200 steps: to see that it runs")
 
 
-def overrides_of(flags: argparse.Namespace) -> dict[str, Any]:
-    """The config keys that the flags stand for."""
+def load(arguments: Arguments) -> PaperConfig:
+    """The config with what the flags stand for; `--quick` has its own folder, for it makes no part of the table."""
+    flags = arguments.flags
     named = {"table.rows": flags.rows and flags.rows.split(","), "table.seeds": flags.seeds}
-    return {**(QUICK if flags.quick else {}), **{key: value for key, value in named.items() if value is not None}}
+    given = {key: value for key, value in named.items() if value is not None}
+    config = load_paper_table(arguments.config, {**(QUICK if flags.quick else {}), **given, **arguments.overrides})
+    return replace(config, output=f"{config.output}-quick") if flags.quick else config
 
 
 def main() -> None:
     """Parse, check, make what is missing, print."""
     arguments = parse_arguments(sys.argv[1:], __doc__, add_flags=add_flags)
-    overrides = {**overrides_of(arguments.flags), **arguments.overrides}
-    config = load_paper_table(arguments.config, overrides)
+    config = load(arguments)
     # After the checks: a bad config should not wait for torch and Ray.
     from pukd_ray.studies.paper import make_table, train_missing_teacher, write_page
 
     if train_missing_teacher(config):
-        config = load_paper_table(arguments.config, overrides)  # now its weights are checked too
+        config = load(arguments)  # now its weights are checked too
     print(write_page(config, make_table(config), f"python jobs/paper_table.py --config {arguments.config}"))
 
 

@@ -285,7 +285,7 @@ class DistillConfig:
     weight_decay: Annotated[Float, Field(ge=0)] = 5e-4
     """L2 penalty of SGD."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
-    """cosine to 0 or step (x 0.1 at 1/4, 1/2 and 3/4 of the steps), after a linear warm-up of 5 % of the steps."""
+    """cosine: to 0, after a linear warm-up of 5 % of the steps; step: x 0.1 at 1/4, 1/2 and 3/4 of them."""
     temperature: Positive = 1.0
     """Softens both softmaxes; the loss is scaled by its square."""
     augment: Literal["crop_flip", "crop", "none"] = "crop_flip"
@@ -496,6 +496,8 @@ class PaperConfig(RunConfig):
             raise ValueError("test: is required for a table of accuracies")
         if len(self.positives) > 1:
             raise ValueError("positives: the table draws P from one source: give one")
+        if self.positives[0].per_class is not None:
+            raise ValueError("positives.per_class: the table draws P by table.per_class: leave it out")
         return self
 
 

@@ -30,6 +30,7 @@ class Cluster:
     gpus: float
     nodes: int
     autoscales: bool
+    """Whether nodes may come: the head takes no work, so others must do it."""
 
     def describe(self) -> str:
         """For people."""
@@ -77,13 +78,11 @@ def quiet() -> None:
 
 def inspect_cluster() -> Cluster:
     """Resources of all living nodes."""
-    from ray._private.state import state  # the only place that knows about the autoscaler
-
-    resources = ray.cluster_resources()
-    groups = getattr(state.get_cluster_config(), "node_group_configs", None) or ()
-    autoscales = any(g.max_count == -1 or g.max_count > g.min_count for g in groups if g.resources and g.max_count)
-    nodes = sum(1 for node in ray.nodes() if node["Alive"])
-    return Cluster(float(resources.get("CPU", 0)), float(resources.get("GPU", 0)), nodes, autoscales)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus, gpus = (float(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
+    # Ray 2.60 tells nobody whether there is an autoscaler; but where there is one, the head is kept free of work.
+    autoscales = any("node:__internal_head__" in node and not node.get("CPU") for node in nodes)
+    return Cluster(cpus, gpus, len(nodes), autoscales)
 
 
 def gpus_per_actor(resources: ResourcesConfig, cluster: Cluster) -> float:

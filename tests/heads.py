@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from ray.job_submission import JobStatus, JobSubmissionClient
@@ -38,14 +40,18 @@ class Head:
 
     def submit(self, arguments: str) -> str:
         """`jobs/full_pipeline.py` with the repository as working directory; the job's id."""
-        # The dashboard answers before the agent that starts jobs is there.
+        job = f"test-{uuid4().hex}"
+        # The dashboard answers before the agent that starts jobs is there, and a busy one may answer too late.
         for attempt in range(60):
             try:
                 return self.client().submit_job(
+                    submission_id=job,
                     entrypoint=f"{sys.executable} jobs/full_pipeline.py {arguments}",
                     runtime_env={"working_dir": str(ROOT), **RUNTIME_ENV},
                 )
-            except (ConnectionError, RuntimeError):
+            except (ConnectionError, RuntimeError) as error:
+                if "already exists" in str(error):
+                    return job
                 if attempt == 59:
                     raise
                 time.sleep(1)
@@ -56,6 +62,10 @@ class Head:
 
     def status(self, job: str) -> JobStatus:
         return self.client().get_job_status(job)
+
+    def exit_status(self, job: str) -> int | None:
+        """Of its driver; None while it runs, or if it was stopped."""
+        return self.client().get_job_info(job).driver_exit_code
 
     def logs(self, job: str) -> str:
         return self.client().get_job_logs(job)
@@ -69,6 +79,18 @@ class Head:
             for s in samples
             if s.name.startswith("ray_pukd_")
         }
+
+    def wait(self, *jobs: str, seconds: float = 400) -> None:
+        """Until all have ended."""
+        wait_for(lambda: all(self.status(job).is_terminal() for job in jobs), seconds)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    """Until it holds; fails after that time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.5)
 
 
 def own_labels(labels: dict[str, Any]) -> list[str]:
@@ -94,7 +116,9 @@ def start_head(folder: Path, cpus: int) -> Iterator[Head]:
     with (folder / "head.log").open("wb") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
-        yield Head(f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}/metrics")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RAY_AUTH_MODE", "disabled")  # of the clients in this process
+            yield Head(f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}/metrics")
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         try:

@@ -161,7 +161,7 @@ def test_awss_linter_finds_nothing_in_the_stack() -> None:
 def test_rays_autoscaler_reads_the_kubernetes_cluster() -> None:
     from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
-    cluster, job = documents("kuberay.yaml")
+    cluster, job, _ = documents("kuberay.yaml")
     cluster["metadata"]["namespace"] = "default"
     types = _derive_autoscaling_config_from_ray_cr(cluster)["available_node_types"]
     assert {name: t["resources"].get("CPU") for name, t in types.items()} == {"headgroup": 0, "cpu": 15, "gpu": 15}
@@ -195,6 +195,16 @@ def strict(schema: Any) -> Any:
     return {"additionalProperties": False, **made} if "properties" in schema else made
 
 
+def test_only_the_clusters_own_pods_and_the_operator_reach_it() -> None:
+    cluster, job, policy = documents("kuberay.yaml")
+    own = {"ray.io/cluster": cluster["metadata"]["name"]}
+    assert policy["spec"]["podSelector"]["matchLabels"] == own
+    assert job["spec"]["submitterPodTemplate"]["metadata"]["labels"] == own
+    (rule,) = policy["spec"]["ingress"]
+    labels = [who["podSelector"]["matchLabels"] for who in rule["from"]]
+    assert labels == [own, {"app.kubernetes.io/name": "kuberay-operator"}]
+
+
 def test_versions_are_those_of_the_project() -> None:
     docker = (CLUSTER / "Dockerfile").read_text()
     base = re.search(r"^FROM rayproject/ray:([\d.]+)-py(\d)(\d+)$", docker, re.MULTILINE)
@@ -202,7 +212,7 @@ def test_versions_are_those_of_the_project() -> None:
     (ray,) = [r for d in PROJECT["dependencies"] if (r := Requirement(d)).name == "ray"]
     assert base[1] in ray.specifier
     assert f"{base[2]}.{base[3]}" in SpecifierSet(PROJECT["requires-python"])
-    cluster, job = documents("kuberay.yaml")
+    cluster, job, _ = documents("kuberay.yaml")
     assert cluster["spec"]["rayVersion"] == base[1]
     images = set(re.findall(r'"image": "([^"]+)"', json.dumps([cluster, job, documents("aws.yaml")])))
     assert images == {f"YOUR-REGISTRY/pukd_ray:{PROJECT['version']}"}

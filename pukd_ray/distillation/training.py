@@ -43,13 +43,13 @@ def total_steps(config: DistillConfig, images: int) -> int:
 
 def lr_factor(schedule: str, step: int, steps: int) -> float:
     """Multiple of the peak learning rate at `step` (from 0)."""
-    warm = max(1, round(WARM_UP * steps))
-    if step < warm:
-        return (step + 1) / warm
     if schedule == "constant":
         return 1.0
     if schedule == "step":
         return float(0.1 ** sum(step >= steps * q for q in (0.25, 0.5, 0.75)))
+    warm = max(1, round(WARM_UP * steps))
+    if step < warm:
+        return (step + 1) / warm
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 

@@ -127,7 +127,9 @@ def _run_config(config: PaperConfig, folder: RunFolder, seed: int, per_class: in
             **plain,
             "seed": config.seed + seed,
             # Nested: the 20 of a class are among its 100 of the same seed.
-            "positives": replace(positives, per_class=per_class, skip_per_class=seed * largest),
+            "positives": replace(
+                positives, per_class=per_class, skip_per_class=positives.skip_per_class + seed * largest
+            ),
             "output": f"{folder.display}/runs/{per_class}-seed{seed}",
         }
     )
@@ -140,8 +142,7 @@ def _warn(text: str) -> None:
 def _check_positives(config: PaperConfig) -> None:
     """ConfigError unless there are positives for all seeds: before the first run, not after hours."""
     (source,) = config.positives
-    taken = replace(source, per_class=None, skip_per_class=0)
-    labelled = index_sources("positives", (taken,), config.teacher, _warn)
+    labelled = index_sources("positives", (source,), config.teacher, _warn)
     counts = labelled.class_counts(config.teacher.num_classes)
     needed = config.table.seeds * max(config.table.per_class)
     if counts.min() < needed:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -16,6 +17,7 @@ from pukd_ray.studies.rows import BUILT_IN
 COMPARED = (
     ("pu_s1", "p_only"),
     ("pu_s1", "random"),
+    ("pu_s1", "all"),
     ("pu_s1", "truth"),
     ("pu_s1", "kd"),
     ("recommended", "all"),
@@ -158,14 +160,19 @@ def render_table(table: dict[str, Any], command: str, plot: str) -> str:
 
 
 def draw_accuracy(table: dict[str, Any]) -> bytes:
-    """SVG: top-1 against the number of training images, all at equal steps; rows named `series@n` are one line."""
+    """SVG: top-1 against the number of training images, all at equal steps; rows named `series@n` are one line.
+
+    Of the config's own rows only these are drawn: others change how images are learnt from, not which.
+    """
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.add_subplot()
     series: dict[str, list[tuple[float, list[float]]]] = {}
     for (name, per_class), students in _by_row(table, "steps").items():
-        line = name.partition("@")[0]
+        line, at, _ = name.partition("@")
+        if name not in BUILT_IN and not at:
+            continue
         title = _title(students)
-        label = line if "@" in name else f"{title}, {per_class}" if name != "kd" else title
+        label = line if at else f"{title}, {per_class}" if name != "kd" else title
         images = float(np.mean([s["images"] for s in students.values()]))
         series.setdefault(label, []).append((images, [100 * s["top1"] for s in students.values()]))
     for label, points in series.items():
@@ -188,5 +195,6 @@ def draw_accuracy(table: dict[str, Any]) -> bytes:
     axes.set(xscale="log", xlabel="training images", ylabel="top-1, %")
     figure.legend(loc="outside right upper", fontsize="small", frameon=False)
     sink = io.BytesIO()
-    figure.savefig(sink, format="svg", metadata={"Date": None})
+    with rc_context({"svg.hashsalt": "pukd_ray"}):  # the same figures, the same file
+        figure.savefig(sink, format="svg", metadata={"Date": None})
     return sink.getvalue()

@@ -29,8 +29,8 @@ class Row:
     """Made with all numbers of `table.per_class`, not only the first."""
 
 
-# Per-sample weights belong to the recommended recipe; the published rows, and the rivals, go without.
-PLAIN = {"sample_weights": "none"}
+# Per-sample weights and P's labels belong to the recommended recipe; the published rows, and the rivals, go without.
+PLAIN = {"sample_weights": "none", "label_weight": 0.0}
 
 BUILT_IN = {
     row.name: row

@@ -99,12 +99,14 @@ def _train_student(job: StudentJob, weights: bytes) -> None:
     state_file = f"students/{job.key}.state.pt"
     resume: Any = None
     if folder.exists(state_file):
-        resume = load_state(read_bytes(folder.fs, folder.path(state_file)))
+        kept = load_state(read_bytes(folder.fs, folder.path(state_file)))
+        if kept["inputs"] == job.training:  # else its settings have changed since
+            resume = kept
     before = resume["seconds"] if resume else 0.0
 
     def keep(state: dict[str, Any]) -> None:
         sink = io.BytesIO()
-        torch.save({**state, "seconds": before + time.monotonic() - began}, sink)
+        torch.save({**state, "inputs": job.training, "seconds": before + time.monotonic() - began}, sink)
         write_bytes(folder.fs, folder.path(state_file), sink.getvalue())
 
     run = Distillation(config, job.key, images, teacher, normalise, class_weights, settings.steps, place)

@@ -18,7 +18,7 @@ from torch import nn
 from pukd_ray.config import DistillConfig, RunConfig, SourceConfig, StudentConfig, TeacherConfig
 from pukd_ray.corpus.pixels import PixelSpec
 from pukd_ray.distillation.data import Batch, InMemory, Streamed, decode_all
-from pukd_ray.distillation.training import Distillation, Place, distil, label_loss, measure_classes, view
+from pukd_ray.distillation.training import Distillation, Place, distil, label_loss, lr_factor, measure_classes, view
 from pukd_ray.networks.teacher import Normalise, new_network
 
 TEACHER = TeacherConfig(arch="lenet5", weights="w", num_classes=3, input_size=28, channels=1, mean=[0.5], std=[0.3])
@@ -275,3 +275,14 @@ def test_class_weights_by_count_and_their_mean() -> None:
     torch.testing.assert_close(mean / mean.sum(), hard / hard.sum())
     assert float((mean[labels]).mean()) == pytest.approx(1)
     assert float((hard[labels]).mean()) == pytest.approx(0.6, abs=0.01)
+
+
+def test_schedules() -> None:
+    steps = [lr_factor("step", s, 8) for s in range(8)]
+    assert steps == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    assert [lr_factor("constant", s, 8) for s in (0, 7)] == [1, 1]
+    cosine = [lr_factor("cosine", s, 100) for s in range(100)]
+    assert cosine[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert cosine[5] == 1
+    assert cosine[5 + 95 // 2] == pytest.approx(0.5, abs=0.01)
+    assert 0 < cosine[99] < 0.001

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from synthetic import labelled, write_config, write_task
 
 from pukd_ray import ConfigError
+from pukd_ray.cli import parse_arguments
+from pukd_ray.config import PaperConfig
 from pukd_ray.preflight import load_paper_table
 from pukd_ray.studies.paper import make_table, train_missing_teacher, write_page
 from pukd_ray.studies.paper_page import comparisons, further_rows, interval, render_table, table_rows
@@ -81,6 +85,7 @@ def test_the_whole_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     folder = tmp_path / "table" / "students"
     before = {f.name: f.stat().st_mtime_ns for f in folder.iterdir()}
     (folder / "pu_s1-12-seed0.json").unlink()
+    torch.save({"inputs": "of another config", "step": 29}, folder / "pu_s1-12-seed0.state.pt")  # not gone on from
     again = make_table(config)
     assert {f.name for f in folder.iterdir() if f.stat().st_mtime_ns != before[f.name]} == {
         "pu_s1-12-seed0.json",
@@ -121,6 +126,9 @@ def test_rows_and_faults_of_the_config(tmp_path: Path) -> None:
     assert faults(positives=[{"uri": "p.parquet"}, {"uri": "p.parquet"}]) == [
         "positives: the table draws P from one source: give one"
     ]
+    assert faults(positives={"uri": "original.parquet", "per_class": 5}) == [
+        "positives.per_class: the table draws P by table.per_class: leave it out"
+    ]
 
 
 def student(row: str, per_class: int, seed: int, top1: float, **more: Any) -> dict[str, Any]:
@@ -154,20 +162,55 @@ def test_differences_are_paired_by_seed() -> None:
     assert np.isnan(interval([1.0])).all()
 
 
+JUDGED = {
+    "P only": "PU-s1 - student on P only",
+    "random of U, as many": "PU-s1 - Baseline-2: random of U",
+    "all of U": "PU-s1 - Baseline-3: all of U",
+    "selected by truth": "PU-s1 - Baseline-1: selected by truth",
+    "KD on the original data": "PU-s1 - KD on the original data",
+}
+"""Rows of docs/paper.md: what a table calls them."""
+
+
 def test_published_tables_come_from_their_figures() -> None:
     pages = sorted(DOCS.glob("paper/*/table.md"))
     assert pages
     text = ""
+    judged: dict[str, dict[str, str]] = {}
     for page in pages:
         table = json.loads((page.parent / "table.json").read_text())
         text += page.read_text()
+        judged[table["name"].removeprefix("fashion-")] = dict(comparisons(table))
         command = f"python jobs/paper_table.py --config jobs/configs/paper/{table['name'].replace('-', '_')}.yaml"
         assert render_table(table, command, "table.svg") == page.read_text()
         assert (page.parent / "table.svg").read_bytes().startswith(b"<?xml")
+    remarks = (DOCS / "paper.md").read_text()
+    header, *rows = [line.strip("| ").split(" | ") for line in remarks.splitlines() if line.startswith("| ")][-6:]
+    assert header[0] == "PU-s1 minus"
+    assert {name.strip("`") for name in header[1:]} == judged.keys()
+    assert rows == [[what, *(judged[name.strip("`")][JUDGED[what]] for name in header[1:])] for what in JUDGED]
     # What the remarks cite is in a table.
-    cited = re.findall(r"[+-]?\d+\.\d+", (DOCS / "paper.md").read_text())
+    cited = re.findall(r"[+-]?\d+\.\d+", remarks)
     assert cited
     assert [figure for figure in cited if figure not in text] == []
+
+
+def test_quick_leaves_the_tables_folder_alone(tmp_path: Path) -> None:
+    file = write_paper_task(tmp_path, more=[{"name": "x"}])
+    job = runpy.run_path(str(JOB))
+
+    def load(*flags: str) -> PaperConfig:
+        config: PaperConfig = job["load"](
+            parse_arguments(["--config", str(file), *flags], "", add_flags=job["add_flags"])
+        )
+        return config
+
+    quick = load("--quick", "--distill.steps", "7", "--rows", "pu_s1,all")
+    assert quick.output == f"{tmp_path / 'table'}-quick"
+    assert (quick.table.seeds, quick.table.per_class, quick.table.more) == (2, (20,), ())
+    assert (quick.table.rows, quick.distill.steps) == (("pu_s1", "all"), 7)
+    assert load("--seeds", "3").output == str(tmp_path / "table")
+    assert load("--seeds", "3").table.seeds == 3
 
 
 def test_the_job_names_faults_and_lists_its_flags(tmp_path: Path) -> None:
