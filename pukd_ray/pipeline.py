@@ -37,6 +37,8 @@ DEPENDS_ON: dict[str, tuple[str, ...]] = {
     "report": (),
 }
 NOT_A_RESULT = ("distill.memory_gib",)
+# These go on with what an interrupted attempt left, finished chunks and checkpoints: never under other settings.
+RESUMED = ("score", "distill")
 
 
 @dataclass(frozen=True)
@@ -140,9 +142,10 @@ def check_progress(folder: RunFolder, config: RunConfig, redo: str | None, stage
         marker = markers[stage]
         if marker is not None and (keys := changed_inputs(marker["inputs"], inputs[stage])):
             stale[stage] = keys
-    begun = folder.read_json("markers/score.inputs.json")
-    if begun is not None and markers["score"] is None and (keys := changed_inputs(begun, inputs["score"])):
-        stale["score"] = keys  # finished chunks must not be mixed with others
+    for stage in RESUMED:
+        begun = folder.read_json(f"markers/{stage}.inputs.json")
+        if begun is not None and markers[stage] is None and (keys := changed_inputs(begun, inputs[stage])):
+            stale[stage] = keys
     drift = Drift(0, ())
     if markers["plan"] is not None and "plan" not in stale:
         drift = compare_listing(folder.read_table("files.parquet"), listing.table)
@@ -209,6 +212,8 @@ def _run_stages(folder: RunFolder, config: RunConfig, cluster: Cluster, progress
     folder.write_text("config.yaml", to_yaml(config))
     for stage in progress.pending:
         watch = Stopwatch()
+        if stage in RESUMED:
+            folder.write_json(f"markers/{stage}.inputs.json", progress.inputs[stage])
         try:
             counts = _stage(stage, folder, config, cluster, progress)()
         except BaseException:
@@ -238,7 +243,6 @@ def _stage(
     if stage == "score":
         from pukd_ray.selection.scoring import score_corpus
 
-        folder.write_json("markers/score.inputs.json", progress.inputs["score"])
         return partial(score_corpus, folder, config, cluster, _units(folder), progress.weights)
     if stage == "select":
         from pukd_ray.selection.select import select_images

@@ -178,7 +178,8 @@ class RunFolder:
         now = time.strftime("%Y%m%d-%H%M%S")
         old = next(n for i in count(1) if not self.exists(n := f"old/{now}" + (f"-{i}" if i > 1 else "")))
         # Markers go first, the last stage's before the others': what is left by a crash is not taken for done.
-        suffixes = (".json", ".attempts.json", ".inputs.json", "")
+        # What a stage began with goes last: what it left half done must not be taken for that of other settings.
+        suffixes = (".json", ".attempts.json", "", ".inputs.json")
         names = [f"markers/{stage}{suffix}" for stage in reversed(stages) for suffix in suffixes]
         names += [name for stage in stages for name in OUTPUTS[stage]]
         for name in names:

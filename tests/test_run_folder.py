@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from synthetic import write_config, write_task
 
+from pukd_ray import ConfigError, load_config
+from pukd_ray.pipeline import check_progress, fingerprints
 from pukd_ray.run_folder import OUTPUTS, SCORES_SCHEMA, SELECTED_SCHEMA, STAGES, RunFolder, absolute, changed_inputs
 
 
@@ -29,6 +32,23 @@ def fill(run: RunFolder) -> None:
     run.write_text("config.yaml", "x")
     run.write_json("markers/score/00000.json", {})
     run.write_json("markers/score.inputs.json", {})
+
+
+@pytest.mark.parametrize("stage", ["score", "distill"])
+def test_what_is_half_done_is_not_gone_on_with_under_other_settings(tmp_path: Path, stage: str) -> None:
+    file = write_config(tmp_path, write_task(tmp_path, images=20))
+    config = load_config(file)
+    folder = RunFolder(config.output)
+    inputs = fingerprints(config, (tmp_path / "teacher.pt").read_bytes())
+    folder.write_json(f"markers/{stage}.inputs.json", inputs[stage])
+    folder.write_text(f"{OUTPUTS[stage][0]}/half", "")
+    assert stage in check_progress(folder, config, None, STAGES).pending
+    key = {"score": "selector.steps", "distill": "distill.lr"}[stage]
+    other = load_config(file, {key: 3})
+    with pytest.raises(ConfigError, match=rf"{key}: has changed since stage {stage} "):
+        check_progress(folder, other, None, STAGES)
+    assert stage in check_progress(folder, other, stage, STAGES).pending
+    assert not folder.exists(f"markers/{stage}.inputs.json")
 
 
 def test_the_schemas_are_those_of_the_contract() -> None:
