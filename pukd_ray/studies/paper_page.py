@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -162,20 +162,24 @@ def render_table(table: dict[str, Any], command: str, plot: str) -> str:
 def draw_accuracy(table: dict[str, Any]) -> bytes:
     """SVG: top-1 against the number of training images, all at equal steps; rows named `series@n` are one line.
 
-    Of the config's own rows only these are drawn: others change how images are learnt from, not which.
+    Of the config's own rows only these are drawn: others change how images are learnt from, not which. Of fewer
+    positives than the first number only P alone is drawn, as a line.
     """
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    series: dict[str, list[tuple[float, list[float]]]] = {}
-    for (name, per_class), students in _by_row(table, "steps").items():
-        line, at, _ = name.partition("@")
-        if name not in BUILT_IN and not at:
+    axes.set_prop_cycle(color=colormaps["tab20"].colors)
+    found = _by_row(table, "steps")
+    most = max(per_class for _, per_class in found)
+    lines: dict[str, list[tuple[float, list[float]]]] = {}
+    for (name, per_class), students in found.items():
+        series, at, _ = name.partition("@")
+        if not at and (name not in BUILT_IN or (per_class < most and name != "p_only")):
             continue
-        title = _title(students)
-        label = line if at else f"{title}, {per_class}" if name != "kd" else title
         images = float(np.mean([s["images"] for s in students.values()]))
-        series.setdefault(label, []).append((images, [100 * s["top1"] for s in students.values()]))
-    for label, points in series.items():
+        point = images, [100 * s["top1"] for s in students.values()]
+        if not any(point in points for points in lines.values()):  # rows that differ in name only
+            lines.setdefault(series if at else _title(students), []).append(point)
+    for label, points in lines.items():
         points.sort(key=lambda point: point[0])
         means = [float(np.mean(v)) for _, v in points]
         spread = [float(np.std(v, ddof=1)) if len(v) > 1 else 0.0 for _, v in points]
