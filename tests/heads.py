@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,18 +79,6 @@ class Head:
             for s in samples
             if s.name.startswith("ray_pukd_")
         }
-
-    def wait(self, *jobs: str, seconds: float = 400) -> None:
-        """Until all have ended."""
-        wait_for(lambda: all(self.status(job).is_terminal() for job in jobs), seconds)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float) -> None:
-    """Until it holds; fails after that time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.5)
 
 
 def own_labels(labels: dict[str, Any]) -> list[str]:

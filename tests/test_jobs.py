@@ -1,4 +1,4 @@
-"""`ray job submit` on a head of a test's own: logs, exit statuses, stopping and going on, two at once, metrics."""
+"""`ray job submit` on a head of a test's own: logs, exit statuses, metrics."""
 
 from __future__ import annotations
 
@@ -6,22 +6,12 @@ import json
 import time
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import yaml
-from heads import start_head, wait_for
+from heads import start_head
 from ray.job_submission import JobStatus
-from synthetic import write_config, write_task
 
 pytestmark = pytest.mark.timeout(560)
-
-
-def write_run(folder: Path) -> Path:
-    """A tiny task named after `folder`, scored in seven chunks; its config."""
-    config = write_task(folder, images=420, files=7) | {"name": folder.name}
-    config["score"]["chunk_images"] = 60
-    return write_config(folder, config)
 
 
 def test_the_demo_passes_as_a_job_on_one_cpu(tmp_path: Path) -> None:
@@ -59,31 +49,3 @@ def test_the_demo_passes_as_a_job_on_one_cpu(tmp_path: Path) -> None:
     assert metrics["selection"]["average_precision"] > 0.95
     assert metrics["student"]["top1"] > metrics["baseline_positives"]["top1"]
     assert json.loads((output / "environment.json").read_text())["cluster"]["cpus"] == 1
-
-
-def test_two_jobs_at_once_and_one_that_is_stopped_and_goes_on(tmp_path: Path) -> None:
-    files = {name: write_run(tmp_path / name) for name in ("birds", "boats")}
-    chunks = tmp_path / "boats" / "run" / "markers" / "score"
-    wrong = write_run(tmp_path / "wrong")
-    pq.write_table(pa.table({"image": [b"no image"] * 20, "label": [0] * 20}), tmp_path / "wrong" / "p.parquet")
-    with start_head(tmp_path, 2) as head:
-        birds, boats = (head.submit(f"--config {file}") for file in files.values())
-        wait_for(lambda: len(list(chunks.glob("*.json"))) >= 2, 300)
-        head.client().stop_job(boats)
-        head.wait(boats)
-        assert head.status(boats) == JobStatus.STOPPED
-        kept = {path: path.stat().st_mtime_ns for path in chunks.glob("*.json")}
-        assert 2 <= len(kept) < 7
-
-        again = head.submit(f"--config {files['boats']}")
-        failing = head.submit(f"--config {wrong}")
-        head.wait(birds, again, failing)
-        for name, job in {"birds": birds, "boats": again}.items():
-            assert head.status(job) == JobStatus.SUCCEEDED, head.logs(job)
-            assert head.exit_status(job) == 0
-            assert head.logs(job).splitlines()[-1] == f"report: {tmp_path}/{name}/run/report.html"
-            assert json.loads((tmp_path / name / "run" / "metrics.json").read_text())["n_scored"] == 420
-        assert "images are scored already" in head.logs(again)
-        assert {path: path.stat().st_mtime_ns for path in kept} == kept
-        assert head.exit_status(failing) == 1
-        assert "positives: 0 readable images (20 unreadable)" in head.logs(failing)

@@ -167,7 +167,7 @@ def draw_accuracy(table: dict[str, Any]) -> bytes:
     """
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_prop_cycle(color=colormaps["tab20"].colors)
+    axes.set_prop_cycle(color=list(colormaps["tab20"](range(20))))
     found = _by_row(table, "steps")
     most = max(per_class for _, per_class in found)
     lines: dict[str, list[tuple[float, list[float]]]] = {}
