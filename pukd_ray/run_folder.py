@@ -178,10 +178,10 @@ class RunFolder:
         now = time.strftime("%Y%m%d-%H%M%S")
         old = next(n for i in count(1) if not self.exists(n := f"old/{now}" + (f"-{i}" if i > 1 else "")))
         # Markers go first, the last stage's before the others': what is left by a crash is not taken for done.
-        # What a stage began with goes last: what it left half done must not be taken for that of other settings.
-        suffixes = (".json", ".attempts.json", "", ".inputs.json")
-        names = [f"markers/{stage}{suffix}" for stage in reversed(stages) for suffix in suffixes]
+        names = [f"markers/{stage}{suffix}" for stage in reversed(stages) for suffix in (".json", ".attempts.json", "")]
         names += [name for stage in stages for name in OUTPUTS[stage]]
+        # What a stage began with goes last: what it left half done must not be taken for that of other settings.
+        names += [f"markers/{stage}.inputs.json" for stage in stages]
         for name in names:
             if self.exists(name):
                 self.fs.create_dir(self.path(f"{old}/{name}").rpartition("/")[0], recursive=True)

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from pukd_ray.config import ConfigError, ResourcesConfig
-from pukd_ray.engine import IO_CPUS, Cluster, actor_pool, decoder_cpus, decoders, gpus_of, gpus_per_actor
+from pukd_ray.engine import (
+    IO_CPUS,
+    Cluster,
+    actor_pool,
+    decoder_cpus,
+    decoders,
+    gpus_of,
+    gpus_per_actor,
+    inspect_cluster,
+)
 
 LAPTOP = Cluster(cpus=2, gpus=0, nodes=1, autoscales=False)
 FARM = Cluster(cpus=64, gpus=8, nodes=4, autoscales=False)
@@ -18,6 +27,20 @@ def test_gpus_go_by_the_cluster_unless_said() -> None:
     assert [gpus_per_actor(auto, c) for c in (LAPTOP, FARM, GROWN)] == [0, 1, 1]
     half = ResourcesConfig(gpus_per_actor=0.5)
     assert [gpus_per_actor(half, c) for c in (LAPTOP, EMPTY_HEAD)] == [0.5, 0.5]
+
+
+def test_a_head_that_takes_no_work_is_waiting_for_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = {"node:__internal_head__": 1.0, "memory": 1e9}
+    worker = {"CPU": 16.0, "GPU": 1.0}
+
+    def seen(*nodes: dict[str, float]) -> Cluster:
+        alive = [{"Alive": True, "Resources": node} for node in nodes]
+        monkeypatch.setattr("ray.nodes", lambda: [*alive, {"Alive": False, "Resources": worker}])
+        return inspect_cluster()
+
+    assert seen(head) == EMPTY_HEAD
+    assert seen(head, worker, worker) == Cluster(cpus=32, gpus=2, nodes=3, autoscales=True)
+    assert seen(head | {"CPU": 2.0}) == LAPTOP
 
 
 def test_auto_gives_up_where_gpus_may_still_come() -> None:

@@ -11,7 +11,7 @@ import yaml
 from heads import start_head
 from ray.job_submission import JobStatus
 
-pytestmark = pytest.mark.timeout(560)
+pytestmark = pytest.mark.timeout(600)
 
 
 def test_the_demo_passes_as_a_job_on_one_cpu(tmp_path: Path) -> None:

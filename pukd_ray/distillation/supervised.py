@@ -67,7 +67,7 @@ def _train(config: TeacherTrainingConfig, counter: Any) -> tuple[bytes, dict[str
 
 
 def train_teacher(config: TeacherTrainingConfig, cluster: Cluster) -> dict[str, Any]:
-    """Train on the cluster (one GPU if it has any), write `teacher.weights`, return counts and test accuracy."""
+    """Train on the cluster (on `gpus` of its GPUs), write `teacher.weights`, return counts and test accuracy."""
     with remote_progress("teacher") as counter:
         task = _train.options(num_cpus=1.0, num_gpus=gpus_of("gpus", config.gpus, cluster))
         try:

@@ -21,7 +21,7 @@ from pukd_ray.distillation.evaluate import measure_accuracy
 from pukd_ray.distillation.supervised import train_teacher
 from pukd_ray.distillation.training import total_steps
 from pukd_ray.distillation.training_set import TrainingSet, positives_of
-from pukd_ray.engine import Cluster, engine
+from pukd_ray.engine import Cluster, engine, gpus_per_actor
 from pukd_ray.networks.teacher import new_network
 from pukd_ray.networks.zoo import count_multiply_adds, count_parameters
 from pukd_ray.pipeline import open_folder, run_pipeline
@@ -46,15 +46,15 @@ def train_missing_teacher(config: PaperConfig) -> bool:
     if config.teacher_training is None or weights_exist(config.teacher.weights):
         return False
     assert config.original is not None
-    training = TeacherTrainingConfig(
-        teacher=config.teacher,
-        train=config.original,
-        test=config.test,
-        gpus=config.resources.gpus_per_actor,
-        **to_plain(config.teacher_training),
-    )
     say(f"teacher   {config.teacher.weights} is not there yet: it is trained on the original data")
     with engine(config.name) as cluster:
+        training = TeacherTrainingConfig(
+            teacher=config.teacher,
+            train=config.original,
+            test=config.test,
+            gpus=gpus_per_actor(config.resources, cluster),
+            **to_plain(config.teacher_training),
+        )
         report = train_teacher(training, cluster)
     say(f"teacher   {report['images']:,} images, {report['steps']:,} steps, top-1 {report['top1']:.4f}")
     return True

@@ -162,18 +162,18 @@ def render_table(table: dict[str, Any], command: str, plot: str) -> str:
 def draw_accuracy(table: dict[str, Any]) -> bytes:
     """SVG: top-1 against the number of training images, all at equal steps; rows named `series@n` are one line.
 
-    Of the config's own rows only these are drawn: others change how images are learnt from, not which. Of fewer
-    positives than the first number only P alone is drawn, as a line.
+    Of the config's own rows only these are drawn: others change how images are learnt from, not which. Of other
+    numbers of positives than the first only P alone is drawn, as a line.
     """
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.add_subplot()
     axes.set_prop_cycle(color=list(colormaps["tab20"](range(20))))
     found = _by_row(table, "steps")
-    most = max(per_class for _, per_class in found)
+    _, first = next(iter(found))
     lines: dict[str, list[tuple[float, list[float]]]] = {}
     for (name, per_class), students in found.items():
         series, at, _ = name.partition("@")
-        if not at and (name not in BUILT_IN or (per_class < most and name != "p_only")):
+        if not at and (name not in BUILT_IN or (per_class != first and name != "p_only")):
             continue
         images = float(np.mean([s["images"] for s in students.values()]))
         point = images, [100 * s["top1"] for s in students.values()]

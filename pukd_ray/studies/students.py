@@ -100,7 +100,7 @@ def _train_student(job: StudentJob, weights: bytes) -> None:
     resume: Any = None
     if folder.exists(state_file):
         kept = load_state(read_bytes(folder.fs, folder.path(state_file)))
-        if kept["inputs"] == job.training:  # else its settings have changed since
+        if kept.get("inputs") == job.training:  # else its settings have changed since
             resume = kept
     before = resume["seconds"] if resume else 0.0
 

@@ -21,7 +21,7 @@ from pukd_ray.cli import parse_arguments
 from pukd_ray.config import PaperConfig
 from pukd_ray.preflight import load_paper_table
 from pukd_ray.studies.paper import make_table, train_missing_teacher, write_page
-from pukd_ray.studies.paper_page import comparisons, further_rows, interval, render_table, table_rows
+from pukd_ray.studies.paper_page import comparisons, draw_accuracy, further_rows, interval, render_table, table_rows
 from pukd_ray.studies.rows import rows_of, students_of
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -160,6 +160,15 @@ def test_differences_are_paired_by_seed() -> None:
     (further,) = further_rows(table)
     assert (further["title"], further["difference"]) == ("T=9", "+1.00 [-1.48, +3.48]")
     assert np.isnan(interval([1.0])).all()
+
+
+def test_all_rows_of_the_first_number_of_positives_are_drawn() -> None:
+    students = [student(row, n, 0, top1) for row, n, top1 in (("pu_s1", 3, 0.5), ("p_only", 9, 0.6), ("T=9", 3, 0.7))]
+    table = {"students": {str(i): s for i, s in enumerate(students)}, "teacher": {"top1": 0.9}}
+    drawn = draw_accuracy(table).decode()
+    assert "<!-- pu_s1 -->" in drawn
+    assert "<!-- p_only -->" in drawn
+    assert "T=9" not in drawn
 
 
 JUDGED = {
