@@ -9,22 +9,34 @@ from dataclasses import replace
 
 from pukd_ray.cli import Arguments, parse_arguments, run_job
 from pukd_ray.config import PaperConfig
+from pukd_ray.errors import RunError
 from pukd_ray.preflight import load_paper_table
 
-QUICK = {"table.seeds": 2, "table.per_class": [20], "table.more": [], "selector.steps": 200, "distill.steps": 200}
+QUICK = {
+    "table.seeds": 2,
+    "table.main_seeds": None,
+    "table.per_class": [20],
+    "table.more": [],
+    "selector.steps": 200,
+    "distill.steps": 200,
+}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """What this job has beside the config's keys."""
     parser.add_argument("--rows", help="built-in rows to make, such as pu_s1,all (table.rows)")
-    parser.add_argument("--seeds", type=int, help="repetitions (table.seeds)")
+    parser.add_argument("--seeds", type=int, help="repetitions (table.seeds and main_seeds)")
     parser.add_argument("--quick", action="store_true", help="two seeds, 20 per class, 200 steps: to see that it runs")
 
 
 def load(arguments: Arguments) -> PaperConfig:
     """The config with what the flags stand for; `--quick` has its own folder, for it makes no part of the table."""
     flags = arguments.flags
-    named = {"table.rows": flags.rows and flags.rows.split(","), "table.seeds": flags.seeds}
+    named = {
+        "table.rows": flags.rows and flags.rows.split(","),
+        "table.seeds": flags.seeds,
+        "table.main_seeds": flags.seeds,
+    }
     given = {key: value for key, value in named.items() if value is not None}
     config = load_paper_table(arguments.config, {**(QUICK if flags.quick else {}), **given, **arguments.overrides})
     return replace(config, output=f"{config.output}-quick") if flags.quick else config
@@ -39,7 +51,12 @@ def main() -> None:
 
     if train_missing_teacher(config):
         config = load(arguments)  # now its weights are checked too
-    print(write_page(config, make_table(config), f"python jobs/paper_table.py --config {arguments.config}"))
+    table = make_table(config)
+    print(write_page(config, table, f"python jobs/paper_table.py --config {arguments.config}"))
+    if table["failed"]:
+        raise RunError(
+            f"{len(table['failed'])} parts of the table were not made, see its end; start again to try again"
+        )
 
 
 if __name__ == "__main__":

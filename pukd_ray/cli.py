@@ -13,11 +13,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from pukd_ray.config import ConfigError
 from pukd_ray.engine import under_job
-from pukd_ray.errors import RunError
+from pukd_ray.errors import RunError, cause_of
 from pukd_ray.preflight import parse_value
 from pukd_ray.run_folder import STAGES
 
@@ -97,16 +95,6 @@ def run_job(main: Callable[[], None]) -> int:
         return 1
     except Exception as error:
         traceback.print_exc()
-        print(f"failed: {_cause(error)}; mend the cause and start again to go on", file=sys.stderr)
+        print(f"failed: {cause_of(error)}; mend the cause and start again to go on", file=sys.stderr)
         return 1
     return 0
-
-
-def _cause(error: Exception) -> str:
-    """What went wrong, in one line; Ray's errors carry the remote traceback as text, the cause first."""
-    lines = str(error).splitlines()
-    named = [line for line in lines if re.match(r"(\w+\.)*\w*(Error|Exception|Died)\b", line)]
-    named = [line for line in named if not line.startswith("ray.exceptions")]
-    if isinstance(error, ray.exceptions.RayError) and named:
-        return named[0]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"

@@ -448,6 +448,9 @@ class TableConfig:
 
     seeds: Count = 5
     """Repetitions: each draws other positives (`skip_per_class`) and everything random anew."""
+    main_seeds: Count | None = None
+    """Repetitions of the built-in rows with the first number of positives at equal steps, which the method is judged
+    by; null: `seeds`."""
     per_class: Listed(Count) = (100, 50, 20)  # type: ignore[valid-type]
     """Positives per class. All rows are made with the first number, `p_only`, `pu_s1`, `pu_s2_random`, `pu_s2_top` and
     `recommended` with the others too."""

@@ -119,6 +119,11 @@ def fingerprints(config: RunConfig, weights: bytes) -> dict[str, dict[str, Any]]
     return inputs
 
 
+def teacher_inputs(config: RunConfig, weights: bytes) -> dict[str, Any]:
+    """Of the fingerprints what is the teacher's."""
+    return {k: v for k, v in fingerprints(config, weights)["selector"].items() if k.startswith("teacher.")}
+
+
 def _lookup(plain: Any, key: str) -> Any:
     for part in key.split("."):
         plain = plain[part]

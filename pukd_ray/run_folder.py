@@ -19,12 +19,12 @@ from pukd_ray.storage import is_local, list_files, move_tree, open_storage, read
 
 STAGES = ("plan", "selector", "score", "select", "distill", "evaluate", "report")
 
-# What each stage writes; `--redo` renames exactly this.
+# What each stage writes; `--redo` renames exactly this. (`rows` has the selections of the paper's table.)
 OUTPUTS: dict[str, tuple[str, ...]] = {
     "plan": ("plan.parquet", "files.parquet", "environment.json"),
     "selector": ("selector",),
     "score": ("scores",),
-    "select": ("selected",),
+    "select": ("selected", "rows"),
     "distill": ("student",),
     "evaluate": ("metrics.json",),
     "report": ("report.html",),

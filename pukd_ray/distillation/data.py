@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -140,16 +141,20 @@ class InMemory:
 class Streamed:
     """A rank's shard of a Ray dataset with columns `pixels`, `label`, `weight`, read again and again.
 
-    Every rank takes the same number of steps whatever its shard holds, so none waits for another for ever.
+    Every rank takes the same number of steps whatever its shard holds, so none waits for another for ever. Batches are
+    drawn from a buffer of about `buffer_bytes` of pixels: files may hold images in any order.
     """
 
-    def __init__(self, shard: Any, count: int, spec: PixelSpec, batch_size: int) -> None:
+    def __init__(
+        self, shard: Any, count: int, spec: PixelSpec, batch_size: int, buffer_bytes: float, seed: int
+    ) -> None:
         self.count = count
-        self._shard, self._spec, self._batch_size = shard, spec, batch_size
+        self._shard, self._spec, self._batch_size, self._seed = shard, spec, batch_size, seed
+        self._buffer = max(batch_size, min(count, int(buffer_bytes / math.prod(spec.shape))))
         self._batches: Iterator[Batch] = iter(())
 
-    def _read(self, *, drop_last: bool) -> Iterator[Batch]:
-        for batch in self._shard.iter_batches(batch_size=self._batch_size, batch_format="pyarrow", drop_last=drop_last):
+    def _read(self, **options: Any) -> Iterator[Batch]:
+        for batch in self._shard.iter_batches(batch_size=self._batch_size, batch_format="pyarrow", **options):
             yield Batch(
                 torch.from_numpy(stack_pixels(batch.column("pixels"), self._spec)),
                 torch.tensor(batch.column("label").to_pylist(), dtype=torch.int64),
@@ -157,13 +162,14 @@ class Streamed:
             )
 
     def batch(self, step: int) -> Batch:
-        """As `Images.batch`; the order is that of the stream, which is the seeded hash order of `selected/`."""
-        del step
+        """As `Images.batch`."""
         for _ in range(2):
             found = next(self._batches, None)
             if found is not None:
                 return found
-            self._batches = self._read(drop_last=True)
+            self._batches = self._read(
+                drop_last=True, local_shuffle_buffer_size=self._buffer, local_shuffle_seed=self._seed + step
+            )
         raise RuntimeError(
             "a worker's shard is smaller than its batch: lower distill.batch_size or resources.train_workers"
         )

@@ -34,7 +34,7 @@ def distill_student(
         arms.append(Arm("baseline_positives", positives))
     with remote_progress("distill") as counter:
         setup = {"folder": folder, "config": config, "weights": ray.put(weights), "arms": arms, "counter": counter}
-        datasets = {"student": images.stream(pixel_spec(t), decoder_cpus(cluster))} if streamed else None
+        datasets = {"student": images.stream(pixel_spec(t), decoder_cpus(cluster), config.seed)} if streamed else None
         report = train_group(train_loop, setup, folder, "student", config.resources, cluster, share, datasets)
     student = report["arms"]["student"]
     done = {name: student[name] for name in ("steps", "images")}

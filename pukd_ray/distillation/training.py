@@ -173,13 +173,19 @@ def train_loop(setup: dict[str, Any]) -> dict[str, Any] | None:
     return {"arms": report, "span": (began, time.time())} if place.rank == 0 else None
 
 
+def shuffled_bytes(settings: DistillConfig) -> float:
+    """Pixels that a stream holds to draw batches from: a part of what images in memory may take, for it copies them."""
+    return settings.memory_gib * 2**30 / 4
+
+
 def _images_of(arm: Arm, config: RunConfig, place: Place) -> Images:
     import ray.train
 
     spec, batch_size = pixel_spec(config.teacher), config.distill.batch_size
     if arm.streamed:
         shard = ray.train.get_dataset_shard(arm.name)
-        return Streamed(shard, arm.data.count, spec, batch_size // place.world)
+        buffer = shuffled_bytes(config.distill)
+        return Streamed(shard, arm.data.count, spec, batch_size // place.world, buffer, config.seed + place.rank)
     return InMemory(arm.data.load(spec), batch_size, config.seed, place.rank, place.world)
 
 
@@ -243,7 +249,8 @@ def distil(
     student = new_network(config.student.arch, config.teacher)
     if place.world > 1 and place.device.type == "cuda":
         student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
-    model = student.to(place.device)
+    # The layout in which both CPUs and GPUs compute convolutions fastest.
+    model = student.to(memory_format=torch.channels_last).to(place.device)
     if place.world > 1:
         from ray.train.torch import prepare_model
 
@@ -277,7 +284,7 @@ def distil(
         if target is None:
             with torch.no_grad():
                 target = run.teacher(pixels)  # the same view as the student's
-        logits = model(run.normalise(pixels))
+        logits = model(run.normalise(pixels).contiguous(memory_format=torch.channels_last))
         weights = None
         if settings.sample_weights == "pu_probability":
             weights = torch.stack([share * batch.weights for share, batch in shown]).sum(0).to(place.device)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
@@ -16,10 +19,12 @@ from pukd_ray.corpus.labelled import index_labelled
 from pukd_ray.corpus.pixels import PixelSpec
 from pukd_ray.corpus.plan import sources_by_role
 from pukd_ray.corpus.reading import Wanted, read_blocks, read_units
-from pukd_ray.corpus.units import Unit
-from pukd_ray.distillation.data import Batch, decode_all, decode_labelled
+from pukd_ray.corpus.units import UNIT_FILES, Unit
 from pukd_ray.run_folder import RunFolder
 from pukd_ray.selection.inference import DecodeImages, pixel_spec
+
+if TYPE_CHECKING:
+    from pukd_ray.distillation.data import Batch
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,9 @@ class TrainingSet:
 
     def load(self, spec: PixelSpec) -> Batch:
         """All images, decoded; unreadable ones are left out."""
+        # torch belongs to the workers that train, not to the tasks that read for them.
+        from pukd_ray.distillation.data import Batch, decode_all, decode_labelled
+
         blocks = (b for w in self.labelled for b in read_blocks(w, self.sources[w.unit.role][w.unit.source]))
         parts = [decode_labelled(blocks, spec)]
         for name in self.files:
@@ -55,10 +63,10 @@ class TrainingSet:
             parts.append(decode_all(images, spec, weights=weights))
         return Batch.join(parts)
 
-    def stream(self, spec: PixelSpec, cpus: float) -> ray.data.Dataset:
+    def stream(self, spec: PixelSpec, cpus: float, seed: int) -> ray.data.Dataset:
         """The same as a dataset with the columns that `Streamed` reads, for sets that do not fit into memory; each task
         that reads and decodes has that share of CPUs."""
-        encoded = read_units(self.labelled, self.sources, num_cpus=cpus).map_batches(
+        encoded = read_units(mix_units(self.labelled, seed), self.sources, num_cpus=cpus).map_batches(
             _labelled_rows, batch_format="pyarrow", num_cpus=cpus
         )
         if self.files:
@@ -70,6 +78,31 @@ class TrainingSet:
             )
         decoded = encoded.map_batches(DecodeImages(spec), batch_format="pyarrow", num_cpus=cpus)
         return decoded.map_batches(_readable_pixels, batch_format="pyarrow", num_cpus=cpus)
+
+
+def mix_units(wanted: Sequence[Wanted], seed: int) -> list[Wanted]:
+    """The same labelled rows, units in random order and single images in random units: folders come class by class."""
+    rng = np.random.default_rng([seed, 9])
+    mixed = [w for w in wanted if w.unit.format != "images" or w.unit.error]
+    singles: defaultdict[tuple[str, int], list[tuple[Unit, int, int]]] = defaultdict(list)
+    for w in wanted:
+        if w.unit.format == "images" and not w.unit.error:
+            assert w.positions is not None
+            assert w.labels is not None
+            for position, label in zip(w.positions, w.labels, strict=True):
+                singles[w.unit.role, w.unit.source].append((w.unit, int(position), int(label)))
+    for images in singles.values():
+        order = rng.permutation(len(images))
+        for part in np.array_split(order, -(-len(order) // UNIT_FILES)):
+            chosen = [images[i] for i in part]
+            unit = replace(
+                chosen[0][0],
+                files=tuple(unit.files[position] for unit, position, _ in chosen),
+                ids=tuple(unit.ids[position] for unit, position, _ in chosen),
+                rows=len(chosen),
+            )
+            mixed.append(Wanted(unit, np.arange(len(chosen)), np.array([label for *_, label in chosen], np.int64)))
+    return [mixed[i] for i in rng.permutation(len(mixed))]
 
 
 def positives_of(folder: RunFolder, config: RunConfig, units: list[Unit]) -> TrainingSet:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import fields, replace
 from typing import Any
 
@@ -22,9 +21,10 @@ from pukd_ray.distillation.supervised import train_teacher
 from pukd_ray.distillation.training import total_steps
 from pukd_ray.distillation.training_set import TrainingSet, positives_of
 from pukd_ray.engine import Cluster, engine, gpus_per_actor
+from pukd_ray.errors import RunError
 from pukd_ray.networks.teacher import new_network
 from pukd_ray.networks.zoo import count_multiply_adds, count_parameters
-from pukd_ray.pipeline import open_folder, run_pipeline
+from pukd_ray.pipeline import open_folder, run_pipeline, teacher_inputs
 from pukd_ray.preflight import weights_exist
 from pukd_ray.progress import say
 from pukd_ray.run_folder import RunFolder, changed_inputs
@@ -35,6 +35,8 @@ from pukd_ray.studies.paper_page import draw_accuracy, render_table
 from pukd_ray.studies.rows import BUILT_IN, Row, Student, students_of
 from pukd_ray.studies.students import StudentJob, train_students
 
+NOT_OF_A_STUDENT = ("epochs", "baseline", "memory_gib")
+"""Keys of `distill` that make no difference to a student with given steps."""
 KEPT_APART = ("loss", "inputs")
 """Of a student's result: stays in its own file."""
 EVALUATED_BYTES = 2**30
@@ -72,11 +74,11 @@ def write_page(config: PaperConfig, table: dict[str, Any], command: str) -> str:
 def make_table(config: PaperConfig) -> dict[str, Any]:
     """Make what is missing of the table and return all of it, as `table.json` has it.
 
-    Raises ConfigError if students in the folder were made with other settings, or P is too small for the seeds.
+    A selector or a student that fails is listed under `failed` and costs no other. Raises ConfigError if runs or
+    students in the folder were made with other settings, or P is too small for the seeds.
     """
     folder = open_folder(config)
     weights = read_bytes(*open_storage(config.teacher.weights))
-    digest = hashlib.sha256(weights).hexdigest()
     with engine(config.name) as cluster:
         _check_positives(config)
         original = None
@@ -85,29 +87,38 @@ def make_table(config: PaperConfig) -> dict[str, Any]:
             original = TrainingSet(labelled.count, labelled.wanted, {"original": config.original}, folder)
         students = students_of(config)
         jobs: list[StudentJob] = []
+        failed: dict[str, str] = {}
         runs: dict[str, dict[str, Any]] = {}
-        for seed in range(config.table.seeds):
-            for per_class in config.table.per_class:
-                mine = [s for s in students if (s.seed, s.per_class) == (seed, per_class)]
-                run = _run_config(config, folder, seed, per_class)
-                say(f"selector  {per_class} per class, seed {seed}")
-                # Students on P or the original data need no scores.
-                run_pipeline(run, until="score" if any(s.row.data == "selection" for s in mine) else "plan")
-                made, runs[f"{per_class}-seed{seed}"] = _jobs_of_run(config, run, mine, folder, original, digest)
-                jobs += made
+        for seed, per_class in dict.fromkeys((s.seed, s.per_class) for s in students):
+            mine = [s for s in students if (s.seed, s.per_class) == (seed, per_class)]
+            run = _run_config(config, folder, seed, per_class)
+            say(f"selector  {per_class} per class, seed {seed}")
+            try:
+                _score(run, mine)
+                made, runs[f"{per_class}-seed{seed}"] = _jobs_of_run(config, run, mine, folder, original, weights)
+            except RunError as error:
+                failed[f"{per_class} per class, seed {seed}"] = str(error)
+                say(f"          failed: {error}")
+                continue
+            jobs += made
         unlike: dict[str, StudentJob] = {}
         for job in jobs:
             unlike.setdefault(job.training, job)
         missing = _missing(folder, list(unlike.values()))
-        train_students(missing, len(unlike) - len(missing), weights, cluster)
-        results = _measure_students(config, folder, cluster, [job.key for job in unlike.values()], weights)
+        lost = train_students(missing, len(unlike) - len(missing), weights, cluster)
+        jobs = [job for job in jobs if unlike[job.training].key not in lost]
+        if not jobs:
+            raise RunError(f"none of the table's students could be made: {next(iter((failed | lost).values()))}")
+        trained = list(dict.fromkeys(unlike[job.training].key for job in jobs))
+        results = _measure_students(config, folder, cluster, trained, weights)
     table = {
         "name": config.name,
         "students": {
             job.key: {k: v for k, v in (results[unlike[job.training].key] | job.facts).items() if k not in KEPT_APART}
             for job in jobs
         },
-        "teacher": results["teacher"],
+        "teacher": {k: v for k, v in results["teacher"].items() if k not in KEPT_APART},
+        "failed": failed | lost,
         "runs": runs,
         "networks": {"teacher": _size(config.teacher.arch, config), "student": _size(config.student.arch, config)},
         "batch_size": config.distill.batch_size,
@@ -135,6 +146,18 @@ def _run_config(config: PaperConfig, folder: RunFolder, seed: int, per_class: in
     )
 
 
+def _score(run: RunConfig, students: list[Student]) -> None:
+    """The run up to the scores, or to the plan if all learn from P or the original data."""
+    try:
+        run_pipeline(run, until="score" if any(s.row.data == "selection" for s in students) else "plan")
+    except ConfigError as error:
+        # The last line advises `--redo`, which a table does not have.
+        changed = [fault for fault in error.faults if not fault.startswith("output: results of")]
+        if len(changed) < len(error.faults):
+            changed.append(f"output: {run.output} was made before that: delete that folder, or choose another output")
+        raise ConfigError(changed) from error
+
+
 def _warn(text: str) -> None:
     say(f"          warning: {text}")
 
@@ -144,12 +167,13 @@ def _check_positives(config: PaperConfig) -> None:
     (source,) = config.positives
     labelled = index_sources("positives", (source,), config.teacher, _warn)
     counts = labelled.class_counts(config.teacher.num_classes)
-    needed = config.table.seeds * max(config.table.per_class)
+    seeds = max(config.table.seeds, config.table.main_seeds or 0)
+    needed = seeds * max(config.table.per_class)
     if counts.min() < needed:
         raise ConfigError(
             [
                 f"positives: class {int(counts.argmin())} has {counts.min()} images, but table.seeds = "
-                f"{config.table.seeds} times {max(config.table.per_class)} per class are {needed}: give more labelled "
+                f"{seeds} times {max(config.table.per_class)} per class are {needed}: give more labelled "
                 "images, or lower one of them"
             ]
         )
@@ -161,9 +185,9 @@ def _jobs_of_run(
     students: list[Student],
     folder: RunFolder,
     original: TrainingSet | None,
-    digest: str,
+    weights: bytes,
 ) -> tuple[list[StudentJob], dict[str, Any]]:
-    """The students' trainings, their selections made, and what is known of the run; `digest` of teacher.weights."""
+    """The students' trainings, their selections made, and what is known of the run; `weights` are the teacher's."""
     run_folder = RunFolder(run.output)
     units = units_from_table(run_folder.read_table("plan.parquet"))
     positives = positives_of(run_folder, run, units)
@@ -172,6 +196,8 @@ def _jobs_of_run(
     reference = original.count if original else planned["counts"]["corpus"]
     steps = total_steps(config.distill, reference)
     selections = _make_selections(config, run, run_folder, units, [s.row for s in students])
+    teacher = teacher_inputs(run, weights)
+    scored = run_folder.marker("score")
     jobs = []
     for student in students:
         row, made = student.row, selections.get(student.row.name)
@@ -191,12 +217,15 @@ def _jobs_of_run(
             "precision": truth.get("precision"),
             "recall": truth.get("recall"),
             "inputs": {
-                "distill": to_plain(distill),
+                "distill": {k: v for k, v in to_plain(distill).items() if k not in NOT_OF_A_STUDENT},
                 "student": run.student.arch,
                 "selection": made and made["selection"],
-                "original": to_plain(config)["original"] if row.data == "original" else None,
-                "teacher.weights": digest,
+                # Scores and plan that were made anew, or that grew, are others.
+                "scores": scored["finished"] if made and scored else None,
+                "positives": planned["finished"] if row.data != "original" else None,
+                "original": [data.count, to_plain(config)["original"]] if row.data == "original" else None,
                 "seed": run.seed,
+                **teacher,
             },
         }
         jobs.append(StudentJob(student.key, replace(run, distill=distill), data, folder, facts))
@@ -259,7 +288,10 @@ def _measure_students(
     files = {"teacher": "teacher.json"} | {key: f"students/{key}.json" for key in keys}
     results: dict[str, dict[str, Any]] = {name: folder.read_json(file) or {} for name, file in files.items()}
     waiting = [key for key in keys if "top1" not in results[key]]
-    networks = {} if results["teacher"] else {"teacher": (config.teacher.arch, weights)}
+    networks = {}
+    if results["teacher"].get("inputs") != (teacher := teacher_inputs(run, weights)):
+        results["teacher"] = {"inputs": teacher}
+        networks["teacher"] = (config.teacher.arch, weights)
     while waiting or networks:
         size = 0
         while waiting and size < EVALUATED_BYTES:

@@ -95,6 +95,7 @@ def table_rows(table: dict[str, Any], equal: str) -> list[dict[str, str]]:
                 "prior": f"{np.mean([run['prior']['value'] for run in runs]):.3f}" if ranked else "",
                 "top1": _accuracy(students),
                 "difference": _difference(students, found.get(reference, {})) if name != reference[0] else "",
+                "seeds": str(len(students)),
                 "steps": _mean(students, "steps", ",.0f"),
                 "seconds": _mean(students, "seconds", ",.0f"),
             }
@@ -111,6 +112,7 @@ def further_rows(table: dict[str, Any]) -> list[dict[str, str]]:
             "images": _mean(students, "images", ",.0f"),
             "top1": _accuracy(students),
             "difference": _difference(students, found.get(("recommended", per_class), {})),
+            "seeds": str(len(students)),
             "steps": _mean(students, "steps", ",.0f"),
             "seconds": _mean(students, "seconds", ",.0f"),
         }
@@ -147,12 +149,13 @@ def render_table(table: dict[str, Any], command: str, plot: str) -> str:
         machine=table["machine"],
         networks=table["networks"],
         teacher=f"{100 * table['teacher']['top1']:.2f}",
-        seeds=len({s["seed"] for s in table["students"].values()}),
+        repeated=len({s["seed"] for s in table["students"].values()}) > 1,
         batch_size=table["batch_size"],
         reference={"kd": "KD", "all": "all of U"}[_reference(table)[0]],
         tables={equal: table_rows(table, equal) for equal in ("steps", "epochs") if equal in by_equal},
         further=further_rows(table),
         comparisons=comparisons(table),
+        failed=table["failed"],
         seconds={
             stage: np.mean([run["seconds"][stage] for run in table["runs"].values()]) for stage in ("selector", "score")
         },

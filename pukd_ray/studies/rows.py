@@ -102,4 +102,6 @@ def students_of(config: PaperConfig) -> list[Student]:
             # `kd` is the same in both tables.
             built_in = [row for row in rows if row.name in BUILT_IN and row.name != "kd"]
             students += [Student(row, first, seed, epochs=True) for row in built_in]
+    for seed in range(config.table.seeds, config.table.main_seeds or 0):
+        students += [Student(row, first, seed) for row in rows if row.name in BUILT_IN]
     return students

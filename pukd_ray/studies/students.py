@@ -13,7 +13,8 @@ import ray
 from pukd_ray.config import RunConfig
 from pukd_ray.distillation.training_set import TrainingSet
 from pukd_ray.engine import CPU_ACTOR_CPUS, IO_CPUS, Cluster, gpus_per_actor
-from pukd_ray.progress import progress
+from pukd_ray.errors import cause_of
+from pukd_ray.progress import progress, say
 from pukd_ray.run_folder import RunFolder
 from pukd_ray.selection.inference import pixel_spec
 from pukd_ray.storage import read_bytes, write_bytes
@@ -43,26 +44,36 @@ class StudentJob:
         return not self.data.fits_memory(self.config)
 
 
-def train_students(jobs: list[StudentJob], done: int, weights: bytes, cluster: Cluster) -> None:
-    """Train them all, as many at a time as the cluster has room for; each is kept as soon as it is done."""
+def train_students(jobs: list[StudentJob], done: int, weights: bytes, cluster: Cluster) -> dict[str, str]:
+    """Train them all, as many at a time as the cluster has room for; each is kept as soon as it is done.
+
+    Returns {key: why} of those that failed: one must not cost the others.
+    """
+    failed: dict[str, str] = {}
     if not jobs:
-        return
+        return failed
     gpus = gpus_per_actor(jobs[0].config.resources, cluster)
     # Students that stream must leave CPUs to the tasks that read for them, or all would wait for ever.
     some_stream = any(job.streamed for job in jobs) and not cluster.autoscales
     room = max(1, int(cluster.cpus // 2)) if some_stream else len(jobs)
     shared = ray.put(weights)
     left = list(jobs)
-    waiting: list[ray.ObjectRef] = []
+    waiting: dict[ray.ObjectRef, StudentJob] = {}
     with progress("students", done + len(jobs), "students", done) as bar:
         while left or waiting:
             while left and len(waiting) < room:
                 job = left.pop(0)
                 task = _train_student.options(num_cpus=CPU_ACTOR_CPUS if job.streamed else 1.0, num_gpus=gpus)
-                waiting.append(task.remote(job, shared))
-            finished, waiting = ray.wait(waiting)
-            ray.get(finished)
-            bar.update(len(finished))
+                waiting[task.remote(job, shared)] = job
+            (finished,), _ = ray.wait(list(waiting))
+            job = waiting.pop(finished)
+            try:
+                ray.get(finished)
+            except ray.exceptions.RayError as error:
+                failed[job.key] = cause_of(error)
+                say(f"          failed: {job.key}: {failed[job.key]}")
+            bar.update(1)
+    return failed
 
 
 @ray.remote(max_retries=3)
@@ -78,6 +89,7 @@ def _train_student(job: StudentJob, weights: bytes) -> None:
         effective_classes,
         frozen_teacher,
         measure_classes,
+        shuffled_bytes,
     )
     from pukd_ray.networks.teacher import dump_state, load_state, pick_device, use_threads
 
@@ -90,8 +102,10 @@ def _train_student(job: StudentJob, weights: bytes) -> None:
     images: InMemory | Streamed
     if job.streamed:
         # Several streams share the cluster: with whole CPUs they could wait for each other for ever.
-        stream = job.data.stream(spec, IO_CPUS)
-        images = Streamed(stream.iterator(), job.data.count, spec, settings.batch_size)
+        stream = job.data.stream(spec, IO_CPUS, config.seed)
+        images = Streamed(
+            stream.iterator(), job.data.count, spec, settings.batch_size, shuffled_bytes(settings), config.seed
+        )
     else:
         images = InMemory(job.data.load(spec), settings.batch_size, config.seed, 0, 1)
     assert settings.steps is not None

@@ -228,10 +228,22 @@ def test_what_is_known_of_an_image_stays_with_it() -> None:
 
 
 class Shard:
-    """What Ray gives a worker, of ten images."""
+    """What Ray gives a worker, of ten images; it keeps how it was asked."""
 
-    def iter_batches(self, *, batch_size: int, batch_format: str, drop_last: bool) -> Iterator[pa.Table]:
+    def __init__(self) -> None:
+        self.shuffles: list[tuple[int | None, int | None]] = []
+
+    def iter_batches(
+        self,
+        *,
+        batch_size: int,
+        batch_format: str,
+        drop_last: bool = False,
+        local_shuffle_buffer_size: int | None = None,
+        local_shuffle_seed: int | None = None,
+    ) -> Iterator[pa.Table]:
         assert batch_format == "pyarrow"
+        self.shuffles.append((local_shuffle_buffer_size, local_shuffle_seed))
         table = pa.table(
             {
                 "pixels": [bytes([i] * 784) for i in range(10)],
@@ -245,15 +257,18 @@ class Shard:
 
 
 def test_a_streamed_shard_starts_again_at_its_end() -> None:
-    images = Streamed(Shard(), 20, PixelSpec(28, 1, "crop"), 4)
+    shard = Shard()
+    images = Streamed(shard, 20, PixelSpec(28, 1, "crop"), 4, 6 * 784, 7)
     batches = [images.batch(step) for step in range(3)]
     assert [b.labels.tolist() for b in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3]]
     assert batches[1].pixels[:, 0, 5, 5].tolist() == [4, 5, 6, 7]
     assert batches[1].weights.tolist() == pytest.approx([0.4, 0.5, 0.6, 0.7])
     assert images.partners(1, batches[1]).labels.tolist() == [7, 6, 5, 4]
     assert sum(len(pixels) for pixels in images.once()) == 10
+    # Six images of 784 bytes to draw from, in another order in each pass; none where all are read once.
+    assert shard.shuffles == [(6, 7), (6, 9), (None, None)]
     with pytest.raises(RuntimeError, match="smaller than its batch"):
-        Streamed(Shard(), 20, PixelSpec(28, 1, "crop"), 16).batch(0)
+        Streamed(Shard(), 20, PixelSpec(28, 1, "crop"), 16, 1e9, 0).batch(0)
 
 
 def test_class_weights_by_count_and_their_mean() -> None:

@@ -45,6 +45,7 @@ def test_the_whole_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     more = [
         {"name": "selected@50", "selection": {"rule": "budget", "budget": 50}},
         {"name": "as-recommended", "distill": {"sample_weights": "pu_probability"}},
+        {"name": "wild", "distill": {"lr": 1e12}},
     ]
     file = write_paper_task(tmp_path, per_class=[12], more=more)
     (tmp_path / "teacher.pt").unlink()
@@ -54,7 +55,10 @@ def test_the_whole_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     config = load_paper_table(file)
     table = make_table(config)
     students = table["students"]
-    assert set(students) == {s.key for s in students_of(config)}
+    # One that fails costs no other.
+    assert set(students) == {s.key for s in students_of(config)} - {"wild-12-seed0"}
+    assert table["failed"].keys() == {"wild-12-seed0"}
+    assert "lower the learning rate" in table["failed"]["wild-12-seed0"]
     images = {key: s["images"] for key, s in students.items()}
     assert images["p_only-12-seed0"] == 48
     assert images["kd-12-seed0"] == 160
@@ -78,6 +82,7 @@ def test_the_whole_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     page = write_page(config, table, "this test")
     assert "| selected@50 | 98 |" in page
     assert "| Baseline-3: all of U | 12 | 648 |" in page
+    assert "## Not made\n\n- wild-12-seed0: ValueError: the global batch is empty, or a logit is not finite" in page
     assert (tmp_path / "table" / "table.svg").read_bytes().startswith(b"<?xml")
     assert json.loads((tmp_path / "table" / "table.json").read_text()) == table
 
@@ -94,6 +99,13 @@ def test_the_whole_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert again["students"]["pu_s1-12-seed0"]["top1"] == students["pu_s1-12-seed0"]["top1"]
     with pytest.raises(ConfigError, match=r"distill: has changed since p_only-12-seed0 and 1[0-9] other students"):
         make_table(load_paper_table(file, {"distill.temperature": 4.0}))
+    marker = tmp_path / "table" / "runs" / "12-seed0" / "markers" / "score.json"
+    marker.write_text(json.dumps(json.loads(marker.read_text()) | {"finished": "later"}))
+    with pytest.raises(ConfigError, match=r"scores: has changed since truth-12-seed0 and 1[0-9] other students"):
+        make_table(config)
+    with pytest.raises(ConfigError, match=r"output: .*/runs/12-seed0 was made before that: delete that folder") as old:
+        make_table(load_paper_table(file, {"selector.steps": 61}))
+    assert "--redo" not in str(old.value)
     with pytest.raises(ConfigError, match=r"class 0 has 40 images, but table.seeds = 2 times 30 per class are 60"):
         make_table(load_paper_table(file, {"table.per_class": [30], "table.seeds": 2, "output": f"{tmp_path}/other"}))
     capsys.readouterr()
@@ -104,6 +116,11 @@ def test_rows_and_faults_of_the_config(tmp_path: Path) -> None:
     config = load_paper_table(file)
     keys = [s.key for s in students_of(config)]
     assert len(keys) == len(set(keys)) == 2 * (10 + 5 + 9)
+    more = [{"name": "x"}]
+    main = load_paper_table(file, {"table.main_seeds": 4, "table.more": more})
+    assert len(students_of(main)) == 2 * (10 + 5 + 9 + 1) + 2 * 10
+    assert {s.row.name for s in students_of(main) if s.seed == 3} >= {"p_only", "recommended"}
+    assert not [s for s in students_of(main) if s.seed > 1 and (s.per_class == 6 or s.epochs or s.row.name == "x")]
     assert [r.name for r in rows_of(load_paper_table(file, {"original": None}))][:2] == ["p_only", "truth"]
 
     without_truth = load_paper_table(file, {"corpus.relevant_column": None})
@@ -154,6 +171,7 @@ def test_differences_are_paired_by_seed() -> None:
         ("kd", "", ""),
         ("pu_s1", "9", "-1.67 [-3.10, -0.23]"),
     ]
+    assert [r["seeds"] for r in rows] == ["3", "3", "2"]
     table["students"] |= {f"r{s}": student("recommended", 9, s, 0.5) for s in range(3)}
     table["students"] |= {f"x{s}": student("T=9", 9, s, 0.5 + 0.01 * s) for s in range(3)}
     assert [r["title"] for r in table_rows(table, "steps")] == ["kd", "pu_s1", "pu_s1", "recommended"]
@@ -219,7 +237,7 @@ def test_quick_leaves_the_tables_folder_alone(tmp_path: Path) -> None:
     assert (quick.table.seeds, quick.table.per_class, quick.table.more) == (2, (20,), ())
     assert (quick.table.rows, quick.distill.steps) == (("pu_s1", "all"), 7)
     assert load("--seeds", "3").output == str(tmp_path / "table")
-    assert load("--seeds", "3").table.seeds == 3
+    assert (load("--seeds", "3").table.seeds, load("--seeds", "3").table.main_seeds) == (3, 3)
 
 
 def test_the_job_names_faults_and_lists_its_flags(tmp_path: Path) -> None:
