@@ -88,7 +88,7 @@ def run_job(main: Callable[[], None]) -> int:
             print(fault, file=sys.stderr)
         return 2
     except RunError as error:
-        print(f"failed: {error}", file=sys.stderr, flush=True)
+        print(f"failed: {cause_of(error)}", file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt:
         print("failed: interrupted; start again to go on where it stopped", file=sys.stderr)

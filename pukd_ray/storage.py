@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
+import io
 import json
+import random
 import re
+import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from pukd_ray.errors import RunError
+
 OBJECT_STORES = ("s3", "gcs", "abfs")
+
+# A store that is overloaded, or a network that drops out, is back within a minute; what is not needs a person.
+PATIENCE_SECONDS = 60.0
+FIRST_PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 10.0
+
+# Faults that asking again does not mend: by type, and where pyarrow has none for them (S3, Azure) by its words.
+# `[code ...]` are those that only S3 knows, such as an archived object.
+_LASTING = (
+    FileNotFoundError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    ValueError,
+    TypeError,
+    NotImplementedError,
+)
+_SAYS_LASTING = re.compile(
+    r"AWS Error (ACCESS_DENIED|NO_SUCH_\w+|RESOURCE_NOT_FOUND|\[code \d+\]|UNKNOWN \(HTTP status 4(03|04|10)\))"
+    r"|Azure Error: \[\w*\] 40[34]\b"
+)
+
+T = TypeVar("T")
 
 
 def is_local(uri: str) -> bool:
@@ -54,11 +82,20 @@ def open_storage(uri: str) -> tuple[pafs.FileSystem, str]:
             fs, path = fsspec.core.url_to_fs(uri)
         except (ValueError, ImportError) as error:
             raise ValueError(f"{uri}: {error}") from error
-        filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(fs))
+        filesystem = pafs.PyFileSystem(_Fsspec(fs))
     return filesystem, path.rstrip("/")
 
 
 _LOCAL = pafs.LocalFileSystem()
+
+
+class _Fsspec(pafs.FSSpecHandler):
+    """Opens at once: pyarrow's own asks first, and takes whatever goes wrong then for a file that is not there."""
+
+    def open_input_file(self, path: str) -> pa.PythonFile:
+        return pa.PythonFile(self.fs.open(path, mode="rb"), mode="r")
+
+    open_input_stream = open_input_file
 
 
 @lru_cache(maxsize=64)
@@ -66,6 +103,93 @@ def _open_bucket(uri: str) -> tuple[pafs.FileSystem, str]:
     """One client per bucket and process: making one asks the network for the bucket's region."""
     opened: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(uri)
     return opened
+
+
+def patiently(uri: str, read: Callable[[], T]) -> T:
+    """`read()` of `uri`; where remote storage fails in passing, again for about a minute, then RunError.
+
+    Faults that last (not found, no access) are raised as they are, and so are all those of local disks.
+    """
+    began, pause = time.monotonic(), FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            return read()
+        except Exception as error:
+            fault: BaseException = error
+            if uri.startswith("http") and isinstance(error, FileNotFoundError):
+                fault = error.__cause__ or error  # fsspec calls every page that it cannot open "not found"
+            if is_local(uri) or _lasts(fault):
+                raise
+            if time.monotonic() + pause - began > PATIENCE_SECONDS:
+                detail = " ".join(f"{type(fault).__name__}: {fault}".split())[:300]
+                raise RunError(
+                    f"{uri}: the storage does not answer ({detail}): see that it does, and run the same command again "
+                    "to go on where this stopped"
+                ) from error
+        time.sleep(pause * random.uniform(0.5, 1.5))  # the readers of a busy store must not come back all at once
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
+def _lasts(fault: BaseException) -> bool:
+    status = getattr(fault, "status", None)  # of HTTP clients
+    return status in (403, 404, 410) or isinstance(fault, _LASTING) or _SAYS_LASTING.search(str(fault)) is not None
+
+
+def open_file(uri: str) -> Any:
+    """A binary file to read at any place; on remote storage one that rides out faults that pass."""
+    if not is_local(uri):
+        return _PatientFile(uri)
+    fs, path = open_storage(uri)
+    return fs.open_input_file(path)
+
+
+class _PatientFile(io.RawIOBase):
+    """A read that fails is done again where it was, on the file opened anew: whoever reads does not notice."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__()
+        self._uri, self._position = uri, 0
+        self._opened: pa.NativeFile | None = None
+        self._size = self._ask(lambda file: int(file.size()))
+
+    def _ask(self, question: Callable[[pa.NativeFile], T]) -> T:
+        def once() -> T:
+            file, self._opened = self._opened, None
+            if file is None:
+                fs, path = open_storage(self._uri)
+                file = fs.open_input_file(path)
+            answer = question(file)
+            self._opened = file  # one that failed is not used again
+            return answer
+
+        return patiently(self._uri, once)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        rest = max(0, self._size - self._position)
+        count = rest if size is None or size < 0 else min(size, rest)
+        data = self._ask(partial(_read_at, count, self._position)) if count else b""
+        self._position += count
+        return data
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
+def _read_at(count: int, position: int, file: pa.NativeFile) -> bytes:
+    data: bytes = file.read_at(count, position)
+    if len(data) < count:
+        raise ConnectionError(f"{len(data)} of {count} bytes came")
+    return data
 
 
 def write_atomically(fs: pafs.FileSystem, path: str, write: Callable[[Any], None]) -> None:

@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Iterator
+from itertools import repeat
 
 import pytest
+from flaky import Flaky
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_V2", "1")
@@ -21,6 +23,20 @@ def ray_cluster() -> Iterator[None]:
     quiet()
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def flaky(monkeypatch: pytest.MonkeyPatch) -> type[Flaky]:
+    """Storage `flaky://` that fails as told; who waits for it does so without pauses."""
+    import fsspec
+
+    from pukd_ray import storage
+
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    monkeypatch.setattr(storage, "FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(Flaky, "faults", repeat(None))
+    monkeypatch.setattr(Flaky, "read", [])
+    return Flaky
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ray.exceptions import RayTaskError
 
 from pukd_ray.cli import DEMO_CONFIG, add_redo, parse_arguments, run_job
 from pukd_ray.config import ConfigError
@@ -81,6 +82,13 @@ def failing(error: BaseException) -> Callable[[], None]:
     [
         (ConfigError(["selector.prior: x", "seed: y"]), 2, "selector.prior: x\nseed: y"),
         (RunError("nothing is relevant"), 1, "failed: nothing is relevant"),
+        (
+            RayTaskError(
+                "read", "Traceback\n  and\nmore", RunError("no storage\nFailed to apply UDF"), "read", 1, "::1"
+            ).as_instanceof_cause(),
+            1,
+            "failed: no storage",
+        ),
         (KeyboardInterrupt(), 1, "failed: interrupted; start again to go on where it stopped"),
     ],
 )

@@ -2,21 +2,28 @@
 
 import logging
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain, repeat
 from pathlib import Path
+from threading import Thread
+from typing import ClassVar
 
 import pyarrow.fs as pafs
 import pytest
+from flaky import Flaky
 
 from pukd_ray import storage
 from pukd_ray.config import SourceConfig
 from pukd_ray.corpus.reading import read_rows
 from pukd_ray.corpus.sources import check_reachable, list_source
 from pukd_ray.corpus.units import make_units, measure
+from pukd_ray.errors import RunError
 from pukd_ray.run_folder import RunFolder
 from pukd_ray.storage import (
     is_local,
     list_files,
     move_tree,
+    open_file,
     open_storage,
     read_bytes,
     split_uri,
@@ -149,6 +156,122 @@ def test_a_corpus_on_s3(s3: str) -> None:
         f"corpus.uri: no such file or folder: {s3}/none",
         f"corpus.uri: no such folder: {s3}/none",
     ]
+
+
+class Answers(BaseHTTPRequestHandler):
+    """A web server, or an S3, with one file; what it says to HEAD and to GET is set by the test."""
+
+    content = bytes(range(250)) * 4
+    says: ClassVar[dict[str, list[tuple[int, str] | None]]] = {}
+    """Status and S3 error code of each coming request; None and the end of the list: the file."""
+
+    def do_GET(self) -> None:
+        answer = self.says[self.command].pop(0) if self.says.get(self.command) else None
+        body, headers = b"", {}
+        if answer is None:
+            status, body = 200, self.content
+            if "Range" in self.headers:
+                first, last = (int(n) for n in self.headers["Range"].removeprefix("bytes=").split("-"))
+                status, body = 206, body[first : last + 1]
+                headers["Content-Range"] = f"bytes {first}-{last}/{len(self.content)}"
+        else:
+            status, code = answer
+            body = f"<Error><Code>{code}</Code><Message>-</Message></Error>".encode()
+        self.send_response(status)
+        for name, value in (headers | {"Content-Length": str(len(body)), "Accept-Ranges": "bytes"}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Host and port of `Answers`."""
+    for name, value in {"ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x", "EC2_METADATA_DISABLED": "true"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setattr(storage, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(Answers, "says", {})
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as running:
+        Thread(target=running.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+S3 = "s3://lake/a.bin?endpoint_override={}&scheme=http&region=us-east-1"
+WEB = "http://{}/a.bin"
+
+
+@pytest.mark.parametrize(
+    ("form", "says"),
+    [
+        (S3, {"HEAD": [(404, "")]}),
+        (S3, {"HEAD": [(403, "")]}),
+        (S3, {"GET": [(404, "NoSuchKey")]}),
+        (S3, {"GET": [(403, "AccessDenied")]}),
+        (S3, {"GET": [(403, "InvalidObjectState")]}),  # in an archive: its HEAD is fine
+        (WEB, {"HEAD": [(404, "")], "GET": [(404, "")]}),
+    ],
+)
+def test_faults_that_last_are_raised_at_once(
+    server: str, form: str, says: dict[str, list[tuple[int, str] | None]]
+) -> None:
+    Answers.says = says
+    with pytest.raises(OSError, match=r".") as caught, open_file(form.format(server)) as file:
+        file.read()
+    assert not isinstance(caught.value, ConnectionError)
+    assert not any(says.values())
+
+
+@pytest.mark.parametrize(
+    ("form", "says"),
+    [
+        (S3, {"HEAD": [(503, "")] * 9}),  # the client itself asks three times
+        (S3, {"HEAD": [(400, "")]}),
+        (S3, {"GET": [(400, "ExpiredToken")]}),
+        (S3, {"GET": [(400, "ExpiredToken"), None, (400, "ExpiredToken")]}),
+        (WEB, {"HEAD": [(503, "")], "GET": [(503, "")]}),
+        (WEB, {"GET": [(503, "")]}),
+    ],
+)
+def test_faults_that_pass_are_waited_for(
+    server: str, form: str, says: dict[str, list[tuple[int, str] | None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Answers, "says", says)
+    with open_file(form.format(server)) as file:
+        assert file.read(300) == Answers.content[:300]
+        assert file.seek(-10, 2) == 990
+        assert file.read(300) + file.read() == Answers.content[-10:]
+        assert file.seek(20) == 20
+        assert file.read(5) == Answers.content[20:25]
+        assert (file.seek(5, 1), file.tell()) == (30, 30)
+    assert not any(says.values())
+
+
+@pytest.mark.parametrize("form", [S3, WEB])
+def test_storage_that_stays_away_is_named(server: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0.02)
+    uri = form.format(server)
+    Answers.says = {"HEAD": [(503, "")] * 99, "GET": [(503, "")] * 99}
+    with pytest.raises(RunError) as caught:
+        open_file(uri)
+    assert str(caught.value).startswith(f"{uri}: the storage does not answer (")
+    assert "503" in str(caught.value)
+    assert str(caught.value).endswith("run the same command again to go on where this stopped")
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(tmp_path: Path, flaky: type[Flaky]) -> None:
+    (tmp_path / "a").write_bytes(b"0123456789")
+    flaky.faults = chain([None, None, 3], repeat(None))
+    with open_file(f"flaky://{tmp_path}/a") as file:
+        assert file.read(4) + file.read(4) + file.read(4) == b"0123456789"
+        assert file.seek(20) == 20
+        assert file.read(4) == b""
 
 
 def test_a_run_folder_on_s3(s3: str) -> None:

@@ -14,7 +14,7 @@ import ray
 from pukd_ray.config import ConfigError, RunConfig, SourceConfig
 from pukd_ray.corpus.reading import content_hash, read_rows
 from pukd_ray.corpus.sources import SourceFile, list_source
-from pukd_ray.corpus.units import FileFacts, Unit, make_units, measure, units_from_table, units_to_table
+from pukd_ray.corpus.units import FileFacts, Unit, make_units, measure, units_from_table, units_to_table, with_files
 from pukd_ray.run_folder import RunFolder
 
 FILES_PER_TASK = 256
@@ -108,6 +108,7 @@ def plan_inputs(
 ) -> dict[str, int]:
     """Measure the files that are not in `plan.parquet` yet and append their units; returns image counts per role."""
     known: list[Unit] = []
+    planned: set[tuple[str, int, str]] = set()
     only: set[tuple[str, int, str]] | None = None
     if folder.exists("plan.parquet") and folder.exists("files.parquet"):
         known = units_from_table(folder.read_table("plan.parquet"))
@@ -121,8 +122,9 @@ def plan_inputs(
         only = {_file_key(r) for r in listing.to_pylist() if (r["role"], r["source"]) in grown} | {
             _file_key(r) for r in new
         }
-    unit_ids = {unit.unit_id for unit in known}
-    units = known + [u for u in measure_units(sources, listing, tell, only) if u.unit_id not in unit_ids]
+    # What a run wrote that stopped short of `files.parquet` is planned too.
+    planned |= {(unit.role, unit.source, file) for unit in known for file in unit.files}
+    units = known + [u for unit in measure_units(sources, listing, tell, only) for u in _not_planned(unit, planned)]
     _check_overlap(units)
     units = _mark_repeated_ids(units, sources)
     counts = Counter[str]()
@@ -134,6 +136,14 @@ def plan_inputs(
     folder.write_table("plan.parquet", units_to_table(units))
     folder.write_table("files.parquet", listing)  # last: without it the plan is made anew
     return dict(counts)
+
+
+def _not_planned(unit: Unit, planned: set[tuple[str, int, str]]) -> list[Unit]:
+    """`unit` with its new files only: where `rows` counts again, a group of images may begin with planned ones."""
+    new = [i for i, file in enumerate(unit.files) if (unit.role, unit.source, file) not in planned]
+    if len(new) == len(unit.files):
+        return [unit]
+    return [with_files(unit, new)] if new else []
 
 
 def _file_key(row: dict[str, Any]) -> tuple[str, int, str]:

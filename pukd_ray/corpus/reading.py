@@ -20,7 +20,6 @@ from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import ray.data
 from ray.data.block import BlockMetadata
@@ -38,7 +37,7 @@ from pukd_ray.corpus.units import (
     read_idx_header,
     reason_of,
 )
-from pukd_ray.storage import open_storage, read_bytes
+from pukd_ray.storage import open_file, open_storage, patiently, read_bytes
 
 BLOCK_ROWS = 1024
 BLOCK_BYTES = 32 << 20
@@ -139,10 +138,9 @@ def _truth(value: Any) -> bool | None:
 
 def _read_parquet(unit: Unit, source: SourceConfig, images: bool) -> Iterator[Row]:
     uri, stop, position = unit.files[0], unit.start + unit.rows, unit.group_start
-    fs, path = open_storage(uri)
     failure = None
     try:
-        with fs.open_input_file(path) as handle:
+        with open_file(uri) as handle:
             parquet = pq.ParquetFile(handle)
             for group in range(unit.first_group, parquet.metadata.num_row_groups):
                 end = position + parquet.metadata.row_group(group).num_rows
@@ -208,9 +206,8 @@ def _read_files(unit: Unit, source: SourceConfig, images: bool) -> Iterator[Row]
 
 
 def _read_or_reason(uri: str) -> tuple[bytes | None, str | None]:
-    fs, path = open_storage(uri)
     try:
-        return read_bytes(fs, path), None
+        return patiently(uri, lambda: read_bytes(*open_storage(uri))), None
     except OSError as error:
         return None, reason_of(error)
 
@@ -234,14 +231,13 @@ def _read_tar(unit: Unit, source: SourceConfig, images: bool) -> Iterator[Row]:
 
 def _tar_rows(unit: Unit, source: SourceConfig, images: bool) -> Iterator[Row | str]:
     """All rows of the tar, from its start, and at its end the reason if it broke off."""
-    fs, path = open_storage(unit.files[0])
     row = 0
     seen: set[str] = set()
     group: list[Row] = []
     key = ""
     side: dict[str, bytes] = {}
     try:
-        with fs.open_input_file(path) as handle, tarfile.open(fileobj=handle, mode="r:*") as tar:
+        with open_file(unit.files[0]) as handle, tarfile.open(fileobj=handle, mode="r:*") as tar:
             for member in tar:
                 member_key = member.name[: -len(_suffix(member.name)) or None]
                 if member_key != key:
@@ -330,11 +326,13 @@ def _idx_labels(uri: str) -> np.ndarray | None:
     """Labels of the sibling `...labels-idx1-ubyte` file, if there is one."""
     folder, slash, name = uri.rpartition("/")
     sibling = f"{folder}{slash}{name.replace('images', 'labels').replace('idx3', 'idx1')}"
-    fs, path = open_storage(sibling)
-    if sibling == uri or fs.get_file_info(path).type == pafs.FileType.NotFound:
+    if sibling == uri:
         return None
-    with open_raw(sibling) as handle:
-        data, _ = _read_up_to(handle, 1 << 40)
+    try:
+        with open_raw(sibling) as handle:
+            data, _ = _read_up_to(handle, 1 << 40)
+    except FileNotFoundError:
+        return None
     return np.frombuffer(data[8:], np.uint8)
 
 
@@ -363,10 +361,9 @@ def _skip(handle: IO[bytes], count: int) -> str | None:
 def _read_cifar(unit: Unit, source: SourceConfig, images: bool) -> Iterator[Row]:
     del source
     uri = unit.files[0]
-    fs, path = open_storage(uri)
     record, _ = cifar_record(uri)
     at = record - 3073  # CIFAR-100 has a coarse label, then the fine one
-    with fs.open_input_file(path) as handle:
+    with open_file(uri) as handle:
         handle.seek(unit.start * record)
         for i in range(unit.start, unit.start + unit.rows):
             data, failure = _read_up_to(handle, record)

@@ -12,7 +12,7 @@ import re
 import struct
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import PurePosixPath
 from typing import IO, Any
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from pukd_ray.config import SourceConfig
 from pukd_ray.corpus.pixels import IMAGE_EXTENSIONS
 from pukd_ray.corpus.sources import SourceFile
-from pukd_ray.storage import open_storage
+from pukd_ray.storage import open_file, split_uri
 
 # A unit is what a crash costs and what one task holds in memory block by block: seconds of work, not minutes.
 UNIT_ROWS = 4096
@@ -152,8 +152,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _measure_parquet(file: SourceFile, source: SourceConfig) -> FileFacts:
-    fs, path = open_storage(file.uri)
-    with fs.open_input_file(path) as handle:
+    with open_file(file.uri) as handle:
         parquet = pq.ParquetFile(handle)
         metadata, names = parquet.metadata, parquet.schema_arrow.names
         wanted = [source.image_column, source.id_column, source.relevant_column]
@@ -192,9 +191,8 @@ def is_image_member(member: tarfile.TarInfo) -> bool:
 def _measure_tar(file: SourceFile, source: SourceConfig) -> FileFacts:
     del source
     rows, note = 0, None
-    fs, path = open_storage(file.uri)
     # Seeks from header to header where the file is not compressed: the count does not depend on the reader.
-    with fs.open_input_file(path) as handle, tarfile.open(fileobj=handle, mode="r:*") as tar:
+    with open_file(file.uri) as handle, tarfile.open(fileobj=handle, mode="r:*") as tar:
         try:
             for member in tar:
                 rows += is_image_member(member)
@@ -205,9 +203,8 @@ def _measure_tar(file: SourceFile, source: SourceConfig) -> FileFacts:
 
 def open_raw(uri: str) -> IO[bytes]:
     """A binary file, unzipped where its name ends in .gz."""
-    fs, path = open_storage(uri)
-    handle: Any = fs.open_input_file(path)
-    opened: IO[bytes] = gzip.open(handle) if path.endswith(".gz") else handle  # type: ignore[assignment] # noqa: SIM115
+    handle: Any = open_file(uri)
+    opened: IO[bytes] = gzip.open(handle) if split_uri(uri)[1].endswith(".gz") else handle  # type: ignore[assignment] # noqa: SIM115
     return opened
 
 
@@ -232,12 +229,12 @@ def cifar_record(uri: str) -> tuple[int, int]:
     The size tells them apart; where it does not, as in a file cut short, the first records do: a pixel in the
     place of a label is soon above 9.
     """
-    fs, path = open_storage(uri)
-    size = fs.get_file_info(path).size
-    fits = [record for record in (CIFAR10_RECORD, CIFAR100_RECORD) if size % record == 0]
-    if len(fits) == 1:
-        return fits[0], size
-    with fs.open_input_file(path) as handle:
+    with open_file(uri) as handle:
+        size = handle.seek(0, 2)
+        fits = [record for record in (CIFAR10_RECORD, CIFAR100_RECORD) if size % record == 0]
+        if len(fits) == 1:
+            return fits[0], size
+        handle.seek(0)
         labels = handle.read(64 * CIFAR10_RECORD)[::CIFAR10_RECORD]
     return (CIFAR10_RECORD if max(labels, default=0) < 10 else CIFAR100_RECORD), size
 
@@ -328,8 +325,14 @@ def _clip(units: list[Unit], start: int, stop: int) -> list[Unit]:
             kept.append(unit)
             continue
         if unit.format == "images":
-            unit = replace(unit, files=unit.files[low:high], ids=unit.ids[low:high], rows=high - low)
-        else:
-            unit = replace(unit, start=unit.start + low, rows=high - low)
+            kept.append(with_files(unit, range(low, high)))
+            continue
+        unit = replace(unit, start=unit.start + low, rows=high - low)
         kept.append(replace(unit, unit_id=_unit_id(unit.role, unit.source, unit.ids[0], unit.start)))
     return kept
+
+
+def with_files(unit: Unit, positions: Sequence[int]) -> Unit:
+    """The group of single images `unit` with those at `positions` only."""
+    files, ids = (tuple(values[p] for p in positions) for values in (unit.files, unit.ids))
+    return replace(unit, unit_id=_unit_id(unit.role, unit.source, ids[0], 0), files=files, ids=ids, rows=len(positions))

@@ -21,7 +21,7 @@ from pukd_ray.distillation.supervised import train_teacher
 from pukd_ray.distillation.training import total_steps
 from pukd_ray.distillation.training_set import TrainingSet, positives_of
 from pukd_ray.engine import Cluster, engine, gpus_per_actor
-from pukd_ray.errors import RunError
+from pukd_ray.errors import RunError, cause_of
 from pukd_ray.networks.teacher import new_network
 from pukd_ray.networks.zoo import count_multiply_adds, count_parameters
 from pukd_ray.pipeline import open_folder, run_pipeline, teacher_inputs
@@ -97,8 +97,8 @@ def make_table(config: PaperConfig) -> dict[str, Any]:
                 _score(run, mine)
                 made, runs[f"{per_class}-seed{seed}"] = _jobs_of_run(config, run, mine, folder, original, weights)
             except RunError as error:
-                failed[f"{per_class} per class, seed {seed}"] = str(error)
-                say(f"          failed: {error}")
+                failed[f"{per_class} per class, seed {seed}"] = cause_of(error)
+                say(f"          failed: {cause_of(error)}")
                 continue
             jobs += made
         unlike: dict[str, StudentJob] = {}

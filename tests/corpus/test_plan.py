@@ -160,6 +160,40 @@ def test_a_grown_corpus_keeps_its_units_and_rows_go_on_counting(tmp_path: Path, 
     assert planned(run, sources) == after
 
 
+@pytest.mark.parametrize("rows", [None, (0, 8), (1, 8), (5, 40)])
+def test_a_group_of_images_that_grows_gains_its_new_files(
+    tmp_path: Path, run: RunFolder, monkeypatch: pytest.MonkeyPatch, rows: tuple[int, int] | None
+) -> None:
+    monkeypatch.setattr(units_module, "UNIT_FILES", 4)
+    sources: Sources = {"corpus": (source(tmp_path / "u", rows=rows),)}
+    names: list[str] = []
+    known: list[Unit] = []
+    for more in (["b6", "b7"] + [f"b{i}" for i in range(4)], ["b4", "b5", "a"], ["c", "d"]):
+        new = sorted(f"{name}.png" for name in more)
+        images(tmp_path / "u", *new)
+        names += new  # what is planned counts first
+        units = planned(run, sources)
+        assert units[: len(known)] == known
+        assert [r.image_id for r in rows_of(units, sources)] == names[slice(*rows or (None,))]
+        assert len({u.unit_id for u in units}) == len(units)
+        known = units
+    assert planned(run, sources) == known
+
+
+def test_a_run_that_stopped_between_plan_and_files_loses_and_repeats_nothing(tmp_path: Path, run: RunFolder) -> None:
+    images(tmp_path / "u", "a.png")
+    sources: Sources = {"corpus": (source(tmp_path / "u"),)}
+    planned(run, sources)
+    files = run.read_table("files.parquet")
+    images(tmp_path / "u", "c.png")
+    known = planned(run, sources)
+    run.write_table("files.parquet", files)
+    images(tmp_path / "u", "b.png", "d.png")
+    units = planned(run, sources)
+    assert units[: len(known)] == known
+    assert [r.image_id for r in rows_of(units, sources)] == ["a.png", "c.png", "b.png", "d.png"]
+
+
 # -- identity ---------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,8 @@ import json
 import struct
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import chain, cycle, repeat
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from flaky import Flaky
 
+from pukd_ray import storage
 from pukd_ray.config import SourceConfig
 from pukd_ray.corpus import reading, units
 from pukd_ray.corpus.pixels import PixelSpec, decode, encode_png
 from pukd_ray.corpus.reading import ROW_SCHEMA, Row, Wanted, content_hash, read_blocks, read_rows, read_units
 from pukd_ray.corpus.sources import list_source
 from pukd_ray.corpus.units import Unit, make_units, measure
+from pukd_ray.errors import RunError
+from pukd_ray.storage import read_bytes
 
 PNG = [encode_png(np.full((1, 4, 4), i, np.uint8)) for i in range(40)]
 
@@ -377,6 +383,92 @@ def test_rows_do_not_depend_on_the_cut(tmp_path: Path, monkeypatch: pytest.Monke
             assert sum(u.rows for u in found) == len(results[-1])
         assert results[0] == results[1] == results[2]
         assert len(results[0]) == len(set(ids(results[0]))) == counts[name]
+
+
+# -- remote storage that fails ------------------------------------------------------------------------------------
+
+DROPPED = ConnectionResetError(104, "Connection reset by peer")
+
+
+def many_formats(folder: Path) -> dict[str, SourceConfig]:
+    sources = every_format(folder)
+    (folder / "zipped").mkdir()
+    write_idx(folder / "zipped", np.arange(9 * 4, dtype=np.uint8).reshape(9, 2, 2), list(range(9)), ".gz")
+    write_tar(folder / "zipped.tar.gz", MEMBERS, "w:gz")
+    return sources | {name: SourceConfig(uri=str(folder / name)) for name in ("zipped", "zipped.tar.gz")}
+
+
+def on_flaky(source: SourceConfig) -> SourceConfig:
+    return replace(source, uri=f"flaky://{source.uri}")
+
+
+def test_faults_that_pass_leave_no_trace(tmp_path: Path, flaky: type[Flaky]) -> None:
+    slow = OSError("AWS Error SLOW_DOWN during GetObject operation: reduce your rate")
+    for source in many_formats(tmp_path).values():
+        expected = [
+            replace(row, source=f"flaky://{row.source}") for u in units_of(source) for row in read_rows(u, source)
+        ]
+        source = on_flaky(source)
+        logs = []
+        for faults in (repeat(None), cycle([None] * 5 + [slow]), cycle([DROPPED, TimeoutError()] + [None] * 6)):
+            flaky.faults, flaky.read = faults, []
+            found = units_of(source)
+            assert [row for unit in found for row in read_rows(unit, source)] == expected
+            logs.append(flaky.read)
+        if found[0].format != "images":  # files that are read whole begin again
+            assert logs[0] == logs[1] == logs[2]
+
+
+def test_storage_that_stays_away_stops_the_run(
+    tmp_path: Path, flaky: type[Flaky], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(storage, "FIRST_PAUSE_SECONDS", 0.02)
+    told = (
+        rf"^flaky://{tmp_path}/\S+: the storage does not answer \(ConnectionResetError: .*: .* the same command again"
+    )
+    for source in map(on_flaky, many_formats(tmp_path).values()):
+        flaky.faults = repeat(None)
+        format_name, files, _ = list_source(source, "corpus")
+        found = units_of(source)
+        for good in (0, 2):  # it opens, then fails while it is read
+            flaky.faults = chain(repeat(None, good), repeat(DROPPED))
+            with pytest.raises(RunError, match=told):
+                list(chain.from_iterable(read_rows(unit, source) for unit in found))
+        if format_name != "images":
+            with pytest.raises(RunError, match=told):
+                measure(files[0], format_name, source)
+
+
+@pytest.mark.parametrize("fault", [FileNotFoundError(2, "gone"), PermissionError(13, "not yours")])
+def test_faults_that_last_are_rows_at_once(tmp_path: Path, flaky: type[Flaky], fault: Exception) -> None:
+    sources = many_formats(tmp_path)
+    for name in ("parquet", "images", "tar", "zipped.tar.gz"):
+        source = on_flaky(sources[name])
+        flaky.faults = repeat(None)
+        found = units_of(source)
+        format_name, files, _ = list_source(source, "corpus")
+        flaky.faults = chain([fault], repeat(None))
+        errors = [row.error for row in read_rows(found[0], source) if row.error]
+        assert errors[0].startswith("io: [Errno ")
+        flaky.faults = chain([fault], repeat(None))
+        if name != "images":
+            assert str(measure(files[0], format_name, source).error).startswith("io: ")
+
+
+def test_a_bad_spot_of_a_local_disk_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image_folder(tmp_path)
+    source = SourceConfig(uri=str(tmp_path))
+    (unit,) = units_of(source)
+
+    def fail(fs: object, path: str) -> bytes:
+        if path.endswith("1.png"):
+            raise OSError(5, "Input/output error")
+        return read_bytes(fs, path)
+
+    monkeypatch.setattr(reading, "read_bytes", fail)
+    rows = list(read_rows(unit, source))
+    assert [r.error for r in rows] == [None, "io: [Errno 5] Input/output error", None, None, None]
 
 
 def test_wanted_positions_and_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
