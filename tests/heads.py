@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -10,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,58 +97,9 @@ def own_labels(labels: dict[str, Any]) -> list[str]:
     return [labels[k] for k in ("network", "reason", "stage") if k in labels]
 
 
-NodeTypes = Mapping[str, tuple[dict[str, int], int]]
-"""By name: resources of a node, and how many there may be."""
-
-HEAD_ID = "f" * 51 + "00000"
-HEAD_TYPE = "ray.head.default"  # Ray's provider of fake nodes knows no other
-AUTOSCALER = {
-    "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-    "RAY_FAKE_CLUSTER": "1",
-    "RAY_enable_autoscaler_v2": "1",
-    "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
-    "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
-}
-
-
-def autoscaling(gcs: int, node_types: NodeTypes) -> dict[str, Any]:
-    """A cluster file whose nodes are further raylets on this machine; empty ones go after six seconds."""
-    workers = {
-        name: {"resources": resources, "node_config": {}, "min_workers": 0, "max_workers": most}
-        for name, (resources, most) in node_types.items()
-    }
-    nothing = ["initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray"]
-    return {
-        "cluster_name": "fake",
-        "max_workers": sum(most for _, most in node_types.values()),
-        "upscaling_speed": 20.0,
-        "idle_timeout_minutes": 0.1,
-        "docker": {},
-        "provider": {
-            "type": "external",
-            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
-            "launch_multiple": True,
-            "gcs_address": f"127.0.0.1:{gcs}",
-            "head_node_id": HEAD_ID,
-        },
-        "auth": {"ssh_user": "ubuntu", "ssh_private_key": "/dev/null"},
-        "head_node_type": HEAD_TYPE,
-        "available_node_types": {HEAD_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}, **workers},
-        "file_mounts": {},
-        "cluster_synced_files": [],
-        "file_mounts_sync_continuously": False,
-        "rsync_exclude": [],
-        "rsync_filter": [],
-        **{f"{name}_commands": [] for name in nothing},
-    }
-
-
 @contextmanager
-def start_head(folder: Path, cpus: int, node_types: NodeTypes | None = None) -> Iterator[Head]:
-    """`ray start --head` on free ports, with `folder` as its home; gone at the end, with all it started.
-
-    With `node_types` it has an autoscaler.
-    """
+def start_head(folder: Path, cpus: int) -> Iterator[Head]:
+    """`ray start --head` on free ports, with `folder` as its home; gone at the end, with all it started."""
     sockets = [socket.socket() for _ in range(5)]
     for s in sockets:
         s.bind(("127.0.0.1", 0))
@@ -163,10 +113,6 @@ def start_head(folder: Path, cpus: int, node_types: NodeTypes | None = None) -> 
         f"--dashboard-agent-listen-port={agent}",  # its default is taken where another Ray runs
     ]  # fmt: skip
     env = environment(RAY_AUTH_MODE="disabled", HOME=str(folder), RAY_metrics_report_interval_ms="1000")
-    if node_types:
-        (folder / "cluster.json").write_text(json.dumps(autoscaling(gcs, node_types)))
-        command.append(f"--autoscaling-config={folder / 'cluster.json'}")
-        env |= AUTOSCALER
     with (folder / "head.log").open("wb") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
     try:

@@ -56,6 +56,7 @@ def test_a_run_passes_as_a_job_on_one_cpu_and_tells_its_figures(tmp_path: Path) 
     assert json.loads((output / "environment.json").read_text())["cluster"]["cpus"] == 1
 
 
+@pytest.mark.slow
 def test_two_jobs_at_once_and_one_that_is_stopped_and_goes_on(tmp_path: Path) -> None:
     files = {name: write_run(tmp_path / name) for name in ("birds", "boats")}
     chunks = tmp_path / "boats" / "run" / "markers" / "score"

@@ -1,0 +1,269 @@
+"""Stage `select` on score files made by hand: who is taken, and what each task is handed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+from ray.remote_function import RemoteFunction
+
+from pukd_ray.config import RunConfig, SelectionConfig
+from pukd_ray.corpus.plan import list_inputs, plan_inputs, sources_by_role
+from pukd_ray.corpus.reading import content_hash
+from pukd_ray.corpus.units import Unit, units_from_table
+from pukd_ray.run_folder import SCORES_SCHEMA, SELECTED_SCHEMA, RunFolder
+from pukd_ray.selection import select
+from pukd_ray.selection.calibration import Calibration, to_json
+from pukd_ray.selection.rules import share_quota
+from pukd_ray.selection.scoring import sort_key
+
+CLASSES = 3
+FILES, PER_FILE = 8, 30
+ROWS = FILES * PER_FILE
+Run = tuple[RunFolder, RunConfig, list[Unit]]
+Tasks = list[tuple[str, tuple[Any, ...]]]
+
+
+def image_of(row: int) -> bytes:
+    """Rows 40 to 49 are copies of 0 to 9, and row 7 of the first positive."""
+    return np.random.default_rng(row - 40 if 40 <= row < 50 else row).bytes(900)
+
+
+def score_row(row: int, source: Path) -> dict[str, Any]:
+    """Logits with ties; file 2 has relevant images only, file 5 none; every tenth image is unreadable."""
+    found = dict.fromkeys(SCORES_SCHEMA.names) | {"image_id": f"u.parquet#{row}", "source": str(source)}
+    found |= {"source_row": row, "content_hash": content_hash(image_of(row))}
+    if row % 10 == 3:
+        return found | {"error": "corrupt: by hand"}
+    logit = float(np.round(np.random.default_rng(1000 + row).normal() * 2, 1))
+    logit = {2: abs(logit) + 0.1, 5: -abs(logit)}.get(row // PER_FILE, logit)
+    return found | {
+        "pu_logit": logit,
+        "pu_probability": 1 / (1 + np.exp(-logit)),
+        "teacher_label": row * 7 % 5 % CLASSES,
+        "teacher_confidence": 0.9,
+        "relevant": logit > 0.3,
+        "image": image_of(row) if row % 3 else None,
+    }
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Several units of corpus, eight score files, and the few things that `select` reads of the selector's."""
+    folder = tmp_path_factory.mktemp("select")
+    corpus = folder / "u.parquet"
+    pq.write_table(pa.table({"image": [image_of(k) for k in range(ROWS)]}), corpus, row_group_size=50)
+    pq.write_table(pa.table({"image": [image_of(7), b"other"], "label": [0, 1]}), folder / "p.parquet")
+    teacher = {"arch": "lenet5", "weights": "t.pt", "num_classes": CLASSES, "channels": 1, "mean": [0.5], "std": [0.5]}
+    config = RunConfig(
+        output=str(folder / "run"),
+        teacher=teacher | {"input_size": 8},
+        positives={"uri": str(folder / "p.parquet")},
+        corpus={"uri": str(corpus)},
+    )
+    made = RunFolder(config.output)
+    files = [f"scores/00000-{i}.parquet" for i in range(FILES)]
+    for i, file in enumerate(files):
+        rows = [score_row(k, corpus) for k in range(i * PER_FILE, (i + 1) * PER_FILE)]
+        made.write_table(file, pa.Table.from_pylist(rows, schema=SCORES_SCHEMA))
+    made.write_json("markers/score/00000.json", {"files": files})
+    rng = np.random.default_rng(0)
+    held_out = {"logit": rng.normal(size=200) * 2, "role": ["positives"] * 50 + ["corpus"] * 150}
+    made.write_table("selector/held_out.parquet", pa.table(held_out))
+    made.write_json("selector/calibration.json", to_json(Calibration(1.0, 0.0), [Calibration(0.9, 0.1)] * 3))
+    made.write_json("selector/prior.json", {"value": 0.3})
+    sources = sources_by_role(config)
+    plan_inputs(made, sources, list_inputs(sources).table, print)
+    return made, config, units_from_table(made.read_table("plan.parquet"))
+
+
+@pytest.fixture
+def tasks(monkeypatch: pytest.MonkeyPatch) -> Tasks:
+    """(name, arguments) of each task that this process hands to Ray."""
+    seen: Tasks = []
+    submit = RemoteFunction._remote
+
+    def spy(self: Any, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        seen.append((self._function_name.rpartition(".")[2], args))
+        return submit(self, args, kwargs, **options)
+
+    monkeypatch.setattr(RemoteFunction, "_remote", spy)
+    return seen
+
+
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a corpus of billions is to the real limits: many tasks, parts, writers and shares."""
+    for name, value in {
+        "FILES_PER_TASK": 1,
+        "ROWS_PER_PART": 7,
+        "PART_BYTES": 6000,
+        "MAX_WRITERS": 4,
+        "COPY_SHUFFLE_ROWS": 50,
+    }.items():
+        monkeypatch.setattr(select, name, value)
+
+
+def selected(run: Run, into: str, **selection: Any) -> tuple[dict[str, Any], pa.Table]:
+    folder, config, units = run
+    summary = select.select_images(folder, replace(config, selection=SelectionConfig(**selection)), units, into)
+    names = [f for f in folder.files(into) if f.endswith(".parquet")]
+    assert names == [f"{into}/part-{p:05d}.parquet" for p in range(summary["parts"])]
+    table = pa.concat_tables([folder.read_table(name) for name in names])
+    assert table.schema.equals(SELECTED_SCHEMA)
+    return summary, table
+
+
+def received(refs: tuple[Any, ...]) -> list[Any]:
+    """What a task with these arguments gets, but for plain values."""
+    return [ray.get(r) for a in refs for r in (a if isinstance(a, list) else [a]) if isinstance(r, ray.ObjectRef)]
+
+
+RULES: list[dict[str, Any]] = [
+    {"rule": "positive"},
+    {"rule": "positive", "deduplicate": "none"},
+    {"rule": "budget", "budget": 50},
+    {"rule": "budget", "budget": 30, "order": "random"},
+    {"rule": "quota", "budget": 41},
+    {"rule": "quota", "budget": 80},
+    {"rule": "prior"},
+    {"rule": "precision", "target_precision": 0.8},
+    {"rule": "random", "budget": 100},
+    {"rule": "all"},
+    {"rule": "truth"},
+]
+
+
+def expected(config: RunConfig, **selection: Any) -> list[int]:
+    """Rows that a rule takes, in the order of `selected/`; by plain Python."""
+    scored = [score_row(k, Path()) for k in range(ROWS)]
+    good = [r for r in scored if r["error"] is None]
+    for r in good:
+        r["key"] = sort_key(config.seed, r["image_id"])
+        r["pu_logit"] = float(np.float32(r["pu_logit"]))
+    good.sort(key=lambda r: r["key"])
+    if selection.get("deduplicate") != "none":
+        good = list({r["content_hash"]: r for r in reversed(good)}.values())
+    good = [r for r in good if r["content_hash"] != content_hash(image_of(7))]
+    rule, budget = selection["rule"], selection.get("budget", 0)
+    if rule in ("positive", "budget", "quota"):
+        good = [r for r in good if r["pu_logit"] > 0]
+    if rule == "truth":
+        good = [r for r in good if r["relevant"]]
+    if rule == "random" or "order" in selection:
+        good.sort(key=lambda r: (-(r["key"] % 2**64 >> 40), r["key"]))
+    else:
+        good.sort(key=lambda r: (-r["pu_logit"], r["key"]))
+    if rule == "quota":
+        classes = [[r for r in good if r["teacher_label"] == k] for k in range(CLASSES)]
+        quota = share_quota(np.array([len(c) for c in classes]), budget)
+        good = [r for c, n in zip(classes, quota, strict=True) for r in c[:n]]
+    elif rule == "prior":
+        good = good[: round(0.3 * ROWS * 0.9)]
+    elif budget:
+        good = good[:budget]
+    return [r["source_row"] for r in sorted(good, key=lambda r: r["key"] % 2**64)]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("selection", RULES, ids=lambda s: "-".join(map(str, s.values())))
+def test_who_is_taken_does_not_depend_on_the_number_of_tasks(
+    run: Run, selection: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, whole = selected(run, "whole", **selection)
+    assert plain["parts"] == 1
+    small(monkeypatch)
+    summary, table = selected(run, "small", **selection)
+    assert summary["parts"] > 4
+    rows = table.column("source_row").to_pylist()
+    if selection["rule"] != "precision":
+        assert rows == expected(run[1], **selection)
+    assert table.column("image").to_pylist() == [image_of(k) for k in rows]
+    assert table.equals(whole)
+    for name in plain.keys() - {"parts", "histogram", "estimated"}:
+        assert summary[name] == plain[name], name
+    for name in ("all", "selected", "relevant"):
+        assert summary["histogram"][name] == plain["histogram"][name]
+    np.testing.assert_allclose(summary["histogram"]["logit"], plain["histogram"]["logit"], rtol=1e-12)
+    for name, value in plain["estimated"].items():  # sums of floating point are rounded by task
+        assert summary["estimated"][name] == pytest.approx(value, rel=1e-9)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_no_task_is_handed_rows_of_another(run: Run, monkeypatch: pytest.MonkeyPatch, tasks: Tasks) -> None:
+    small(monkeypatch)
+    summary, _ = selected(run, "handed", rule="positive")
+    copies = [received(args[2:]) for name, args in tasks if name == "_copies_in"]
+    assert len(copies) == 5  # 216 readable rows, 50 in each
+    assert sum(len(piece) for pieces in copies for piece in pieces) == ROWS * 9 // 10
+    writers = [received(args) for name, args in tasks if name.startswith("_write_part")]
+    assert len(writers) == 4
+    tables = [t for pieces in writers for piece in pieces for t in (piece if isinstance(piece, list) else [piece])]
+    assert sum(t.num_rows for t in tables) == summary["n_selected"]
+    # Fetched before the rows were split: afterwards each would be a read of its own.
+    assert sum(t.column("image").null_count for t in tables) == 0
+    # A reference within a list is no dependency to Ray: the task would start, and hold a process, before it is there.
+    assert not [
+        name for name, args in tasks if any(isinstance(a, list) and isinstance(a[0], ray.ObjectRef) for a in args)
+    ]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_task_takes_no_more_images_than_fit_into_its_memory(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tasks: Tasks
+) -> None:
+    small(monkeypatch)
+    selected(run, "shares", rule="all")
+    taken: Counter[Any] = Counter()
+    for name, args in tasks:
+        if name == "_take_rows":
+            taken[args[2], args[4]] += 1
+    assert len(taken) > 2 * FILES
+    assert set(taken.values()) == {1}
+    assert max(n for _, (n, _) in taken) == 4  # 27 images of 900 bytes and their headers, 6000 bytes at a time
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_quotas_need_one_pass_whatever_the_number_of_classes(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tasks: Tasks
+) -> None:
+    small(monkeypatch)
+    selected(run, "quotas", rule="quota", budget=41)
+    counts = Counter(name for name, _ in tasks)
+    assert counts["_count_keys"] == FILES
+    assert [n for name, n in counts.items() if name.startswith("_rows_of_bin")] == [FILES]
+    tasks.clear()
+    monkeypatch.setattr(select, "MAX_TASKS", 3)
+    selected(run, "few", rule="positive")
+    assert Counter(name for name, _ in tasks)["_count_keys"] == 3
+
+
+@pytest.mark.parametrize(("parts", "writers"), [(1, 1), (7, 7), (10, 4), (201, 200), (4096, 200)])
+def test_files_are_ranges_of_the_hash_and_writers_ranges_of_files(parts: int, writers: int) -> None:
+    layout = select._Layout(parts, writers)
+    order = np.sort(np.random.default_rng(0).integers(0, 2**64, 500_000, np.uint64))
+    order[-1] = 2**64 - 1  # 2.0**64 as floating point
+    part = layout.part_of(order)
+    assert np.unique(part).tolist() == list(range(parts))
+    assert (np.diff(part) >= 0).all()
+    files = np.bincount(layout.writer_of(np.arange(parts)))
+    assert len(files) == writers
+    assert files.max() - files.min() <= 1
+    assert (np.diff(layout.writer_of(part)) >= 0).all()
+
+
+def test_kept_images_are_measured_by_footers(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path))
+    rows = [score_row(k, tmp_path) | {"image": image_of(k) * 10 if k % 4 == 0 else None} for k in range(30)]
+    folder.write_table("some.parquet", pa.Table.from_pylist(rows, schema=SCORES_SCHEMA))
+    folder.write_table("none.parquet", pa.Table.from_pylist(rows[1:4], schema=SCORES_SCHEMA))
+    folder.write_table("empty.parquet", SCORES_SCHEMA.empty_table())
+    count, size = select._kept_images(folder, ["some.parquet", "none.parquet", "empty.parquet"]).tolist()
+    assert count == 8
+    assert size == pytest.approx(8 * 9000, rel=0.02)
