@@ -128,13 +128,9 @@ def received(refs: tuple[Any, ...]) -> list[Any]:
 RULES: list[dict[str, Any]] = [
     {"rule": "positive"},
     {"rule": "positive", "deduplicate": "none"},
-    {"rule": "budget", "budget": 50},
     {"rule": "budget", "budget": 30, "order": "random"},
     {"rule": "quota", "budget": 41},
-    {"rule": "quota", "budget": 80},
-    {"rule": "prior"},
     {"rule": "precision", "target_precision": 0.8},
-    {"rule": "random", "budget": 100},
     {"rule": "all"},
     {"rule": "truth"},
 ]
@@ -156,7 +152,7 @@ def expected(config: RunConfig, **selection: Any) -> list[int]:
         good = [r for r in good if r["pu_logit"] > 0]
     if rule == "truth":
         good = [r for r in good if r["relevant"]]
-    if rule == "random" or "order" in selection:
+    if "order" in selection:
         good.sort(key=lambda r: (-(r["key"] % 2**64 >> 40), r["key"]))
     else:
         good.sort(key=lambda r: (-r["pu_logit"], r["key"]))
@@ -164,8 +160,6 @@ def expected(config: RunConfig, **selection: Any) -> list[int]:
         classes = [[r for r in good if r["teacher_label"] == k] for k in range(CLASSES)]
         quota = share_quota(np.array([len(c) for c in classes]), budget)
         good = [r for c, n in zip(classes, quota, strict=True) for r in c[:n]]
-    elif rule == "prior":
-        good = good[: round(0.3 * ROWS * 0.9)]
     elif budget:
         good = good[:budget]
     return [r["source_row"] for r in sorted(good, key=lambda r: r["key"] % 2**64)]
