@@ -6,6 +6,7 @@ Trains the teacher first if its weights are missing and the config says how. Wha
 import argparse
 import sys
 from dataclasses import replace
+from typing import Any
 
 from pukd_ray.cli import Arguments, parse_arguments, run_job
 from pukd_ray.config import PaperConfig
@@ -25,19 +26,18 @@ QUICK = {
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """What this job has beside the config's keys."""
     parser.add_argument("--rows", help="built-in rows to make, such as pu_s1,all (table.rows)")
-    parser.add_argument("--seeds", type=int, help="repetitions (table.seeds and main_seeds)")
+    parser.add_argument("--seeds", type=int, help="repetitions of all rows (table.seeds, for table.main_seeds too)")
     parser.add_argument("--quick", action="store_true", help="two seeds, 20 per class, 200 steps: to see that it runs")
 
 
 def load(arguments: Arguments) -> PaperConfig:
     """The config with what the flags stand for; `--quick` has its own folder, for it makes no part of the table."""
     flags = arguments.flags
-    named = {
-        "table.rows": flags.rows and flags.rows.split(","),
-        "table.seeds": flags.seeds,
-        "table.main_seeds": flags.seeds,
-    }
-    given = {key: value for key, value in named.items() if value is not None}
+    given: dict[str, Any] = {}
+    if flags.rows is not None:
+        given["table.rows"] = flags.rows.split(",")
+    if flags.seeds is not None:
+        given |= {"table.seeds": flags.seeds, "table.main_seeds": None}  # null: as `seeds`
     config = load_paper_table(arguments.config, {**(QUICK if flags.quick else {}), **given, **arguments.overrides})
     return replace(config, output=f"{config.output}-quick") if flags.quick else config
 

@@ -79,6 +79,7 @@ def make_table(config: PaperConfig) -> dict[str, Any]:
     """
     folder = open_folder(config)
     weights = read_bytes(*open_storage(config.teacher.weights))
+    teacher = teacher_inputs(config, weights)
     with engine(config.name) as cluster:
         _check_positives(config)
         original = None
@@ -95,7 +96,7 @@ def make_table(config: PaperConfig) -> dict[str, Any]:
             say(f"selector  {per_class} per class, seed {seed}")
             try:
                 _score(run, mine)
-                made, runs[f"{per_class}-seed{seed}"] = _jobs_of_run(config, run, mine, folder, original, weights)
+                made, runs[f"{per_class}-seed{seed}"] = _jobs_of_run(config, run, mine, folder, original, teacher)
             except RunError as error:
                 failed[f"{per_class} per class, seed {seed}"] = cause_of(error)
                 say(f"          failed: {cause_of(error)}")
@@ -110,7 +111,7 @@ def make_table(config: PaperConfig) -> dict[str, Any]:
         if not jobs:
             raise RunError(f"none of the table's students could be made: {next(iter((failed | lost).values()))}")
         trained = list(dict.fromkeys(unlike[job.training].key for job in jobs))
-        results = _measure_students(config, folder, cluster, trained, weights)
+        results = _measure_students(config, folder, cluster, trained, weights, teacher)
     table = {
         "name": config.name,
         "students": {
@@ -185,9 +186,9 @@ def _jobs_of_run(
     students: list[Student],
     folder: RunFolder,
     original: TrainingSet | None,
-    weights: bytes,
+    teacher: dict[str, Any],
 ) -> tuple[list[StudentJob], dict[str, Any]]:
-    """The students' trainings, their selections made, and what is known of the run; `weights` are the teacher's."""
+    """The students' trainings, their selections made, and what is known of the run; `teacher` are its inputs."""
     run_folder = RunFolder(run.output)
     units = units_from_table(run_folder.read_table("plan.parquet"))
     positives = positives_of(run_folder, run, units)
@@ -196,7 +197,6 @@ def _jobs_of_run(
     reference = original.count if original else planned["counts"]["corpus"]
     steps = total_steps(config.distill, reference)
     selections = _make_selections(config, run, run_folder, units, [s.row for s in students])
-    teacher = teacher_inputs(run, weights)
     scored = run_folder.marker("score")
     jobs = []
     for student in students:
@@ -280,7 +280,12 @@ def _missing(folder: RunFolder, jobs: list[StudentJob]) -> list[StudentJob]:
 
 
 def _measure_students(
-    config: PaperConfig, folder: RunFolder, cluster: Cluster, keys: list[str], weights: bytes
+    config: PaperConfig,
+    folder: RunFolder,
+    cluster: Cluster,
+    keys: list[str],
+    weights: bytes,
+    teacher: dict[str, Any],
 ) -> dict[str, dict[str, Any]]:
     """{key: result} of the students and `teacher`; test accuracies are added to those that have none."""
     run = _run_config(config, folder, 0, config.table.per_class[0])
@@ -289,7 +294,7 @@ def _measure_students(
     results: dict[str, dict[str, Any]] = {name: folder.read_json(file) or {} for name, file in files.items()}
     waiting = [key for key in keys if "top1" not in results[key]]
     networks = {}
-    if results["teacher"].get("inputs") != (teacher := teacher_inputs(run, weights)):
+    if results["teacher"].get("inputs") != teacher:
         results["teacher"] = {"inputs": teacher}
         networks["teacher"] = (config.teacher.arch, weights)
     while waiting or networks:
