@@ -136,8 +136,19 @@ def _flatten(prefix: str, value: Any) -> dict[str, Any]:
     return {k: v for name, inner in value.items() for k, v in _flatten(f"{prefix}.{name}", inner).items()}
 
 
+class StaleResultsError(ConfigError):
+    """The folder holds results of another config, other weights or other files; `changed` has a line for each."""
+
+    def __init__(self, changed: list[str], advice: str) -> None:
+        super().__init__([*changed, advice])
+        self.changed = changed
+
+
 def check_progress(folder: RunFolder, config: RunConfig, redo: str | None, stages: tuple[str, ...]) -> Progress:
-    """Compare the run's markers with config, weights and files; ConfigError if they differ and no `redo` covers it."""
+    """Compare the run's markers with config, weights and files.
+
+    StaleResultsError if they differ and no `redo` covers it.
+    """
     weights = read_bytes(*open_storage(config.teacher.weights))
     inputs = fingerprints(config, weights)
     listing = list_inputs(sources_by_role(config))
@@ -163,12 +174,10 @@ def check_progress(folder: RunFolder, config: RunConfig, redo: str | None, stage
             f if ":" in f else f"{f}: has changed since stage {first_stale} of {folder.display} was done"
             for f in stale[first_stale]
         ]
-        raise ConfigError(
-            [
-                *faults,
-                f"output: results of {', '.join(done)} are there; --redo {first_stale} moves them to old/ and does "
-                "these stages again, or choose another output",
-            ]
+        raise StaleResultsError(
+            faults,
+            f"output: results of {', '.join(done)} are there; --redo {first_stale} moves them to old/ and does "
+            "these stages again, or choose another output",
         )
     if redo is not None:
         again = STAGES[STAGES.index(redo) :]

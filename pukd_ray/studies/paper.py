@@ -24,7 +24,7 @@ from pukd_ray.engine import Cluster, engine, gpus_per_actor
 from pukd_ray.errors import RunError, cause_of
 from pukd_ray.networks.teacher import new_network
 from pukd_ray.networks.zoo import count_multiply_adds, count_parameters
-from pukd_ray.pipeline import open_folder, run_pipeline, teacher_inputs
+from pukd_ray.pipeline import StaleResultsError, open_folder, run_pipeline, teacher_inputs
 from pukd_ray.preflight import weights_exist
 from pukd_ray.progress import say
 from pukd_ray.run_folder import RunFolder, changed_inputs
@@ -151,12 +151,10 @@ def _score(run: RunConfig, students: list[Student]) -> None:
     """The run up to the scores, or to the plan if all learn from P or the original data."""
     try:
         run_pipeline(run, until="score" if any(s.row.data == "selection" for s in students) else "plan")
-    except ConfigError as error:
-        # The last line advises `--redo`, which a table does not have.
-        changed = [fault for fault in error.faults if not fault.startswith("output: results of")]
-        if len(changed) < len(error.faults):
-            changed.append(f"output: {run.output} was made before that: delete that folder, or choose another output")
-        raise ConfigError(changed) from error
+    except StaleResultsError as error:
+        # Its own advice is `--redo`, which a table does not have.
+        advice = f"output: {run.output} was made before that: delete that folder, or choose another output"
+        raise ConfigError([*error.changed, advice]) from error
 
 
 def _warn(text: str) -> None:
