@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,17 +38,21 @@ class Head:
 
     dashboard: str
     metrics: str
+    uploads: bool
+    """Whether jobs run in a copy of the repository. Nodes of one machine share that copy, and each node that starts
+    unpacks it anew, under the feet of the others' workers."""
 
     def submit(self, arguments: str) -> str:
-        """`jobs/full_pipeline.py` with the repository as working directory; the job's id."""
+        """`jobs/full_pipeline.py`; the job's id."""
         job = f"test-{uuid4().hex}"
+        folder, runtime_env = (".", {"working_dir": str(ROOT), **RUNTIME_ENV}) if self.uploads else (ROOT, None)
         # The dashboard answers before the agent that starts jobs is there, and a busy one may answer too late.
         for attempt in range(60):
             try:
                 return self.client().submit_job(
                     submission_id=job,
-                    entrypoint=f"{sys.executable} jobs/full_pipeline.py {arguments}",
-                    runtime_env={"working_dir": str(ROOT), **RUNTIME_ENV},
+                    entrypoint=f"{sys.executable} {folder}/jobs/full_pipeline.py {arguments}",
+                    runtime_env=runtime_env,
                 )
             except (ConnectionError, RuntimeError) as error:
                 if "already exists" in str(error):
@@ -97,9 +102,58 @@ def own_labels(labels: dict[str, Any]) -> list[str]:
     return [labels[k] for k in ("network", "reason", "stage") if k in labels]
 
 
+NodeTypes = Mapping[str, tuple[dict[str, int], int]]
+"""By name: resources of a node, and how many there may be."""
+
+HEAD_ID = "f" * 51 + "00000"
+HEAD_TYPE = "ray.head.default"  # Ray's provider of fake nodes knows no other
+AUTOSCALER = {
+    "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+    "RAY_FAKE_CLUSTER": "1",
+    "RAY_enable_autoscaler_v2": "1",
+    "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
+    "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
+}
+
+
+def autoscaling(gcs: int, node_types: NodeTypes) -> dict[str, Any]:
+    """A cluster file whose nodes are further raylets on this machine; empty ones go after six seconds."""
+    workers = {
+        name: {"resources": resources, "node_config": {}, "min_workers": 0, "max_workers": most}
+        for name, (resources, most) in node_types.items()
+    }
+    nothing = ["initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray"]
+    return {
+        "cluster_name": "fake",
+        "max_workers": sum(most for _, most in node_types.values()),
+        "upscaling_speed": 20.0,
+        "idle_timeout_minutes": 0.1,
+        "docker": {},
+        "provider": {
+            "type": "external",
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "launch_multiple": True,
+            "gcs_address": f"127.0.0.1:{gcs}",
+            "head_node_id": HEAD_ID,
+        },
+        "auth": {"ssh_user": "ubuntu", "ssh_private_key": "/dev/null"},
+        "head_node_type": HEAD_TYPE,
+        "available_node_types": {HEAD_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}, **workers},
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "file_mounts_sync_continuously": False,
+        "rsync_exclude": [],
+        "rsync_filter": [],
+        **{f"{name}_commands": [] for name in nothing},
+    }
+
+
 @contextmanager
-def start_head(folder: Path, cpus: int) -> Iterator[Head]:
-    """`ray start --head` on free ports, with `folder` as its home; gone at the end, with all it started."""
+def start_head(folder: Path, cpus: int, node_types: NodeTypes | None = None) -> Iterator[Head]:
+    """`ray start --head` on free ports, with `folder` as its home; gone at the end, with all it started.
+
+    With `node_types` it has an autoscaler.
+    """
     sockets = [socket.socket() for _ in range(5)]
     for s in sockets:
         s.bind(("127.0.0.1", 0))
@@ -113,12 +167,16 @@ def start_head(folder: Path, cpus: int) -> Iterator[Head]:
         f"--dashboard-agent-listen-port={agent}",  # its default is taken where another Ray runs
     ]  # fmt: skip
     env = environment(RAY_AUTH_MODE="disabled", HOME=str(folder), RAY_metrics_report_interval_ms="1000")
+    if node_types:
+        (folder / "cluster.json").write_text(json.dumps(autoscaling(gcs, node_types)))
+        command.append(f"--autoscaling-config={folder / 'cluster.json'}")
+        env |= AUTOSCALER
     with (folder / "head.log").open("wb") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("RAY_AUTH_MODE", "disabled")  # of the clients in this process
-            yield Head(f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}/metrics")
+            yield Head(f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}/metrics", not node_types)
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         try:

@@ -24,7 +24,7 @@ from pukd_ray.distillation.loss import rkd_objective
 from pukd_ray.distillation.training_set import TrainingSet
 from pukd_ray.distillation.weights import class_weights
 from pukd_ray.engine import spare_threads
-from pukd_ray.networks.teacher import Normalise, dump_state, load_network, new_network, use_threads
+from pukd_ray.networks.teacher import Normalise, dump_state, load_network, new_network, pick_worker_device, use_threads
 from pukd_ray.run_folder import RunFolder
 from pukd_ray.selection.inference import pixel_spec
 from pukd_ray.storage import write_bytes
@@ -131,14 +131,13 @@ def train_loop(setup: dict[str, Any]) -> dict[str, Any] | None:
     """Ray Train worker: for each arm load its images, weigh the classes, distil; rank 0 writes the students."""
     import ray
     import ray.train
-    from ray.train.torch import get_device
 
     config: RunConfig = setup["config"]
     folder: RunFolder = setup["folder"]
     began = time.time()
     context = ray.train.get_context()
     use_threads(spare_threads(context.get_local_world_size()))
-    place = Place(context.get_world_rank(), context.get_world_size(), get_device())
+    place = Place(context.get_world_rank(), context.get_world_size(), pick_worker_device())
     teacher, normalise = frozen_teacher(config.teacher, ray.get(setup["weights"]), place.device)
     arms: list[Arm] = setup["arms"]
     report: dict[str, Any] = {}

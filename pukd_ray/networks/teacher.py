@@ -92,3 +92,10 @@ def use_threads(count: int = 1) -> None:
 def pick_device() -> torch.device:
     """The GPU that Ray gave this process, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pick_worker_device() -> torch.device:
+    """As `pick_device` in a worker of Ray Train, which sees all GPUs that the workers of its node were given."""
+    from ray.train.torch import get_device
+
+    return get_device() if torch.cuda.is_available() else torch.device("cpu")

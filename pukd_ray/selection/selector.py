@@ -22,7 +22,7 @@ from pukd_ray.data_parallel import train_group
 from pukd_ray.engine import Cluster
 from pukd_ray.errors import RunError
 from pukd_ray.networks.selector import PixelSelector, SelectorHead
-from pukd_ray.networks.teacher import dump_state, use_threads
+from pukd_ray.networks.teacher import dump_state, pick_worker_device, use_threads
 from pukd_ray.progress import Stopwatch, progress, remote_progress, say
 from pukd_ray.run_folder import RunFolder
 from pukd_ray.selection.calibration import carry_over, to_json
@@ -108,7 +108,7 @@ def _train_loop(config: dict[str, Any]) -> dict[str, Any] | None:
     """Ray Train worker: the final selector on all of P."""
     import ray.train
     import torch.distributed as dist
-    from ray.train.torch import get_device, prepare_model
+    from ray.train.torch import prepare_model
 
     began = time.time()
     use_threads()
@@ -126,11 +126,11 @@ def _train_loop(config: dict[str, Any]) -> dict[str, Any] | None:
 
     hooks = Hooks(
         on_step=log,
-        prepare=prepare_model,
+        prepare=prepare_model if world > 1 else None,
         rank=rank,
         world=world,
         group=dist.group.WORLD if world > 1 else None,
-        device=get_device(),
+        device=pick_worker_device(),
     )
     examples = Examples(features.p, features.u)
     network = fit_selector(examples, training, trunk, hooks)
@@ -138,8 +138,8 @@ def _train_loop(config: dict[str, Any]) -> dict[str, Any] | None:
         return None
     head = network if isinstance(network, SelectorHead) else network.head
     seen = seen_by(examples, trunk)
-    logits = logits_of(network, seen.u, get_device())
-    scale = log_max_phi(network, seen, training, get_device())
+    logits = logits_of(network, seen.u, hooks.device)
+    scale = log_max_phi(network, seen, training, hooks.device)
     return {
         "head": dump_state({**head.state_dict(), "log_max_phi": torch.tensor(scale, dtype=torch.float64)}),
         "trunk": dump_state(network.extractor.model.state_dict()) if isinstance(network, PixelSelector) else None,
