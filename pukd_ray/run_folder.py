@@ -31,7 +31,7 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
 }
 
 # Raised when a stage's files change meaning: older runs are then redone, never misread.
-FORMAT_VERSION = dict.fromkeys(STAGES, 1)
+FORMAT_VERSION = dict.fromkeys(STAGES, 1) | {"selector": 2}
 
 SCORES_SCHEMA = pa.schema(
     [

@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 from pukd_ray.config import SelectorConfig
 from pukd_ray.selection.calibration import Binned, Calibration, resample_weights
 from pukd_ray.selection.inference import rescale_logits
-from pukd_ray.selection.prior import bbe_prior, dedpul_prior, elkan_noto_ratio, prior_warnings
+from pukd_ray.selection.prior import bbe_prior, dedpul_prior, elkan_noto_ratio, positive_weights, prior_warnings
 from pukd_ray.selection.risk import proxy_accuracy
 from pukd_ray.selection.training import (
     Examples,
@@ -65,6 +65,18 @@ def pu_training(selector: SelectorConfig, first: PriorReport, seed: int) -> tupl
 def final_training(training: Training, fit: FitReport) -> Training:
     """The selector on everything: stopped where the folds were best, on the schedule that they followed."""
     return replace(training, steps=fit.steps, horizon=training.steps)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """What P and U fall into, in the order of their rows."""
+
+    units: np.ndarray
+    """Unit of each of U, [n_u]: the bootstrap draws them whole."""
+    p_classes: np.ndarray
+    """The teacher's label of each of P, int64 [n_p]."""
+    u_classes: np.ndarray
+    """The same for U, [n_u]."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +168,7 @@ def _in_row_order(
     return p, u
 
 
-def estimate_prior(held_out: Sequence[HeldOut], units: np.ndarray, seed: int) -> PriorReport:
+def estimate_prior(held_out: Sequence[HeldOut], groups: Groups, seed: int) -> PriorReport:
     """Pool the folds' held-out scores, standardised per fold, and estimate the prior with its interval."""
     aucs = [np.mean([_auc(h.p_logits[i], h.u_logits[i]) for h in held_out]) for i in range(len(held_out[0].steps))]
     best = int(np.argmax(aucs))
@@ -166,17 +178,18 @@ def estimate_prior(held_out: Sequence[HeldOut], units: np.ndarray, seed: int) ->
         [(h.p_logits[best] - mean) / sd for h, (mean, sd) in zip(held_out, scales, strict=True)],
         [(h.u_logits[best] - mean) / sd for h, (mean, sd) in zip(held_out, scales, strict=True)],
     )
-    folds = [bbe_prior(p[h.p_rows], u[h.u_rows]).value for h in held_out]
-    raw_p = np.concatenate([h.p_logits[best] for h in held_out])
-    raw_u = np.concatenate([h.u_logits[best] for h in held_out])
-    estimate = bbe_prior(p, u)
-    dedpul, ratio = dedpul_prior(p, u), elkan_noto_ratio(expit(raw_p), expit(raw_u))
+    weights = positive_weights(p, u, groups.p_classes, groups.u_classes)
+    folds = [bbe_prior(p[h.p_rows], u[h.u_rows], p_weights=weights[h.p_rows]).value for h in held_out]
+    raw_p, raw_u = _in_row_order(held_out, [h.p_logits[best] for h in held_out], [h.u_logits[best] for h in held_out])
+    estimate = bbe_prior(p, u, p_weights=weights)
+    dedpul, ratio = dedpul_prior(p, u, weights), elkan_noto_ratio(expit(raw_p), expit(raw_u), weights)
     rng = np.random.default_rng(seed)
     draws = []
     for _ in range(BOOTSTRAPS):
-        w_p = resample_weights(rng, len(p)).astype(int)
-        w_u = resample_weights(rng, len(u), units).astype(int)
-        draws.append(bbe_prior(np.repeat(p, w_p), np.repeat(u, w_u)).value)
+        p_rows = np.repeat(np.arange(len(p)), resample_weights(rng, len(p)).astype(int))
+        u_rows = np.repeat(np.arange(len(u)), resample_weights(rng, len(u), groups.units).astype(int))
+        drawn = positive_weights(p[p_rows], u[u_rows], groups.p_classes[p_rows], groups.u_classes[u_rows])
+        draws.append(bbe_prior(p[p_rows], u[u_rows], p_weights=drawn).value)
     lower, upper = np.quantile(draws, [0.05, 0.95])
     return PriorReport(
         value=estimate.value,
@@ -213,12 +226,14 @@ class FitReport:
     bootstrap: tuple[Calibration, ...]
     """Refits on resampled P and units, each with its own prior."""
     p_logits: np.ndarray
+    p_weights: np.ndarray
+    """By which P stands for the relevant images of U, float64 [n_p], mean 1."""
     u_logits: np.ndarray
 
 
 def assess_fit(
     held_out: Sequence[HeldOut],
-    units: np.ndarray,
+    groups: Groups,
     prior: float,
     training: Training,
     first: PriorReport | None,
@@ -227,7 +242,7 @@ def assess_fit(
 
     Args:
         held_out: one per fold.
-        units: unit of each of U, [n_u].
+        groups: of P and U.
         prior: known, or a first estimate.
         training: what the folds were trained for.
         first: where `prior` comes from if it is an estimate. It is then refined, from the logits of nnPU, by
@@ -249,10 +264,15 @@ def assess_fit(
     p, u = pooled(best)
     logits = Binned.of(p, u)
     rng = np.random.default_rng(training.seed)
-    weights = [(resample_weights(rng, len(p)), resample_weights(rng, len(u), units)) for _ in range(BOOTSTRAPS)]
+    # Those of the first round again, from logits that know more.
+    p_weights = positive_weights(p, u, groups.p_classes, groups.u_classes)
+    weights = [
+        (p_weights * resample_weights(rng, len(p)), resample_weights(rng, len(u), groups.units))
+        for _ in range(BOOTSTRAPS)
+    ]
     refined = False
     if first is not None and training.loss == "nnpu":  # the logits of the other losses are no basis for it
-        calibration, estimate = logits.fit()
+        calibration, estimate = logits.fit(None, p_weights)
         refined = 0.5 * prior < estimate < 1.5 * prior
     if refined:
         alike = calibration(u)
@@ -261,7 +281,7 @@ def assess_fit(
     else:
         lookalikes = 0.0
         priors = [prior] * BOOTSTRAPS if first is None else np.clip(first.bootstrap, 1e-4, 1 - 1e-4).tolist()
-        calibration, _ = logits.fit(prior)
+        calibration, _ = logits.fit(prior, p_weights)
         draws = [(logits.fit(known, *drawn)[0], known) for known, drawn in zip(priors, weights, strict=True)]
     plateaus = 1 - rng.uniform(0, lookalikes, BOOTSTRAPS)
     refits = [replace(refit, plateau=float(share)) for (refit, _), share in zip(draws, plateaus, strict=True)]
@@ -280,5 +300,6 @@ def assess_fit(
         calibration=calibration,
         bootstrap=tuple(refits),
         p_logits=p,
+        p_weights=p_weights,
         u_logits=u,
     )

@@ -3,7 +3,8 @@
 All estimators take scores of positives P and of U, higher = more positive, from a scorer that was **not**
 trained on those very images (cross-fitting): its own training positives would put the estimate far too low.
 All assume that P and the positives in U look alike; where they do not, the estimates fall towards 0, and no
-score shows it.
+score shows it. One difference is the rule, and is taken out by weights of P: owners give as many images of each
+class, and corpora do not.
 """
 
 from __future__ import annotations
@@ -33,11 +34,52 @@ class PriorEstimate:
     """Score at which it was read: P and the positives of U are compared at and above it."""
 
 
-def bbe_prior(p_scores: ArrayLike, u_scores: ArrayLike, *, gamma: float = 0.01, delta: float = 0.1) -> PriorEstimate:
+def positive_weights(
+    p_scores: ArrayLike, u_scores: ArrayLike, p_classes: NDArray[np.int64], u_classes: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Weights of P under which its classes are as frequent as among the positives of U.
+
+    Classes are the teacher's, of P and of U alike: whatever it confuses, it confuses in both. `bbe_prior` of P and U
+    of one class alone, times the share of U that has this class, is how much of U is positive and of this class.
+
+    Args:
+        p_scores: [n_p], of held-out positives.
+        u_scores: [n_u], of unlabelled images.
+        p_classes: the teacher's label of each of P, [n_p].
+        u_classes: the same for U, [n_u].
+
+    Returns:
+        Weights [n_p], > 0, mean 1, the same within a class. Ten images of each class, on average, are taken to be in U
+        as they are in P: where hardly any positives are in U there is nothing to tell, and the weights stay near 1.
+    """
+    p, u = _checked("p_scores", p_scores), _checked("u_scores", u_scores)
+    names, index, counts = np.unique(p_classes, return_inverse=True, return_counts=True)
+    p_parts = np.split(p[np.argsort(index, kind="stable")], np.cumsum(counts)[:-1])
+    order = np.argsort(u_classes, kind="stable")
+    first, last = (np.searchsorted(u_classes, names, side, sorter=order) for side in ("left", "right"))
+    u_parts = [u[order[i:j]] for i, j in zip(first, last, strict=True)]
+    positives = np.array(
+        [bbe_prior(a, b).value * b.size if b.size else 0.0 for a, b in zip(p_parts, u_parts, strict=True)]
+    )
+    as_in_p = counts / p.size
+    positives += 10 * names.size * as_in_p
+    weights: NDArray[np.float64] = (positives / positives.sum() / as_in_p)[index]
+    return weights
+
+
+def bbe_prior(
+    p_scores: ArrayLike,
+    u_scores: ArrayLike,
+    *,
+    gamma: float = 0.01,
+    delta: float = 0.1,
+    p_weights: ArrayLike | None = None,
+) -> PriorEstimate:
     """Best Bin Estimation (Garg et al. 2021, algorithm 1).
 
     Let ``q_p(c)`` and ``q_u(c)`` be the shares of P and U that score at least c, and
-    ``k = (1 + gamma) * (sqrt(ln(4 / delta) / (2 n_u)) + sqrt(ln(4 / delta) / (2 n_p)))``. The c with the
+    ``k = (1 + gamma) * (sqrt(ln(4 / delta) / (2 n_u)) + sqrt(ln(4 / delta) / (2 n_p)))``, with weights of P the
+    effective number ``n_p = (sum w)^2 / sum w^2``. The c with the
     least upper bound ``(q_u(c) + k) / q_p(c)``, the lowest of equals, gives the estimate ``q_u(c) / q_p(c)``
     and its interval, ``k / q_p(c)`` to both sides. There must be a score above which positives are found and
     hardly any negatives; otherwise the estimate is too high. O(n log n).
@@ -47,17 +89,22 @@ def bbe_prior(p_scores: ArrayLike, u_scores: ArrayLike, *, gamma: float = 0.01, 
         u_scores: [n_u], of unlabelled images.
         gamma: the paper's safety margin on ``k``, >= 0.
         delta: 1 - the confidence level of the interval, in (0, 1).
+        p_weights: of P, > 0, [n_p]; None: all the same.
 
     Raises:
         ValueError: an empty or non-finite input, or a bad ``gamma`` or ``delta``.
     """
     if not (gamma >= 0 and 0 < delta < 1):
         raise ValueError(f"gamma must be >= 0 and delta in (0, 1), not {gamma} and {delta}")
-    p, u = np.sort(_checked("p_scores", p_scores)), np.sort(_checked("u_scores", u_scores))
+    p, u = _checked("p_scores", p_scores), np.sort(_checked("u_scores", u_scores))
+    order = np.argsort(p)
+    p, weights = p[order], _weights(p_weights, p.size)[order]
     # q_p is constant from one P score (exclusive) to the next and q_u never rises: the best c is a P score.
     thresholds = np.unique(p)
-    q_p, q_u = ((s.size - np.searchsorted(s, thresholds)) / s.size for s in (p, u))
-    k = (1 + gamma) * sum(math.sqrt(math.log(4 / delta) / (2 * n)) for n in (u.size, p.size))
+    q_p = np.cumsum(weights[::-1])[::-1][np.searchsorted(p, thresholds)] / weights.sum()
+    q_u = (u.size - np.searchsorted(u, thresholds)) / u.size
+    n_p = weights.sum() ** 2 / (weights**2).sum()
+    k = (1 + gamma) * sum(math.sqrt(math.log(4 / delta) / (2 * n)) for n in (u.size, n_p))
     best = np.argmin((q_u + k) / q_p)
     value, margin = q_u[best] / q_p[best], k / q_p[best]
     return PriorEstimate(
@@ -68,7 +115,7 @@ def bbe_prior(p_scores: ArrayLike, u_scores: ArrayLike, *, gamma: float = 0.01, 
     )
 
 
-def dedpul_prior(p_scores: ArrayLike, u_scores: ArrayLike) -> float:
+def dedpul_prior(p_scores: ArrayLike, u_scores: ArrayLike, p_weights: ArrayLike | None = None) -> float:
     """A light version of DEDPUL (Ivanov 2020), to check `bbe_prior` by another route.
 
     The prior is the least ``f_u / f_p``, reached where scores are highest. Here ``f_p / (f_p + f_u)`` is the
@@ -80,6 +127,7 @@ def dedpul_prior(p_scores: ArrayLike, u_scores: ArrayLike) -> float:
     Args:
         p_scores: [n_p], of held-out positives.
         u_scores: [n_u], of unlabelled images.
+        p_weights: as in `bbe_prior`.
 
     Returns:
         The prior, in [0, 1].
@@ -89,12 +137,15 @@ def dedpul_prior(p_scores: ArrayLike, u_scores: ArrayLike) -> float:
     """
     p, u = _checked("p_scores", p_scores), _checked("u_scores", u_scores)
     scores = np.concatenate([p, u])
-    weights = np.concatenate([np.full(p.size, 0.5 / p.size), np.full(u.size, 0.5 / u.size)])
+    of_p = _weights(p_weights, p.size)
+    of_p = of_p / of_p.sum()
+    weights = np.concatenate([0.5 * of_p, np.full(u.size, 0.5 / u.size)])
     order = np.argsort(scores)
     cuts = np.searchsorted(np.cumsum(weights[order]), np.arange(1, _BINS) / _BINS)
     edges = np.unique(scores[order][cuts])  # ties leave fewer bins
     mass_p, mass_u = (
-        np.bincount(np.searchsorted(edges, s, side="right"), minlength=edges.size + 1) / s.size for s in (p, u)
+        np.bincount(np.searchsorted(edges, s, side="right"), w, minlength=edges.size + 1)
+        for s, w in ((p, of_p), (u, np.full(u.size, 1 / u.size)))
     )
     filled = mass_p + mass_u > 0
     mass_p, mass_u = mass_p[filled], mass_u[filled]
@@ -104,7 +155,9 @@ def dedpul_prior(p_scores: ArrayLike, u_scores: ArrayLike) -> float:
     return float(min(1.0, (1 - top) / top))
 
 
-def elkan_noto_ratio(p_probabilities: ArrayLike, u_probabilities: ArrayLike) -> float:
+def elkan_noto_ratio(
+    p_probabilities: ArrayLike, u_probabilities: ArrayLike, p_weights: ArrayLike | None = None
+) -> float:
     """An upper bound of the prior, ``mean_U g / mean_P g`` with ``g = f_p / (f_p + f_u)`` (Elkan, Noto 2008).
 
     As the positives of U score like P, it equals ``prior + (1 - prior) * mean_N g / mean_P g``. ``g`` is the
@@ -114,6 +167,7 @@ def elkan_noto_ratio(p_probabilities: ArrayLike, u_probabilities: ArrayLike) -> 
     Args:
         p_probabilities: [n_p] in [0, 1], of held-out positives.
         u_probabilities: [n_u] in [0, 1], of unlabelled images.
+        p_weights: as in `bbe_prior`.
 
     Returns:
         The ratio, not clipped: above 1 the scorer is worse than chance.
@@ -126,7 +180,7 @@ def elkan_noto_ratio(p_probabilities: ArrayLike, u_probabilities: ArrayLike) -> 
         raise ValueError("probabilities must lie in [0, 1]: apply a sigmoid to logits")
     if p.max() == 0:
         raise ValueError("p_probabilities are all 0: the scorer has learnt nothing about the positives")
-    return float(u.mean() / p.mean())
+    return float(u.mean() / np.average(p, weights=_weights(p_weights, p.size)))
 
 
 def prior_warnings(estimate: PriorEstimate, *, dedpul: float, elkan_noto: float) -> list[str]:
@@ -157,6 +211,10 @@ def prior_warnings(estimate: PriorEstimate, *, dedpul: float, elkan_noto: float)
             "selection.rule: budget."
         )
     return warnings
+
+
+def _weights(weights: ArrayLike | None, count: int) -> NDArray[np.float64]:
+    return np.ones(count) if weights is None else np.asarray(weights, dtype=np.float64)
 
 
 def _checked(name: str, values: ArrayLike) -> NDArray[np.float64]:

@@ -4,7 +4,7 @@ By two estimators, which fail in different ways (method sheet 3.7, 4.3), and hal
 
 - modelled: the mean of P(relevant) over the selection, and its sum there relative to its sum over all scored images;
 - counted: the recall of held-out P, and the precision it stands for, prior * recall / share selected. No model of the
-  logits, but P must look like the relevant images, and it has only as many steps as P has images.
+  logits, but P, weighted, must look like the relevant images, and it has only as many steps as P has images.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ def estimate_quality(
     selected: np.ndarray,
     logits: np.ndarray,
     p_logits: np.ndarray,
+    p_weights: np.ndarray,
     calibration: Calibration,
     bootstrap: list[Calibration],
 ) -> dict[str, Any]:
@@ -31,6 +32,7 @@ def estimate_quality(
         selected: those of them that are selected, [M].
         logits: mean logit of each bin, [M].
         p_logits: held-out logits of P, [n_p].
+        p_weights: by which P stands for the relevant images of the corpus, [n_p] (`positive_weights`).
         calibration: of these logits.
         bootstrap: its refits on resampled P and units. The intervals come from both estimators with each of them and
             resampled P, and from how a count of images spreads around its probability.
@@ -40,18 +42,19 @@ def estimate_quality(
     taken = np.interp(p_logits, logits[filled], selected[filled] / everything[filled])
     n_selected, n_relevant = float(selected.sum()), float(everything @ calibration(logits))
 
-    def quality(fit: Calibration, p_weights: np.ndarray) -> list[tuple[float, float]]:
+    def quality(fit: Calibration, weights: np.ndarray) -> list[tuple[float, float]]:
         """(precision, recall), modelled and counted."""
         probability = fit(logits)
         inside, relevant = float(selected @ probability), float(everything @ probability)
         if not (n_selected and relevant):
             return [(0.0, 0.0)] * 2
-        recall = float(p_weights @ taken / p_weights.sum())
+        recall = float(weights @ taken / weights.sum())
         return [(inside / n_selected, inside / relevant), (min(1.0, relevant * recall / n_selected), recall)]
 
-    precision, recall = np.mean(quality(calibration, np.ones(len(p_logits))), axis=0).tolist()
+    precision, recall = np.mean(quality(calibration, p_weights), axis=0).tolist()
     rng = np.random.default_rng(0)
-    draws = np.array([both for refit in bootstrap for both in quality(refit, resample_weights(rng, len(p_logits)))])
+    drawn = [p_weights * resample_weights(rng, len(p_logits)) for _ in bootstrap]
+    draws = np.array([both for refit, w in zip(bootstrap, drawn, strict=True) for both in quality(refit, w)])
     images = np.maximum(np.round([n_selected, n_relevant]), 1)
     draws = rng.binomial(images.astype(np.int64), np.clip(draws, 0, 1)) / images
     low, high = np.quantile(draws, [0.05, 0.95], axis=0)

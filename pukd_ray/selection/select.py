@@ -79,6 +79,7 @@ def select_images(folder: RunFolder, config: RunConfig, units: list[Unit], into:
     groups = [files[i : i + size] for i in range(0, len(files), size)]
     held_out = folder.read_table("selector/held_out.parquet")
     logits = held_out.column("logit").to_numpy().astype(np.float64)
+    of_p = pc.equal(held_out.column("role"), "positives").to_numpy(zero_copy_only=False)
     inner = np.unique(np.quantile(logits, np.linspace(0, 1, BINS - 1)))
     job = Job(folder, config, np.r_[-np.inf, inner, np.inf], into)
     with progress("select", 3 * len(groups), "tasks") as bar:
@@ -92,7 +93,8 @@ def select_images(folder: RunFolder, config: RunConfig, units: list[Unit], into:
         np.array(summary["histogram"]["all"]),
         np.array(summary["histogram"]["selected"]),
         np.array(summary["histogram"]["logit"]),
-        logits[pc.equal(held_out.column("role"), "positives").to_numpy(zero_copy_only=False)],
+        logits[of_p],
+        held_out.column("weight").to_numpy()[of_p].astype(np.float64),
         *from_json(folder.read_json("selector/calibration.json")),
     )
     summary["rule"] = config.selection.rule

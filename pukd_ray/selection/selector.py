@@ -29,6 +29,7 @@ from pukd_ray.selection.calibration import carry_over, to_json
 from pukd_ray.selection.crossfit import (
     FOLDS,
     FitReport,
+    Groups,
     HeldOut,
     PriorReport,
     assess_fit,
@@ -80,15 +81,15 @@ def _fit_fold(features: Examples, trunk: Trunk | None, fold: int, training: Trai
 
 
 @ray.remote(num_cpus=0.5)
-def _estimate_prior(units: np.ndarray, seed: int, *held_out: HeldOut) -> PriorReport:
-    return estimate_prior(held_out, units, seed)
+def _estimate_prior(groups: Groups, seed: int, *held_out: HeldOut) -> PriorReport:
+    return estimate_prior(held_out, groups, seed)
 
 
 @ray.remote(num_cpus=0.5)
 def _assess_fit(
-    units: np.ndarray, prior: float, training: Training, first: PriorReport | None, *held_out: HeldOut
+    groups: Groups, prior: float, training: Training, first: PriorReport | None, *held_out: HeldOut
 ) -> FitReport:
-    return assess_fit(held_out, units, prior, training, first)
+    return assess_fit(held_out, groups, prior, training, first)
 
 
 @ray.remote(num_cpus=1)
@@ -178,16 +179,16 @@ def train_selector(
     agreement = _check_teacher_agrees(light, config)
 
     selector = config.selector
-    units_ref = ray.put(light.u_units)
+    groups = ray.put(Groups(light.u_units, light.p_teacher, light.u_teacher))
     scorer = scorer_training(selector, config.seed)
     # P against U needs no trunk of its own.
     scorers = _all_folds(lambda fold: _fit_fold.remote(features, None, fold, scorer), "P against U", spans)
-    first: PriorReport = ray.get(_estimate_prior.remote(units_ref, config.seed, *scorers))
+    first: PriorReport = ray.get(_estimate_prior.remote(groups, config.seed, *scorers))
     _check_prior(config, first)
     estimated = selector.prior == "auto"
     prior, training = pu_training(selector, first, config.seed)
     fits = _all_folds(lambda fold: _fit_fold.remote(features, trunk, fold, training), selector.loss, spans)
-    fit: FitReport = ray.get(_assess_fit.remote(units_ref, prior, training, first if estimated else None, *fits))
+    fit: FitReport = ray.get(_assess_fit.remote(groups, prior, training, first if estimated else None, *fits))
     final = final_training(training, fit)
     value = fit.prior
     result = _fit_final(folder, config, cluster, files, final, shared)
@@ -221,6 +222,9 @@ def train_selector(
         {
             "classes": labelled.classes or config.teacher.class_names,
             "positives_per_class": labelled.class_counts(config.teacher.num_classes).tolist(),
+            "positive_weights": {
+                int(k): float(fit.p_weights[light.p_teacher == k][0]) for k in np.unique(light.p_teacher)
+            },
             "n_positives": n_p,
             "n_sample": n_u,
             "rejected_positives": {image: e for role, image, e in errors if role == "positives"},
@@ -362,6 +366,7 @@ def _write_head(
             {
                 "role": ["positives"] * len(fit.p_logits) + ["corpus"] * len(fit.u_logits),
                 "logit": pa.array(np.concatenate([fit.p_logits, fit.u_logits]), pa.float32()),
+                "weight": pa.array(np.concatenate([fit.p_weights, np.ones(len(fit.u_logits))]), pa.float32()),
             }
         ),
     )

@@ -25,6 +25,7 @@ from pukd_ray.progress import progress
 from pukd_ray.selection.calibration import carry_over
 from pukd_ray.selection.crossfit import (
     FOLDS,
+    Groups,
     assess_fit,
     estimate_prior,
     final_training,
@@ -75,10 +76,12 @@ SETTINGS: Mapping[str, Setting] = {
 
 @dataclass(frozen=True)
 class Cache:
-    """Features and the teacher's confidence of the whole bank, for one choice of taps and grid."""
+    """Features and the teacher's opinion of the whole bank, for one choice of taps and grid."""
 
     features: np.ndarray
     """float16 [N, C]."""
+    classes: np.ndarray
+    """The teacher's labels, int64 [N]."""
     confidence: np.ndarray
     """float32 [N]."""
     cpu_seconds_per_image: float
@@ -91,8 +94,8 @@ def extract_bank(bank: Bank, teacher: TeacherConfig, weights: bytes, grid: int |
     parts = [network(bank.images[i : i + 512, None]) for i in range(0, len(bank.images), 512)]
     seconds = time.process_time() - began
     features = np.concatenate([as_half(f.numpy()) for f, _ in parts])
-    confidence = teacher_opinion(torch.cat([z for _, z in parts]).numpy())[1]
-    return Cache(features, confidence, seconds / len(bank.images))
+    classes, confidence, _ = teacher_opinion(torch.cat([z for _, z in parts]).numpy())
+    return Cache(features, classes, confidence, seconds / len(bank.images))
 
 
 def measure(
@@ -124,12 +127,12 @@ def measure(
         trunk = Trunk(teacher, weights, selector.grid, Examples(views, bank.images[pool.corpus, None]))
 
     began = time.process_time()
-    units = np.arange(len(pool.corpus)) // UNIT_ROWS
+    groups = Groups(np.arange(len(pool.corpus)) // UNIT_ROWS, cache.classes[pool.positives], cache.classes[pool.corpus])
     scorer = scorer_training(selector, seed)
-    first = estimate_prior([fit_fold(features, k, scorer) for k in range(FOLDS)], units, seed)
+    first = estimate_prior([fit_fold(features, k, scorer) for k in range(FOLDS)], groups, seed)
     prior, training = pu_training(selector, first, seed)
     held_out = [fit_fold(features, k, training, trunk) for k in range(FOLDS)]
-    fit = assess_fit(held_out, units, prior, training, first if selector.prior == "auto" else None)
+    fit = assess_fit(held_out, groups, prior, training, first if selector.prior == "auto" else None)
     final = final_training(training, fit)
     fitted = fit_selector(features, final, trunk)
     seen = seen_by(features, trunk)
@@ -138,7 +141,8 @@ def measure(
 
     calibration, bootstrap = carry_over(fit.calibration, fit.bootstrap, logits, fit.prior)
     ones = np.ones(len(logits))
-    estimated = estimate_quality(ones, (logits > 0).astype(float), logits, fit.p_logits, calibration, bootstrap)
+    taken = (logits > 0).astype(float)
+    estimated = estimate_quality(ones, taken, logits, fit.p_logits, fit.p_weights, calibration, bootstrap)
     figures = {
         **_quality(logits, pool),
         **_at_target(logits, calibration(logits), pool),

@@ -1,17 +1,20 @@
 """Prior estimators against golden.json, a brute-force loop, and mixtures whose prior is known."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import expit
 
 from pukd_ray.selection.prior import (
     PriorEstimate,
     bbe_prior,
     dedpul_prior,
     elkan_noto_ratio,
+    positive_weights,
     prior_warnings,
 )
 
@@ -78,6 +81,47 @@ def test_estimates_of_a_known_prior(prior):
         assert estimate.lower <= prior <= estimate.upper
         # Below 5 % the 0.95 quantile over U of the original lies among the negatives and says 1.
         assert dedpul_prior(p, u) == pytest.approx(prior, abs=0.01 + 0.15 * prior)
+
+
+@pytest.mark.parametrize("shares", [(0.1, 0.1, 0.1), (0.2, 0.08, 0.02), (0.02, 0.08, 0.2)])
+@pytest.mark.parametrize("n_p", [60, 300])
+def test_a_balanced_p_stands_for_an_imbalanced_corpus(shares, n_p):
+    """Classes differ in how well they are told apart from the rest, and the teacher names the rest at random."""
+    rng = np.random.default_rng(5)
+    n_u, gaps = 20_000, np.array([4.0, 3.5, 3.0])
+    kind = rng.choice(4, n_u, p=[*shares, 1 - sum(shares)])
+    u = rng.normal(np.r_[gaps, 0.0][kind], 1)
+    u_classes = np.where(kind == 3, rng.integers(0, 3, n_u), kind)
+    p_classes = np.repeat([0, 1, 2], n_p // 3)
+    p = rng.normal(gaps[p_classes], 1)
+    weights = positive_weights(p, u, p_classes, u_classes)
+    assert weights.mean() == pytest.approx(1)
+    found = np.bincount(p_classes, weights) / n_p
+    np.testing.assert_allclose(found, np.array(shares) / sum(shares), atol=0.12 if n_p == 60 else 0.06)
+    with_weights = [bbe_prior(p, u, p_weights=weights).value, dedpul_prior(p, u, weights)]
+    np.testing.assert_allclose(with_weights, sum(shares), atol=0.06)
+    assert with_weights[0] <= elkan_noto_ratio(expit(p - 2), expit(u - 2), weights)
+    if shares[2] > shares[0] and n_p == 300:  # the hardest class is the most frequent
+        assert bbe_prior(p, u).value < sum(shares) - 0.03
+
+
+def test_weights_of_p_without_anything_to_weigh():
+    p, u = mixture(np.random.default_rng(0), 0.2)
+    alike = positive_weights(p, u, np.zeros(1000, int), np.zeros(20_000, int))
+    np.testing.assert_array_equal(alike, np.ones(1000))
+    same = bbe_prior(p, u, p_weights=np.full(1000, 3.0))
+    assert dataclasses.astuple(same) == pytest.approx(dataclasses.astuple(bbe_prior(p, u)))
+    # Nothing of U has the teacher's label of P, or looks like it.
+    for scores, label in ((u, 7), (u - 99, 1)):
+        np.testing.assert_allclose(positive_weights(p, scores, np.arange(1000) % 3, np.full(20_000, label)), 1)
+    # A class that the corpus does not have keeps a little weight.
+    weights = positive_weights(p, u, np.arange(1000) % 2, np.zeros(20_000, int))
+    assert weights.mean() == pytest.approx(1)
+    assert weights[1] / weights[0] == pytest.approx(10 / 4_000, rel=0.1)
+    # Two positives of U say nothing about classes.
+    few = np.r_[np.zeros(5_000), [9.0, 9.0]]
+    weights = positive_weights(np.full(100, 9.0), few, np.arange(100) % 2, np.r_[np.arange(5_000) % 2, 0, 0])
+    assert weights[0] / weights[1] == pytest.approx(12 / 10)
 
 
 def test_dedpul_extremes():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pukd_ray.selection.calibration import Binned, Calibration, resample_weights
-from pukd_ray.selection.crossfit import HeldOut, assess_fit
+from pukd_ray.selection.crossfit import Groups, HeldOut, assess_fit
 from pukd_ray.selection.quality import estimate_quality
 from pukd_ray.selection.training import Training
 
@@ -31,7 +31,7 @@ def refits(p: np.ndarray, u: np.ndarray) -> tuple[Calibration, list[Calibration]
 
 
 def quality(p: np.ndarray, u: np.ndarray, selected: np.ndarray) -> dict[str, Any]:
-    return estimate_quality(np.ones(len(u)), selected.astype(float), u, p, *refits(p, u))
+    return estimate_quality(np.ones(len(u)), selected.astype(float), u, p, np.ones(len(p)), *refits(p, u))
 
 
 @pytest.mark.parametrize("prior", [0.05, 0.3])
@@ -54,7 +54,7 @@ def test_bins_say_the_same_as_images() -> None:
     index = np.searchsorted(edges, u, side="right")
     everything, selected = np.bincount(index), np.bincount(index, u > 0)
     means = np.bincount(index, u) / np.maximum(everything, 1)
-    by_bin = estimate_quality(everything, selected, means, p, *refits(p, u))
+    by_bin = estimate_quality(everything, selected, means, p, np.ones(len(p)), *refits(p, u))
     for name in ("precision", "recall"):
         assert by_bin[name] == pytest.approx(by_image[name], abs=0.01)
         np.testing.assert_allclose(by_bin[f"{name}_interval"], by_image[f"{name}_interval"], atol=0.02)
@@ -66,7 +66,7 @@ def test_a_random_part_has_the_precision_of_the_whole() -> None:
     half[np.random.default_rng(0).permutation(len(u))[: len(u) // 2]] = 1
     everything, index = np.bincount(np.digitize(u, np.linspace(-4, 4, 40))), np.digitize(u, np.linspace(-4, 4, 40))
     means = np.bincount(index, u) / np.maximum(everything, 1)
-    found = estimate_quality(everything, np.bincount(index, half), means, p, *refits(p, u))
+    found = estimate_quality(everything, np.bincount(index, half), means, p, np.ones(len(p)), *refits(p, u))
     assert found["recall"] == pytest.approx(0.5, abs=0.03)
     assert found["precision"] == pytest.approx(0.3, abs=0.04)
 
@@ -75,7 +75,7 @@ def test_recall_counts_held_out_positives_too() -> None:
     """A model that takes all of U's top for relevant is held against P's own recall."""
     p, u, _ = sample(3.0, 500, 8_000, 0.3)
     certain = Calibration(50.0, 0.0)
-    one = estimate_quality(np.ones(len(u)), (u > 0).astype(float), u, p, certain, [certain] * 40)
+    one = estimate_quality(np.ones(len(u)), (u > 0).astype(float), u, p, np.ones(len(p)), certain, [certain] * 40)
     modelled, counted = 1.0, (p > 0).mean()
     assert one["recall"] == pytest.approx((modelled + counted) / 2, abs=0.005)
     assert one["precision"] == pytest.approx((1 + counted) / 2, abs=0.005)
@@ -86,8 +86,8 @@ def test_few_images_spread_around_their_probability() -> None:
     half = Calibration(0.0, 0.0)
     widths = {}
     for count in (10, 10_000):
-        found = estimate_quality(np.full(2, count), np.array([0, count]), np.array([-1.0, 1.0]), np.ones(5_000), half,
-                                 [half] * 100)  # fmt: skip
+        images, taken, logits = np.full(2, count), np.array([0, count]), np.array([-1.0, 1.0])
+        found = estimate_quality(images, taken, logits, np.ones(5_000), np.ones(5_000), half, [half] * 100)
         widths[count] = np.diff(found["recall_interval"])[0]
         assert found["precision"] == pytest.approx(0.75)  # half modelled, 1 counted
     assert widths[10] > widths[10_000]
@@ -102,7 +102,8 @@ def test_nothing_selected_is_zero_of_both() -> None:
 def fit_report(p: np.ndarray, u: np.ndarray, prior: float) -> Any:
     first = type("First", (), {"bootstrap": (prior,) * 200})()
     held_out = HeldOut((100,), np.arange(len(p)), np.arange(len(u)), p[None], u[None], (0, 0))
-    return assess_fit([held_out], np.arange(len(u)) // 100, prior, TRAINING, first)
+    groups = Groups(np.arange(len(u)) // 100, np.zeros(len(p), np.int64), np.zeros(len(u), np.int64))
+    return assess_fit([held_out], groups, prior, TRAINING, first)
 
 
 def test_room_for_lookalikes_only_where_classes_overlap() -> None:
@@ -117,7 +118,9 @@ def test_room_for_lookalikes_only_where_classes_overlap() -> None:
     assert reports[12.0].calibration.plateau > 0.99
     p, u, truth = sample(12.0, 500, 8_000, 0.2, seed=3)
     fit = reports[12.0]
-    found = estimate_quality(np.ones(len(u)), (u > 0).astype(float), u, p, fit.calibration, list(fit.bootstrap))
+    found = estimate_quality(
+        np.ones(len(u)), (u > 0).astype(float), u, p, fit.p_weights, fit.calibration, list(fit.bootstrap)
+    )
     assert found["precision_interval"][0] > 0.9
     assert found["precision_interval"][1] > 0.999
     assert found["recall"] > 0.99

@@ -75,7 +75,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         made.write_table(file, pa.Table.from_pylist(rows, schema=SCORES_SCHEMA))
     made.write_json("markers/score/00000.json", {"files": files})
     rng = np.random.default_rng(0)
-    held_out = {"logit": rng.normal(size=200) * 2, "role": ["positives"] * 50 + ["corpus"] * 150}
+    held_out = {
+        "logit": rng.normal(size=200) * 2,
+        "role": ["positives"] * 50 + ["corpus"] * 150,
+        "weight": np.ones(200),
+    }
     made.write_table("selector/held_out.parquet", pa.table(held_out))
     made.write_json("selector/calibration.json", to_json(Calibration(1.0, 0.0), [Calibration(0.9, 0.1)] * 3))
     made.write_json("selector/prior.json", {"value": 0.3})

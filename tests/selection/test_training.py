@@ -14,6 +14,7 @@ from pukd_ray.networks.selector import SelectorHead
 from pukd_ray.networks.teacher import Teacher, dump_state, new_network
 from pukd_ray.selection.crossfit import (
     FOLDS,
+    Groups,
     assess_fit,
     checkpoint_steps,
     estimate_prior,
@@ -164,17 +165,21 @@ def test_folds_hold_every_row_once_and_no_row_they_trained_on(monkeypatch: pytes
     assert folds[0].p_logits.shape == (10, 24)
 
 
+def one_class(n_p: int, units: np.ndarray) -> Groups:
+    return Groups(units, np.zeros(n_p, np.int64), np.zeros(len(units), np.int64))
+
+
 def test_the_chain_finds_prior_precision_and_recall() -> None:
     examples, truth = gaussians(5, n_p=300, n_u=4000)
     selector = SelectorConfig(steps=200, batch_size=128, lr=0.01)
     scorer = scorer_training(selector, 0)
     assert (scorer.loss, scorer.steps) == ("naive", 200)
-    units = np.arange(4000) // 100
-    first = estimate_prior([fit_fold(examples, k, scorer) for k in range(FOLDS)], units, 0)
+    groups = one_class(300, np.arange(4000) // 100)
+    first = estimate_prior([fit_fold(examples, k, scorer) for k in range(FOLDS)], groups, 0)
     prior, training = pu_training(selector, first, 0)
     assert training.prior >= prior == first.value
     held_out = [fit_fold(examples, k, training) for k in range(FOLDS)]
-    fit = assess_fit(held_out, units, prior, training, first)
+    fit = assess_fit(held_out, groups, prior, training, first)
     assert fit.refined
     assert fit.prior == pytest.approx(truth.mean(), abs=0.03)
     lower, upper = fit.prior_interval
@@ -197,11 +202,13 @@ def test_a_given_prior_is_used_as_it_is() -> None:
     examples, _ = gaussians(6)
     selector = SelectorConfig(steps=40, batch_size=64, lr=0.01, prior=0.2)
     first = estimate_prior(
-        [fit_fold(examples, k, scorer_training(selector, 0)) for k in range(FOLDS)], np.zeros(1500), 0
+        [fit_fold(examples, k, scorer_training(selector, 0)) for k in range(FOLDS)], one_class(120, np.zeros(1500)), 0
     )
     prior, training = pu_training(selector, first, 0)
     assert (prior, training.prior) == (0.2, 0.2)
-    fit = assess_fit([fit_fold(examples, k, training) for k in range(FOLDS)], np.zeros(1500), prior, training, None)
+    fit = assess_fit(
+        [fit_fold(examples, k, training) for k in range(FOLDS)], one_class(120, np.zeros(1500)), prior, training, None
+    )
     assert (fit.prior, fit.refined) == (0.2, False)
     assert fit.calibration(fit.u_logits).mean() == pytest.approx(0.2, abs=0.01)
     assert fit.prior_interval == (0.2, 0.2)
@@ -211,9 +218,9 @@ def test_a_given_prior_is_used_as_it_is() -> None:
 def test_a_wild_refinement_is_not_believed() -> None:
     examples, _ = gaussians(7)
     first = estimate_prior([fit_fold(examples, k, replace(TRAINING, loss="naive", steps=40)) for k in range(FOLDS)],
-                           np.zeros(1500), 0)  # fmt: skip
+                           one_class(120, np.zeros(1500)), 0)  # fmt: skip
     held_out = [fit_fold(examples, k, replace(TRAINING, steps=40)) for k in range(FOLDS)]
-    far = assess_fit(held_out, np.zeros(1500), 0.9, TRAINING, replace(first, value=0.9))
+    far = assess_fit(held_out, one_class(120, np.zeros(1500)), 0.9, TRAINING, replace(first, value=0.9))
     assert (far.prior, far.refined) == (0.9, False)
 
 
@@ -268,6 +275,6 @@ def test_folds_of_a_finetuned_trunk_score_pixels() -> None:
     training = replace(TRAINING, steps=40, batch_size=32)
     held_out = [fit_fold(features, k, training, trunk) for k in range(FOLDS)]
     assert held_out[0].steps == tuple(range(1, 11))  # a quarter of the head's
-    fit = assess_fit(held_out, np.zeros(200), TRUE, training, None)
+    fit = assess_fit(held_out, one_class(40, np.zeros(200)), TRUE, training, None)
     assert fit.steps in range(4, 41, 4)  # in steps of the head
     assert final_training(training, fit).finetuning().horizon == 10
