@@ -52,7 +52,8 @@ def render_page(folder: RunFolder, config: RunConfig, gallery: Gallery) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"share": share, "percent": percent, "number": number, "seconds": duration, "track": track}
+    environment.filters |= {"share": share, "percent": percent, "number": number, "times": times}
+    environment.filters |= {"seconds": duration, "track": track}
     return environment.get_template("page.html.j2").render(_content(folder, config, gallery))
 
 
@@ -72,6 +73,11 @@ def percent(value: float | None) -> str:
 def number(value: float | None) -> str:
     """Thousands apart, or a dash."""
     return MISSING if value is None else f"{value:,}"
+
+
+def times(value: float | None) -> str:
+    """A factor with two digits, or a dash."""
+    return MISSING if value is None else f"{value:.2f} times"
 
 
 def duration(value: float) -> str:
@@ -243,6 +249,7 @@ def _classes(
         {
             "name": name,
             "positives": meta["positives_per_class"][k],
+            "frequency": meta["positive_weights"].get(str(k)),  # none where the teacher sees no such image in P
             "selected": summary["class_counts"][k],
             "weight": weights["class_weights"][k],
             "accuracy": [arm["per_class"][k] if arm["per_class"] else None for arm in arms],

@@ -106,6 +106,7 @@ def make_run(tmp_path: Path, config: RunConfig) -> RunFolder:
         {
             "classes": classes,
             "positives_per_class": [10, 10, 10],
+            "positive_weights": {"0": 1.6543, "1": 0.4},
             "n_sample": 90,
             "rejected_positives": {},
             "teacher_agreement": 0.9,
@@ -221,7 +222,8 @@ def test_the_page_has_the_figures_of_the_run(folder: RunFolder, config: RunConfi
         *("corpus 100 100.0 %", "unreadable 10 10.0 %", "scored 90 90.0 %", "copies dropped 4 4.0 %"),
         *("not taken by the rule 66 66.0 %", "selected 20 20.0 %", "empty 7 7.000 %", "truncated 3 3.000 %"),
         *("DEDPUL 0.2345", "Elkan-Noto upper bound 0.3456", "0.230 · 0.240", "score 75.0 s", "12.3 images per second"),
-        *("c & d 10 0 1.700 – – –", "number of steps (40, 0.9321)", "2.3 equally frequent classes of 3", "0.81 ✓"),
+        *("10 1.65 times 15 0.400", "c & d 10 – 0 1.700 – – –", "2.3 equally frequent classes of 3"),
+        *("number of steps (40, 0.9321)", "0.81 ✓"),
     ):
         assert figure in text, figure
 
@@ -290,7 +292,7 @@ def test_without_test_set_and_truth(folder: RunFolder, tmp_path: Path) -> None:
     assert "calibration error" not in text
     assert "truth inside" not in text
     assert "precision – 0.9111" in text
-    assert "class 2 10 0 1.700 – –" in text
+    assert "class 2 10 – 0 1.700 – –" in text
     assert "nothing 0" in text
     assert "gone0.50" in text
     assert "✓" not in text
