@@ -26,8 +26,9 @@ def train_group(
 ) -> dict[str, Any]:
     """Run `loop(setup)` in each of `resources.train_workers` workers of `cpus` CPUs and the GPUs of an actor.
 
-    Ray Train keeps its own files and checkpoints under `<stage>/train-<stage>` of the run; the dashboard shows that
-    name. A group that loses a worker is started again, up to three times.
+    Ray Train keeps its own files and checkpoints under `<stage>/train-<stage>` of the run; its metrics and the
+    dashboard's API (`/api/train/v2/runs/v1`) use that name. A group that loses a worker is started again, up to three
+    times.
     """
     gpus = gpus_per_actor(resources, cluster)
     workers = resources.train_workers

@@ -57,6 +57,9 @@ def engine(name: str) -> Iterator[Cluster]:
         if address == "local":
             # Here nobody waits for nodes or for another job; elsewhere Ray's own limit holds, half an hour.
             DataContext.get_current().execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
+        else:
+            # The dashboard's API then tells which training each `RayTrainWorker` belongs to; Ray cannot rename them.
+            os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
     quiet()
     try:
         yield inspect_cluster()

@@ -85,6 +85,12 @@ class Head:
             if s.name.startswith("ray_pukd_")
         }
 
+    def trainings(self) -> list[dict[str, Any]]:
+        """Of all jobs, with their workers, the latest first."""
+        page = urllib.request.urlopen(f"{self.dashboard}/api/train/v2/runs/v1", timeout=60).read()
+        found: list[dict[str, Any]] = json.loads(page)["train_runs"]
+        return found
+
     def wait(self, *jobs: str, seconds: float = 400) -> None:
         """Until all have ended."""
         wait_for(lambda: all(self.status(job).is_terminal() for job in jobs), seconds)
