@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pukd_ray.demo
 from pukd_ray.demo.pools import load_bank
-from pukd_ray.engine import engine
 from pukd_ray.preflight import load_config
+from pukd_ray.runtime.engine import engine
 from pukd_ray.studies.selector import all_runs, run_study
 from pukd_ray.studies.tables import render
 

@@ -12,7 +12,7 @@ def main() -> None:
     config = load_teacher_training(arguments.config, arguments.overrides)
     # After the checks: a bad config should not wait for torch and Ray.
     from pukd_ray.distillation.supervised import train_teacher
-    from pukd_ray.engine import engine
+    from pukd_ray.runtime.engine import engine
 
     with engine("teacher") as cluster:
         report = train_teacher(config, cluster)

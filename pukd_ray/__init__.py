@@ -13,7 +13,7 @@ _PUBLIC = {
     "RunConfig": "config",
     "RunError": "errors",
     "RunResult": "pipeline",
-    "SCORES_SCHEMA": "run_folder",
+    "SCORES_SCHEMA": "run.folder",
     "bbe_prior": "selection.prior",
     "class_weights": "distillation.weights",
     "load_config": "preflight",
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pukd_ray.networks.head import AttentionHead
     from pukd_ray.pipeline import RunResult, run_pipeline
     from pukd_ray.preflight import load_config
-    from pukd_ray.run_folder import SCORES_SCHEMA
+    from pukd_ray.run.folder import SCORES_SCHEMA
     from pukd_ray.selection.prior import PriorEstimate, bbe_prior
     from pukd_ray.selection.risk import nnpu_risk
 

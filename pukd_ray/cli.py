@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from pukd_ray.config import ConfigError
-from pukd_ray.engine import under_job
-from pukd_ray.errors import RunError, cause_of
+from pukd_ray.errors import RunError
 from pukd_ray.preflight import parse_value
-from pukd_ray.run_folder import STAGES
+from pukd_ray.run.stages import STAGE_NAMES
+from pukd_ray.runtime.engine import cause_of, under_job
 
 DEMO_CONFIG = Path(str(files("pukd_ray.demo") / "demo.yaml"))
 
@@ -75,7 +75,9 @@ def parse_arguments(
 
 def add_redo(parser: argparse.ArgumentParser) -> None:
     """`--redo STAGE`."""
-    parser.add_argument("--redo", choices=STAGES, help="do this stage and all after it again; old results move to old/")
+    parser.add_argument(
+        "--redo", choices=STAGE_NAMES, help="do this stage and all after it again; old results move to old/"
+    )
 
 
 def run_job(main: Callable[[], None]) -> int:

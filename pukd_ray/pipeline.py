@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import platform
-import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from pukd_ray import __version__
-from pukd_ray.config import ConfigError, RunConfig, to_plain
-from pukd_ray.corpus.plan import Drift, Listing, compare_listing, list_inputs, plan_inputs, sources_by_role
-from pukd_ray.corpus.units import Unit, units_from_table
-from pukd_ray.engine import Cluster, engine, gpus_per_actor, under_job
+from pukd_ray.config import ConfigError, RunConfig
+from pukd_ray.corpus.context import RunContext, Shared
+from pukd_ray.corpus.sources import sources_by_role
+from pukd_ray.corpus.units import units_from_table
 from pukd_ray.preflight import to_yaml
-from pukd_ray.progress import Stopwatch, say
-from pukd_ray.run_folder import FORMAT_VERSION, STAGES, RunFolder, absolute, changed_inputs
-from pukd_ray.storage import is_local, open_storage, read_bytes
-
-# The config keys that each stage adds to what its result depends on; a stage depends on all earlier ones too.
-# `name`, `output` and `resources` change nothing, and neither do keys that only say how a stage is cut up.
-DEPENDS_ON: dict[str, tuple[str, ...]] = {
-    "plan": ("positives", "corpus", "test"),
-    "selector": ("seed", "teacher", "selector"),
-    "score": ("score.keep_images", "score.keep_above"),
-    "select": ("selection",),
-    "distill": ("student", "distill"),
-    "evaluate": (),
-    "report": (),
-}
-NOT_A_RESULT = ("distill.memory_gib",)
-# These go on with what an interrupted attempt left, finished chunks and checkpoints: never under other settings.
-RESUMED = ("score", "distill")
+from pukd_ray.resume import Progress, check_progress
+from pukd_ray.run.folder import RunFolder, absolute
+from pukd_ray.run.stages import STAGE_NAMES, Stage, stages_until
+from pukd_ray.runtime.console import say
+from pukd_ray.runtime.engine import Cluster, engine, gpus_per_actor, under_job
+from pukd_ray.runtime.timing import Stopwatch
+from pukd_ray.storage import is_local, open_storage
 
 
 @dataclass(frozen=True)
@@ -51,17 +30,6 @@ class RunResult:
     """Content of `metrics.json`."""
 
 
-@dataclass(frozen=True)
-class Progress:
-    """What is to do, found out without Ray."""
-
-    pending: tuple[str, ...]
-    inputs: dict[str, dict[str, Any]]
-    listing: Listing
-    drift: Drift
-    weights: bytes
-
-
 def run_pipeline(config: RunConfig, *, redo: str | None = None, until: str = "report") -> RunResult:
     """Run all stages that are not done, up to `until`, on the cluster of RAY_ADDRESS or a private one.
 
@@ -69,8 +37,7 @@ def run_pipeline(config: RunConfig, *, redo: str | None = None, until: str = "re
     again), RunError for a run that cannot go on.
     """
     folder = open_folder(config)
-    stages = STAGES[: STAGES.index(until) + 1]
-    progress = check_progress(folder, config, redo, stages)
+    progress = check_progress(folder, config, redo, stages_until(until))
     if progress.pending:
         for remark in progress.listing.remarks:
             say(f"          {remark}")
@@ -86,11 +53,8 @@ def run_pipeline(config: RunConfig, *, redo: str | None = None, until: str = "re
 
 def open_folder(config: RunConfig) -> RunFolder:
     """The run's folder; under a job a relative output would vanish with the job's working directory."""
-    if (
-        under_job()
-        and is_local(config.output)
-        and not Path(config.output.removeprefix("file://")).expanduser().is_absolute()
-    ):
+    path = Path(config.output.removeprefix("file://")).expanduser()
+    if under_job() and is_local(config.output) and not path.is_absolute():
         raise ConfigError(
             [f"output: {config.output} is relative; under `ray job submit` give an absolute path or a URI"]
         )
@@ -101,225 +65,62 @@ def open_folder(config: RunConfig) -> RunFolder:
     return RunFolder(absolute(config.output))
 
 
-# -- what is to do ----------------------------------------------------------------------------------------------
+def _run_stages(folder: RunFolder, config: RunConfig, cluster: Cluster, progress: Progress) -> None:
+    folder.write_text("config.yaml", to_yaml(config))
+    run = RunContext(folder, config, cluster, Shared.of(progress.weights), listing=progress.listing.table)
+    for stage in progress.pending:
+        if stage.name != "plan" and not run.units:
+            run = replace(run, units=units_from_table(folder.read_table("plan.parquet")))
+        seconds, counts = _run_stage(stage, run, progress.inputs[stage.name])
+        say(f"{stage.name:<9} done in {seconds:5.1f} s: {_shown(counts)}")
+    if folder.exists("metrics.json"):
+        _add_seconds(folder)
 
 
-def fingerprints(config: RunConfig, weights: bytes) -> dict[str, dict[str, Any]]:
-    """What each stage's result depends on: config keys, the weights' SHA-256, the format version of its files."""
-    plain = to_plain(config)
-    inputs: dict[str, dict[str, Any]] = {}
-    known: dict[str, Any] = {}
-    for stage in STAGES:
-        for key in DEPENDS_ON[stage]:
-            known |= {k: v for k, v in _flatten(key, _lookup(plain, key)).items() if k not in NOT_A_RESULT}
-        if stage == "selector":
-            known["teacher.weights"] = hashlib.sha256(weights).hexdigest()
-        known[f"format.{stage}"] = FORMAT_VERSION[stage]
-        inputs[stage] = dict(known)
-    return inputs
-
-
-def teacher_inputs(config: RunConfig, weights: bytes) -> dict[str, Any]:
-    """Of the fingerprints what is the teacher's."""
-    return {k: v for k, v in fingerprints(config, weights)["selector"].items() if k.startswith("teacher.")}
-
-
-def _lookup(plain: Any, key: str) -> Any:
-    for part in key.split("."):
-        plain = plain[part]
-    return plain
-
-
-def _flatten(prefix: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {k: v for name, inner in value.items() for k, v in _flatten(f"{prefix}.{name}", inner).items()}
-
-
-class StaleResultsError(ConfigError):
-    """The folder holds results of another config, other weights or other files; `changed` has a line for each."""
-
-    def __init__(self, changed: list[str], advice: str) -> None:
-        super().__init__([*changed, advice])
-        self.changed = changed
-
-
-def check_progress(folder: RunFolder, config: RunConfig, redo: str | None, stages: tuple[str, ...]) -> Progress:
-    """Compare the run's markers with config, weights and files.
-
-    StaleResultsError if they differ and no `redo` covers it.
-    """
-    weights = read_bytes(*open_storage(config.teacher.weights))
-    inputs = fingerprints(config, weights)
-    listing = list_inputs(sources_by_role(config))
-    markers = {stage: folder.marker(stage) for stage in STAGES}
-    stale: dict[str, list[str]] = {}
-    for stage in STAGES:
-        marker = markers[stage]
-        if marker is not None and (keys := changed_inputs(marker["inputs"], inputs[stage])):
-            stale[stage] = keys
-    for stage in RESUMED:
-        begun = folder.read_json(f"markers/{stage}.inputs.json")
-        if begun is not None and markers[stage] is None and (keys := changed_inputs(begun, inputs[stage])):
-            stale[stage] = keys
-    drift = Drift(0, ())
-    if markers["plan"] is not None and "plan" not in stale:
-        drift = compare_listing(folder.read_table("files.parquet"), listing.table)
-    if drift.faults:
-        stale["plan"] = [*stale.get("plan", []), *drift.faults]
-    first_stale = next((s for s in STAGES if s in stale), None)
-    if first_stale and (redo is None or STAGES.index(redo) > STAGES.index(first_stale)):
-        done = [s for s in STAGES[STAGES.index(first_stale) :] if markers[s] is not None or folder.has_outputs(s)]
-        faults = [
-            f if ":" in f else f"{f}: has changed since stage {first_stale} of {folder.display} was done"
-            for f in stale[first_stale]
-        ]
-        raise StaleResultsError(
-            faults,
-            f"output: results of {', '.join(done)} are there; --redo {first_stale} moves them to old/ and does "
-            "these stages again, or choose another output",
-        )
-    if redo is not None:
-        again = STAGES[STAGES.index(redo) :]
-        if any(folder.has_outputs(s) or markers[s] for s in again):
-            say(f"          {', '.join(again)}: earlier results moved to {folder.retire(again)}")
-        markers |= dict.fromkeys(again)
-        drift = Drift(0, ()) if redo == "plan" else drift
-    elif drift.added:
-        grown = STAGES[STAGES.index("select") :]
-        if any(folder.has_outputs(s) or markers[s] for s in grown):
-            say(
-                f"          the corpus has {drift.added} new files: only they are scored; what was made without "
-                f"them moves to {folder.retire(grown)}"
-            )
-        markers |= dict.fromkeys((*grown, "plan", "score"))
-    pending = tuple(s for s in stages if markers[s] is None)
-    return Progress(pending, inputs, listing, drift, weights)
+def _run_stage(stage: Stage, run: RunContext, inputs: dict[str, Any]) -> tuple[float, dict[str, Any]]:
+    """Run a stage and commit it: (seconds of this attempt, its counts)."""
+    watch = Stopwatch()
+    if stage.resumable:
+        run.folder.write_json(f"markers/{stage.name}.inputs.json", inputs)
+    try:
+        counts = stage.function()(run)
+    except BaseException:
+        run.folder.record_attempt(stage.name, watch.seconds)
+        raise
+    run.folder.finish(stage.name, inputs, watch.seconds, counts)
+    return watch.seconds, counts
 
 
 def _check_cluster(config: RunConfig, cluster: Cluster, folder: RunFolder) -> None:
+    """ConfigError unless the cluster has what the config asks for, and all of its nodes reach all files."""
     gpus_per_actor(config.resources, cluster)
     if (cluster.nodes == 1 and not cluster.autoscales) or config.output_is_shared:
         return
-    faults = []
-    if is_local(folder.uri):
-        faults.append(
-            f"output: {folder.display} is a local path, but the cluster has {cluster.describe()}: "
-            "use object storage, or set output_is_shared: true if every node mounts it"
-        )
+    paths = [("output", folder.display)]
     for role, sources in sources_by_role(config).items():
-        faults += [
-            f"{role}.uri: {uri} is a local path, but the cluster has {cluster.describe()}: use object storage, or "
-            "set output_is_shared: true if every node mounts it"
-            for source in sources
-            for uri in source.uris
-            if is_local(uri)
-        ]
+        paths += [(f"{role}.uri", uri) for source in sources for uri in source.uris]
+    faults = [
+        f"{key}: {path} is a local path, but the cluster has {cluster.describe()}: use object storage, or set "
+        "output_is_shared: true if every node mounts it"
+        for key, path in paths
+        if is_local(path)
+    ]
     if faults:
         raise ConfigError(faults)
 
 
-# -- the stages -------------------------------------------------------------------------------------------------
-
-
-def _run_stages(folder: RunFolder, config: RunConfig, cluster: Cluster, progress: Progress) -> None:
-    folder.write_text("config.yaml", to_yaml(config))
-    for stage in progress.pending:
-        watch = Stopwatch()
-        if stage in RESUMED:
-            folder.write_json(f"markers/{stage}.inputs.json", progress.inputs[stage])
-        try:
-            counts = _stage(stage, folder, config, cluster, progress)()
-        except BaseException:
-            folder.record_attempt(stage, watch.seconds)
-            raise
-        folder.finish(stage, progress.inputs[stage], watch.seconds, counts)
-        if stage == "report":
-            _add_seconds(folder)
-        shown = ", ".join(
-            f"{key} {_shown(value)}"
-            for key, value in counts.items()
-            if not isinstance(value, dict) and key != "computing_seconds"
-        )
-        say(f"{stage:<9} done in {watch.seconds:5.1f} s: {shown}")
-
-
-def _stage(
-    stage: str, folder: RunFolder, config: RunConfig, cluster: Cluster, progress: Progress
-) -> Callable[[], dict[str, Any]]:
-    # Each stage is imported when it runs: the driver needs little of them, and a finished run none.
-    if stage == "plan":
-        return partial(_plan, folder, config, cluster, progress.listing.table)
-    if stage == "selector":
-        from pukd_ray.selection.selector import train_selector
-
-        return partial(train_selector, folder, config, cluster, _units(folder), progress.weights)
-    if stage == "score":
-        from pukd_ray.selection.scoring import score_corpus
-
-        return partial(score_corpus, folder, config, cluster, _units(folder), progress.weights)
-    if stage == "select":
-        from pukd_ray.selection.select import select_images
-
-        def select() -> dict[str, Any]:
-            summary = select_images(folder, config, _units(folder))
-            estimated = summary["estimated"]
-            return {k: summary[k] for k in ("n_selected", "n_duplicates")} | {
-                "precision (estimated)": round(estimated["precision"], 3),
-                "recall (estimated)": round(estimated["recall"], 3),
-            }
-
-        return select
-    if stage == "distill":
-        from pukd_ray.distillation.distill import distill_student
-
-        return partial(distill_student, folder, config, cluster, _units(folder), progress.weights)
-    if stage == "evaluate":
-        from pukd_ray.distillation.evaluate import evaluate_run
-
-        return partial(evaluate_run, folder, config, cluster, _units(folder), progress.weights)
-    from pukd_ray.report.page import write_report
-
-    return partial(write_report, folder, config)
-
-
-def _units(folder: RunFolder) -> list[Unit]:
-    return units_from_table(folder.read_table("plan.parquet"))
-
-
-def _plan(folder: RunFolder, config: RunConfig, cluster: Cluster, listing: pa.Table) -> dict[str, Any]:
-    counts = plan_inputs(folder, sources_by_role(config), listing, lambda text: say(f"          warning: {text}"))
-    folder.write_json("environment.json", _environment(cluster))
-    return counts
-
-
 def _add_seconds(folder: RunFolder) -> None:
-    markers = {stage: folder.marker(stage) for stage in STAGES}
+    """Add each stage's seconds to `metrics.json`; those of the last stages are known only at the end."""
+    markers = {name: marker for name in STAGE_NAMES if (marker := folder.marker(name)) is not None}
     metrics = folder.read_json("metrics.json")
-    metrics["seconds"] = {stage: marker["seconds"] for stage, marker in markers.items() if marker}
+    metrics["seconds"] = {name: marker["seconds"] for name, marker in markers.items()}
     # Stages without distributed passes compute all the time.
     metrics["computing_seconds"] = {
-        stage: marker["counts"].get("computing_seconds", marker["seconds"])
-        for stage, marker in markers.items()
-        if marker
+        name: marker["counts"].get("computing_seconds", marker["seconds"]) for name, marker in markers.items()
     }
     folder.write_json("metrics.json", metrics)
 
 
-def _environment(cluster: Cluster) -> dict[str, Any]:
-    packages = ("ray", "torch", "torchvision", "pyarrow", "numpy", "pillow", "scikit-learn")
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": {"pukd_ray": __version__} | {name: version(name) for name in packages},
-        "cluster": vars(cluster),
-        "cpus_of_driver": os.cpu_count(),
-        "commit": commit.stdout.strip() or None,
-    }
-
-
-def _shown(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)
+def _shown(counts: dict[str, Any]) -> str:
+    figures = {k: v for k, v in counts.items() if not isinstance(v, dict) and k != "computing_seconds"}
+    return ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v}" for k, v in figures.items())

@@ -18,7 +18,7 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    from pukd_ray.engine import quiet
+    from pukd_ray.runtime.engine import quiet
 
     quiet()
     yield

@@ -15,11 +15,10 @@ import torch
 from synthetic import labelled, write_config, write_task
 
 from pukd_ray import ConfigError, RunConfig, RunError, load_config, load_student, run_pipeline
-from pukd_ray.corpus.pixels import decode
+from pukd_ray.corpus.pixels import decode, pixel_spec
 from pukd_ray.networks.selector import SelectorHead
 from pukd_ray.networks.teacher import Teacher
-from pukd_ray.run_folder import SCORES_SCHEMA, SELECTED_SCHEMA
-from pukd_ray.selection.inference import pixel_spec
+from pukd_ray.run.folder import SCORES_SCHEMA, SELECTED_SCHEMA
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(400)]
 

@@ -18,7 +18,7 @@ from pukd_ray.corpus.reading import read_rows
 from pukd_ray.corpus.sources import check_reachable, list_source
 from pukd_ray.corpus.units import make_units, measure
 from pukd_ray.errors import RunError
-from pukd_ray.run_folder import RunFolder
+from pukd_ray.run.folder import RunFolder
 from pukd_ray.storage import (
     is_local,
     list_files,

@@ -11,7 +11,7 @@ import ray
 
 from pukd_ray.config import SourceConfig, TeacherConfig
 from pukd_ray.corpus.plan import list_inputs, measure_units
-from pukd_ray.corpus.reading import Wanted, read_rows
+from pukd_ray.corpus.reading import ReadRequest, read_rows
 from pukd_ray.corpus.units import Unit
 
 
@@ -23,7 +23,7 @@ class LabelError(ValueError):
 class Labelled:
     """Rows of one role with resolved labels, and how names became indices."""
 
-    wanted: tuple[Wanted, ...]
+    requests: tuple[ReadRequest, ...]
     classes: tuple[str, ...] | None
     """Class names in teacher order, where labels are names."""
     left_out: int
@@ -32,11 +32,11 @@ class Labelled:
     @property
     def count(self) -> int:
         """Labelled rows."""
-        return sum(len(w.positions) for w in self.wanted if w.positions is not None)
+        return sum(len(w.positions) for w in self.requests if w.positions is not None)
 
     def class_counts(self, num_classes: int) -> np.ndarray:
         """Images per class, int64 [num_classes]."""
-        labels = [w.labels for w in self.wanted if w.labels is not None]
+        labels = [w.labels for w in self.requests if w.labels is not None]
         return np.bincount(np.concatenate(labels) if labels else np.zeros(0, np.int64), minlength=num_classes)
 
 
@@ -45,7 +45,9 @@ def _read_labels(units: list[Unit], source: SourceConfig) -> list[list[int | str
     return [[row.label for row in read_rows(unit, source, images=False)] for unit in units]
 
 
-def index_labelled(role: str, units: list[Unit], sources: tuple[SourceConfig, ...], teacher: TeacherConfig) -> Labelled:
+def index_labelled(
+    role: str, units: Sequence[Unit], sources: tuple[SourceConfig, ...], teacher: TeacherConfig
+) -> Labelled:
     """Read the labels of `role` (not its pixels), resolve them, apply `label_map`, `skip_per_class`, `per_class`.
 
     Integers are teacher indices. Strings are looked up in `teacher.classes`, else numbered in sorted order.
@@ -103,11 +105,11 @@ def index_labelled(role: str, units: list[Unit], sources: tuple[SourceConfig, ..
         entry = resolved.setdefault(unit.unit_id, (unit, [], []))
         entry[1].append(position)
         entry[2].append(index)
-    wanted = tuple(
-        Wanted(unit, np.array(positions, np.int64), np.array(labels, np.int64))
+    requests = tuple(
+        ReadRequest(unit, np.array(positions, np.int64), np.array(labels, np.int64))
         for unit, positions, labels in resolved.values()
     )
-    return Labelled(wanted, classes, left_out)
+    return Labelled(requests, classes, left_out)
 
 
 def index_sources(

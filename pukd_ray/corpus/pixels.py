@@ -13,12 +13,14 @@ import struct
 import sys
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError, features
+
+from pukd_ray.config import TeacherConfig
 
 REASONS: tuple[str, ...] = (
     "empty",
@@ -122,6 +124,17 @@ class PixelSpec:
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         return self.channels, self.size, self.size
+
+
+def pixel_spec(teacher: TeacherConfig) -> PixelSpec:
+    """The one way from bytes to the teacher's input."""
+    return PixelSpec(teacher.input_size, teacher.channels, teacher.resize)
+
+
+def stack_pixels(pixels: Iterable[bytes | None], spec: PixelSpec) -> np.ndarray:
+    """Raw pixels without the nulls -> uint8 [N, C, H, W], writable."""
+    joined = b"".join(p for p in pixels if p is not None)
+    return np.frombuffer(bytearray(joined), np.uint8).reshape(-1, *spec.shape)
 
 
 class Unreadable(Exception):  # noqa: N818 - it says what the image is

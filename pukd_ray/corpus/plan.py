@@ -11,11 +11,14 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from pukd_ray.config import ConfigError, RunConfig, SourceConfig
+from pukd_ray.config import ConfigError, SourceConfig
+from pukd_ray.corpus.context import RunContext
 from pukd_ray.corpus.reading import content_hash, read_rows
-from pukd_ray.corpus.sources import SourceFile, list_source
+from pukd_ray.corpus.sources import SourceFile, list_source, sources_by_role
 from pukd_ray.corpus.units import FileFacts, Unit, make_units, measure, units_from_table, units_to_table, with_files
-from pukd_ray.run_folder import RunFolder
+from pukd_ray.run.folder import RunFolder
+from pukd_ray.runtime.console import say
+from pukd_ray.runtime.environment import describe_environment
 
 FILES_PER_TASK = 256
 
@@ -30,12 +33,6 @@ FILES_SCHEMA = pa.schema(
         ("mtime", pa.string()),
     ]
 )
-
-
-def sources_by_role(config: RunConfig) -> dict[str, tuple[SourceConfig, ...]]:
-    """Sources of each role that the config has."""
-    roles = {"positives": config.positives, "corpus": config.corpus, "test": config.test}
-    return {role: sources for role, sources in roles.items() if sources is not None}
 
 
 @dataclass(frozen=True)
@@ -101,6 +98,15 @@ def compare_listing(planned: pa.Table, listing: pa.Table) -> Drift:
 @ray.remote(num_cpus=0.25)
 def _measure_files(files: list[SourceFile], format_name: str, source: SourceConfig) -> list[FileFacts]:
     return [measure(file, format_name, source) for file in files]
+
+
+def plan_run(run: RunContext) -> dict[str, int]:
+    """Run the stage; returns image counts per role."""
+    assert run.listing is not None
+    sources = sources_by_role(run.config)
+    counts = plan_inputs(run.folder, sources, run.listing, lambda text: say(f"          warning: {text}"))
+    run.folder.write_json("environment.json", describe_environment(run.cluster))
+    return counts
 
 
 def plan_inputs(

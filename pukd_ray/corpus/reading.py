@@ -73,7 +73,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ReadRequest:
     """Which rows of a unit to read, and whether to fetch their bytes."""
 
     unit: Unit
@@ -81,6 +81,11 @@ class Wanted:
     """Sorted positions within the unit; None: all."""
     labels: np.ndarray | None = None
     """Resolved label of each position: teacher index (int64), replaces what the file says."""
+
+    @property
+    def count(self) -> int:
+        """Rows that are asked for."""
+        return self.unit.rows if self.positions is None else len(self.positions)
 
 
 def content_hash(data: bytes) -> int:
@@ -394,7 +399,7 @@ def to_table(rows: Sequence[Row]) -> pa.Table:
     )
 
 
-def read_blocks(wanted: Wanted, source: SourceConfig) -> Iterator[pa.Table]:
+def read_blocks(wanted: ReadRequest, source: SourceConfig) -> Iterator[pa.Table]:
     """Rows of a unit as tables of bounded size, with `unit` and `role` columns."""
     keep = None if wanted.positions is None else set(wanted.positions.tolist())
     labels = (
@@ -435,7 +440,7 @@ def _tagged(rows: list[Row], unit: Unit) -> pa.Table:
 class UnitDatasource(Datasource):
     """Ray Data source over units: one read task each, ids and offsets exact."""
 
-    def __init__(self, wanted: Sequence[Wanted], sources: dict[str, tuple[SourceConfig, ...]]) -> None:
+    def __init__(self, wanted: Sequence[ReadRequest], sources: dict[str, tuple[SourceConfig, ...]]) -> None:
         super().__init__()
         self._wanted = list(wanted)
         self._sources = sources
@@ -455,19 +460,18 @@ class UnitDatasource(Datasource):
         del parallelism, data_context
         tasks = []
         for wanted in self._wanted:
-            rows = wanted.unit.rows if wanted.positions is None else len(wanted.positions)
-            metadata = BlockMetadata(num_rows=rows, size_bytes=None, input_files=None, exec_stats=None)
+            metadata = BlockMetadata(num_rows=wanted.count, size_bytes=None, input_files=None, exec_stats=None)
             source = self._sources[wanted.unit.role][wanted.unit.source]
             tasks.append(ReadTask(partial(_read_task, wanted, source), metadata, per_task_row_limit=per_task_row_limit))
         return tasks
 
 
-def _read_task(wanted: Wanted, source: SourceConfig) -> Iterable[pa.Table]:
+def _read_task(wanted: ReadRequest, source: SourceConfig) -> Iterable[pa.Table]:
     return read_blocks(wanted, source)
 
 
 def read_units(
-    wanted: Sequence[Wanted],
+    wanted: Sequence[ReadRequest],
     sources: dict[str, tuple[SourceConfig, ...]],
     *,
     num_cpus: float,

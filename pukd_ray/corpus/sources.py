@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import pyarrow.fs as pafs
 
-from pukd_ray.config import ConfigError, SourceConfig
+from pukd_ray.config import ConfigError, RunConfig, SourceConfig
 from pukd_ray.corpus.pixels import IMAGE_EXTENSIONS
 from pukd_ray.storage import is_local, list_files, open_storage, split_uri
 
@@ -25,6 +25,12 @@ class SourceFile:
     relative: str
     size: int
     mtime: str
+
+
+def sources_by_role(config: RunConfig) -> dict[str, tuple[SourceConfig, ...]]:
+    """Sources of each role that the config has."""
+    roles = {"positives": config.positives, "corpus": config.corpus, "test": config.test}
+    return {role: sources for role, sources in roles.items() if sources is not None}
 
 
 def format_of(name: str) -> str | None:

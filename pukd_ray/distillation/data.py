@@ -13,9 +13,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pukd_ray.batches import EndlessOrder
-from pukd_ray.corpus.pixels import PixelSpec, Unreadable, decode
-from pukd_ray.selection.inference import stack_pixels
+from pukd_ray.corpus.pixels import PixelSpec, Unreadable, decode, stack_pixels
+from pukd_ray.runtime.batches import EndlessOrder
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ class Streamed:
     def _read(self, **options: Any) -> Iterator[Batch]:
         for batch in self._shard.iter_batches(batch_size=self._batch_size, batch_format="pyarrow", **options):
             yield Batch(
-                torch.from_numpy(stack_pixels(batch.column("pixels"), self._spec)),
+                torch.from_numpy(stack_pixels(batch.column("pixels").to_pylist(), self._spec)),
                 torch.tensor(batch.column("label").to_pylist(), dtype=torch.int64),
                 torch.tensor(batch.column("weight").to_pylist(), dtype=torch.float32),
             )

@@ -5,26 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import ray
 
-from pukd_ray.config import RunConfig
-from pukd_ray.corpus.units import Unit
-from pukd_ray.data_parallel import train_group
+from pukd_ray.corpus.context import RunContext
+from pukd_ray.corpus.pixels import pixel_spec
 from pukd_ray.distillation.training import Arm, effective_classes, train_loop
 from pukd_ray.distillation.training_set import positives_of
-from pukd_ray.engine import CPU_ACTOR_CPUS, Cluster, decoder_cpus
-from pukd_ray.progress import remote_progress
-from pukd_ray.run_folder import RunFolder
-from pukd_ray.selection.inference import pixel_spec
-from pukd_ray.spans import covered_seconds
+from pukd_ray.runtime.console import remote_progress
+from pukd_ray.runtime.engine import CPU_ACTOR_CPUS, decoder_cpus
+from pukd_ray.runtime.timing import covered_seconds
+from pukd_ray.runtime.train_group import train_group
 
 
-def distill_student(
-    folder: RunFolder, config: RunConfig, cluster: Cluster, units: list[Unit], weights: bytes
-) -> dict[str, Any]:
+def distill_student(run: RunContext) -> dict[str, Any]:
     """Run the stage; returns its counts. An interrupted training goes on from its last checkpoint."""
-    t = config.teacher
-    positives = positives_of(folder, config, units)
+    folder, config, t = run.folder, run.config, run.config.teacher
+    positives = positives_of(folder, config, run.units)
     images = positives.with_selected("selected", folder.read_json("selected/summary.json")["n_selected"])
     streamed = not images.fits_memory(config)
     # A streaming worker leaves CPU for the readers that feed it, even on a cluster of one.
@@ -33,9 +28,11 @@ def distill_student(
     if config.distill.baseline == "positives":
         arms.append(Arm("baseline_positives", positives))
     with remote_progress("distill") as counter:
-        setup = {"folder": folder, "config": config, "weights": ray.put(weights), "arms": arms, "counter": counter}
-        datasets = {"student": images.stream(pixel_spec(t), decoder_cpus(cluster), config.seed)} if streamed else None
-        report = train_group(train_loop, setup, folder, "student", config.resources, cluster, share, datasets)
+        setup = {"folder": folder, "config": config, "weights": run.weights, "arms": arms, "counter": counter}
+        datasets = (
+            {"student": images.stream(pixel_spec(t), decoder_cpus(run.cluster), config.seed)} if streamed else None
+        )
+        report = train_group(train_loop, setup, folder, "student", config.resources, run.cluster, share, datasets)
     student = report["arms"]["student"]
     done = {name: student[name] for name in ("steps", "images")}
     meta = folder.read_json("selector/meta.json")

@@ -7,37 +7,36 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 
-from pukd_ray.config import RunConfig, TeacherConfig
+from pukd_ray.config import TeacherConfig
+from pukd_ray.corpus.context import RunContext, Shared
 from pukd_ray.corpus.labelled import index_labelled
-from pukd_ray.corpus.plan import sources_by_role
-from pukd_ray.corpus.units import Unit
-from pukd_ray.engine import Cluster
-from pukd_ray.metrics import record
-from pukd_ray.progress import progress
-from pukd_ray.run_folder import RunFolder
-from pukd_ray.selection.inference import Shared, TimedActor, pixel_spec, stack_pixels, stream
-from pukd_ray.spans import Span, covered_seconds
+from pukd_ray.corpus.pixels import pixel_spec, stack_pixels
+from pukd_ray.corpus.sources import sources_by_role
+from pukd_ray.corpus.streaming import Pass, TimedActor, stream
+from pukd_ray.runtime.console import progress
+from pukd_ray.runtime.devices import assigned_device, use_threads
+from pukd_ray.runtime.metrics import record
+from pukd_ray.runtime.timing import Span, covered_seconds
 from pukd_ray.storage import read_bytes
 
 
 class CountCorrect(TimedActor):
     """Runs networks on labelled, decoded rows and counts per class: images, top-1 and top-5 hits."""
 
-    def __init__(self, teacher: TeacherConfig, networks: dict[str, tuple[str, Any]]) -> None:
+    def __init__(self, teacher: TeacherConfig, networks: dict[str, tuple[str, Shared]]) -> None:
         import torch
 
-        from pukd_ray.networks.teacher import Normalise, load_network, pick_device, use_threads
+        from pukd_ray.networks.teacher import Normalise, load_network
 
         use_threads()
         self._torch = torch
-        self._device = pick_device()
+        self._device = assigned_device()
         self._teacher = teacher
         self._spec = pixel_spec(teacher)
         self._normalise = Normalise(teacher).to(self._device)
         self._networks = {
-            name: load_network(arch, teacher, ray.get(weights.ref), self._device, what=name)
+            name: load_network(arch, teacher, weights.get(), self._device, what=name)
             for name, (arch, weights) in networks.items()
         }
 
@@ -50,7 +49,9 @@ class CountCorrect(TimedActor):
         if len(labels):
             torch = self._torch
             with torch.inference_mode():
-                x = self._normalise(torch.from_numpy(stack_pixels(table.column("pixels"), self._spec)).to(self._device))
+                x = self._normalise(
+                    torch.from_numpy(stack_pixels(table.column("pixels").to_pylist(), self._spec)).to(self._device)
+                )
                 for name, network in self._networks.items():
                     order = network(x).topk(min(5, classes), dim=1).indices.cpu().numpy()
                     hits = order == labels[:, None]
@@ -64,26 +65,27 @@ def _as_is(table: pa.Table) -> pa.Table:
 
 
 def measure_accuracy(
-    config: RunConfig,
-    cluster: Cluster,
-    units: list[Unit],
-    networks: dict[str, tuple[str, bytes]],
-    spans: list[Span],
-) -> tuple[dict[str, dict[str, Any]], int]:
-    """Accuracy of each network on the test set, {name: {top1, top5, per_class}}, and unreadable test images."""
-    sources = sources_by_role(config)
-    labelled = index_labelled("test", units, sources["test"], config.teacher)
-    refs = {name: (arch, Shared.of(weights)) for name, (arch, weights) in networks.items()}
+    run: RunContext, networks: dict[str, tuple[str, Shared]]
+) -> tuple[dict[str, dict[str, Any]], int, list[Span]]:
+    """Measure networks, {name: (arch, weights)}, on the test set.
+
+    Returns:
+        ({name: {top1, top5, per_class}}, unreadable test images, when workers were at work).
+    """
+    config = run.config
+    labelled = index_labelled("test", run.units, sources_by_role(config)["test"], config.teacher)
     totals: dict[str, np.ndarray] = {}
     rows = 0
+    spans: list[Span] = []
+    work = Pass("evaluate", CountCorrect, (config.teacher, networks), _as_is)
     with progress("evaluate", labelled.count, "images") as bar:
-        for entry in stream(
-            "evaluate", labelled.wanted, sources, config, cluster, CountCorrect, (config.teacher, refs), _as_is, spans
-        ):
-            for name, counts in json.loads(entry["counts"]).items():
-                totals[name] = totals.get(name, 0) + np.array(counts)
-            rows += entry["rows"]
-            bar.update(entry["rows"])
+        for part in stream(run, work, labelled.requests):
+            spans += part.spans
+            for entry in part.entries:
+                for name, counts in json.loads(entry["counts"]).items():
+                    totals[name] = totals.get(name, 0) + np.array(counts)
+                rows += entry["rows"]
+                bar.update(entry["rows"])
     images = totals["images"]
     accuracy: dict[str, dict[str, Any]] = {
         name: {
@@ -95,25 +97,25 @@ def measure_accuracy(
     }
     for name, figures in accuracy.items():
         record("top1", figures["top1"], network=name)
-    return accuracy, rows - int(images.sum())
+    return accuracy, rows - int(images.sum()), spans
 
 
-def evaluate_run(
-    folder: RunFolder, config: RunConfig, cluster: Cluster, units: list[Unit], weights: bytes
-) -> dict[str, Any]:
+def evaluate_run(run: RunContext) -> dict[str, Any]:
     """Run the stage and write `metrics.json`; without a test set accuracies are null."""
     from pukd_ray.networks.teacher import new_network
     from pukd_ray.networks.zoo import count_parameters
 
-    networks = {"teacher": (config.teacher.arch, weights)}
+    folder, config = run.folder, run.config
+    networks = {"teacher": (config.teacher.arch, run.weights)}
     for arm in ("student", "student_last", "baseline_positives"):
         if folder.exists(f"student/{arm}.pt"):
-            networks[arm] = (config.student.arch, read_bytes(folder.fs, folder.path(f"student/{arm}.pt")))
+            weights = Shared.of(read_bytes(folder.fs, folder.path(f"student/{arm}.pt")))
+            networks[arm] = (config.student.arch, weights)
     accuracy: dict[str, dict[str, Any]] = {}
     rejected = 0
     spans: list[Span] = []
     if config.test is not None:
-        accuracy, rejected = measure_accuracy(config, cluster, units, networks, spans)
+        accuracy, rejected, spans = measure_accuracy(run, networks)
     scored = folder.marker("score")
     assert scored is not None
     counts = scored["counts"]
@@ -121,8 +123,7 @@ def evaluate_run(
     meta = folder.read_json("selector/meta.json")
 
     def network(name: str) -> dict[str, Any]:
-        arch, data = networks[name]
-        del data
+        arch, _ = networks[name]
         nothing = {"top1": None, "top5": None, "per_class": None}
         return {
             **accuracy.get(name, nothing),

@@ -8,17 +8,18 @@ import ray
 import torch
 import torch.nn.functional as F
 
-from pukd_ray.batches import EndlessOrder
 from pukd_ray.config import SourceConfig, TeacherConfig, TeacherTrainingConfig
 from pukd_ray.corpus.labelled import LabelError, index_sources
+from pukd_ray.corpus.pixels import pixel_spec
 from pukd_ray.corpus.reading import read_blocks
 from pukd_ray.distillation.data import augment, decode_labelled
 from pukd_ray.distillation.training import lr_factor
-from pukd_ray.engine import Cluster, gpus_of, spare_threads
 from pukd_ray.errors import RunError
-from pukd_ray.networks.teacher import Normalise, dump_state, new_network, pick_device, use_threads
-from pukd_ray.progress import remote_progress, say
-from pukd_ray.selection.inference import pixel_spec
+from pukd_ray.networks.teacher import Normalise, dump_state, new_network
+from pukd_ray.runtime.batches import EndlessOrder
+from pukd_ray.runtime.console import remote_progress, say
+from pukd_ray.runtime.devices import assigned_device, spare_threads, use_threads
+from pukd_ray.runtime.engine import Cluster, gpus_of
 from pukd_ray.storage import open_storage, write_bytes
 
 
@@ -26,7 +27,7 @@ def _load(
     role: str, sources: tuple[SourceConfig, ...], teacher: TeacherConfig
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...] | None]:
     labelled = index_sources(role, sources, teacher, say)
-    blocks = (block for w in labelled.wanted for block in read_blocks(w, sources[w.unit.source]))
+    blocks = (block for w in labelled.requests for block in read_blocks(w, sources[w.unit.source]))
     images = decode_labelled(blocks, pixel_spec(teacher))
     return images.pixels, images.labels, labelled.classes
 
@@ -34,7 +35,7 @@ def _load(
 @ray.remote
 def _train(config: TeacherTrainingConfig, counter: Any) -> tuple[bytes, dict[str, Any]]:
     use_threads(spare_threads())
-    device = pick_device()
+    device = assigned_device()
     pixels, labels, classes = _load("train", config.train, config.teacher)
     torch.manual_seed(config.seed)
     network = new_network(config.teacher.arch, config.teacher).to(device).train()

@@ -7,7 +7,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pukd_ray.config import DistillConfig, RunConfig, TeacherConfig
+from pukd_ray.corpus.pixels import pixel_spec
 from pukd_ray.distillation.data import Batch, Images, InMemory, Streamed, augment
 from pukd_ray.distillation.loss import rkd_objective
 from pukd_ray.distillation.training_set import TrainingSet
 from pukd_ray.distillation.weights import class_weights
-from pukd_ray.engine import spare_threads
-from pukd_ray.networks.teacher import Normalise, dump_state, load_network, new_network, pick_worker_device, use_threads
-from pukd_ray.run_folder import RunFolder
-from pukd_ray.selection.inference import pixel_spec
+from pukd_ray.networks.teacher import Normalise, dump_state, load_network, new_network
+from pukd_ray.run.folder import RunFolder
+from pukd_ray.runtime.devices import Worker, spare_threads, to_fastest_layout, use_threads
 from pukd_ray.storage import write_bytes
 
 SMOOTHING = 1e-3
@@ -63,20 +63,6 @@ class Arm:
     streamed: bool = False
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where this process is in the group."""
-
-    rank: int = 0
-    world: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-    @property
-    def group(self) -> dist.ProcessGroup | None:
-        """The ranks that hold a batch together."""
-        return dist.group.WORLD if self.world > 1 else None
-
-
 def frozen_teacher(config: TeacherConfig, weights: bytes, device: torch.device) -> tuple[nn.Module, nn.Module]:
     """(teacher, its normalisation), both from uint8 or float pixels of 0 to 255 [b, C, H, W]."""
     normalise = Normalise(config).to(device)
@@ -91,7 +77,7 @@ def shows_as_is(settings: DistillConfig) -> bool:
 
 @torch.no_grad()
 def measure_classes(
-    teacher: nn.Module, images: Images, settings: DistillConfig, classes: int, place: Place
+    teacher: nn.Module, images: Images, settings: DistillConfig, classes: int, worker: Worker
 ) -> tuple[Tensor, Tensor]:
     """(weights [K], class sums [K]), float64 on the host, from the teacher on all images, eval view.
 
@@ -101,7 +87,7 @@ def measure_classes(
     keeper = images if isinstance(images, InMemory) and shows_as_is(settings) else None
     answers: list[Tensor] = []
     for pixels in images.once():
-        logits = teacher(pixels.to(place.device))
+        logits = teacher(pixels.to(worker.device))
         if keeper:
             answers.append(logits)
         logits = logits.double()
@@ -111,12 +97,12 @@ def measure_classes(
             sums += logits.softmax(1).sum(0).cpu()
     if keeper:
         known = answers[0].new_zeros(keeper.count, classes)
-        known[place.rank :: place.world] = torch.cat(answers)
-        if place.world > 1:
+        known[worker.rank :: worker.world] = torch.cat(answers)
+        if worker.world > 1:
             dist.all_reduce(known)
         keeper.know(known)
-    if place.world > 1:
-        on_device = sums.to(place.device)
+    if worker.world > 1:
+        on_device = sums.to(worker.device)
         dist.all_reduce(on_device)
         sums = on_device.cpu()
     if settings.class_weights == "none":
@@ -137,8 +123,8 @@ def train_loop(setup: dict[str, Any]) -> dict[str, Any] | None:
     began = time.time()
     context = ray.train.get_context()
     use_threads(spare_threads(context.get_local_world_size()))
-    place = Place(context.get_world_rank(), context.get_world_size(), pick_worker_device())
-    teacher, normalise = frozen_teacher(config.teacher, ray.get(setup["weights"]), place.device)
+    worker = Worker.current()
+    teacher, normalise = frozen_teacher(config.teacher, setup["weights"].get(), worker.device)
     arms: list[Arm] = setup["arms"]
     report: dict[str, Any] = {}
     saved = _load_checkpoint()
@@ -146,14 +132,14 @@ def train_loop(setup: dict[str, Any]) -> dict[str, Any] | None:
         if saved and number < saved["number"]:
             report[arm.name] = saved["finished"][arm.name]
             continue
-        images = _images_of(arm, config, place)
+        images = _images_of(arm, config, worker)
         # All arms take the steps of the first: what differs is what they learn from.
         steps = report[arms[0].name]["steps"] if report else total_steps(config.distill, images.count)
-        weights, sums = measure_classes(teacher, images, config.distill, config.teacher.num_classes, place)
-        run = Distillation(config, arm.name, images, teacher, normalise, weights, steps, place)
+        weights, sums = measure_classes(teacher, images, config.distill, config.teacher.num_classes, worker)
+        run = Distillation(config, arm.name, images, teacher, normalise, weights, steps, worker)
 
         def keep(state: dict[str, Any], number: int = number) -> None:
-            _save_checkpoint({"number": number, "finished": dict(report), **state}, place)
+            _save_checkpoint({"number": number, "finished": dict(report), **state}, worker)
 
         def tell(step: int, loss: float, number: int = number, steps: int = steps, name: str = arm.name) -> None:
             setup["counter"].set.remote(number * steps + step, steps * len(arms), name, loss)
@@ -166,10 +152,10 @@ def train_loop(setup: dict[str, Any]) -> dict[str, Any] | None:
             "class_sums": sums.tolist(),
             "history": history,
         }
-        if place.rank == 0:
+        if worker.rank == 0:
             for suffix, state in students.items():
                 write_bytes(folder.fs, folder.path(f"student/{arm.name}{suffix}.pt"), dump_state(state))
-    return {"arms": report, "span": (began, time.time())} if place.rank == 0 else None
+    return {"arms": report, "span": (began, time.time())} if worker.rank == 0 else None
 
 
 def shuffled_bytes(settings: DistillConfig) -> float:
@@ -177,15 +163,15 @@ def shuffled_bytes(settings: DistillConfig) -> float:
     return settings.memory_gib * 2**30 / 4
 
 
-def _images_of(arm: Arm, config: RunConfig, place: Place) -> Images:
+def _images_of(arm: Arm, config: RunConfig, worker: Worker) -> Images:
     import ray.train
 
     spec, batch_size = pixel_spec(config.teacher), config.distill.batch_size
     if arm.streamed:
         shard = ray.train.get_dataset_shard(arm.name)
         buffer = shuffled_bytes(config.distill)
-        return Streamed(shard, arm.data.count, spec, batch_size // place.world, buffer, config.seed + place.rank)
-    return InMemory(arm.data.load(spec), batch_size, config.seed, place.rank, place.world)
+        return Streamed(shard, arm.data.count, spec, batch_size // worker.world, buffer, config.seed + worker.rank)
+    return InMemory(arm.data.load(spec), batch_size, config.seed, worker.rank, worker.world)
 
 
 @dataclass(frozen=True)
@@ -201,7 +187,7 @@ class Distillation:
     weights: Tensor
     """Of the classes, [K]."""
     steps: int
-    place: Place
+    worker: Worker
 
 
 def view(run: Distillation, step: int) -> tuple[Tensor, list[tuple[Tensor, Batch]]]:
@@ -209,15 +195,15 @@ def view(run: Distillation, step: int) -> tuple[Tensor, list[tuple[Tensor, Batch
 
     Random numbers are those of the global batch, so that they do not depend on the number of ranks.
     """
-    settings, seed, place = run.config.distill, run.config.seed, run.place
+    settings, seed, worker = run.config.distill, run.config.seed, run.worker
     batch = run.images.batch(step)
-    cut = (place.rank, place.world, settings.batch_size)
+    cut = (worker.rank, worker.world, settings.batch_size)
     pixels = augment(batch.pixels, settings.augment, (seed, 4, step), *cut)
     if not settings.mixup:
         return pixels, [(torch.ones(len(batch)), batch)]
     other = run.images.partners(step, batch)
     drawn = np.random.default_rng([seed, 7, step]).beta(settings.mixup, settings.mixup, settings.batch_size)
-    share = torch.from_numpy(drawn[place.rank :: place.world][: len(batch)]).float()
+    share = torch.from_numpy(drawn[worker.rank :: worker.world][: len(batch)]).float()
     each = share[:, None, None, None]
     mixed = each * pixels + (1 - each) * augment(other.pixels, settings.augment, (seed, 8, step), *cut)
     return mixed, [(share, batch), (1 - share, other)]
@@ -243,17 +229,10 @@ def distil(
 
     `keep` gets a state to `resume` from a few times; `tell` step and loss as it goes on.
     """
-    config, settings, place, steps = run.config, run.config.distill, run.place, run.steps
+    config, settings, worker, steps = run.config, run.config.distill, run.worker, run.steps
     torch.manual_seed(config.seed)
     student = new_network(config.student.arch, config.teacher)
-    if place.world > 1 and place.device.type == "cuda":
-        student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
-    # The layout in which both CPUs and GPUs compute convolutions fastest.
-    model = student.to(memory_format=torch.channels_last).to(place.device)
-    if place.world > 1:
-        from ray.train.torch import prepare_model
-
-        model = prepare_model(student)
+    model = worker.prepare(to_fastest_layout(worker.share_batch_statistics(student)))
     bare = getattr(model, "module", model)
     average = (
         AveragedModel(bare, multi_avg_fn=_moving_average(settings.ema), use_buffers=True) if settings.ema else None
@@ -278,7 +257,7 @@ def distil(
     save_every = -(-steps // CHECKPOINTS)
     for step in range(start, steps):
         pixels, shown = view(run, step)
-        pixels = pixels.to(place.device, non_blocking=True)
+        pixels = pixels.to(worker.device, non_blocking=True)
         target = run.images.answers(step) if shows_as_is(settings) else None
         if target is None:
             with torch.no_grad():
@@ -286,7 +265,7 @@ def distil(
         logits = model(run.normalise(pixels).contiguous(memory_format=torch.channels_last))
         weights = None
         if settings.sample_weights == "pu_probability":
-            weights = torch.stack([share * batch.weights for share, batch in shown]).sum(0).to(place.device)
+            weights = torch.stack([share * batch.weights for share, batch in shown]).sum(0).to(worker.device)
         value, objective, _ = rkd_objective(
             logits,
             target,
@@ -294,13 +273,13 @@ def distil(
             epsilon=settings.epsilon,
             adversary=settings.adversary,
             temperature=settings.temperature,
-            group=place.group,
+            group=worker.group,
             draws=draws if settings.adversary == "draws" else None,
             sample_weights=weights,
         )
         if settings.label_weight:
             # As in the distillation loss, the number of ranks makes up for the mean over them.
-            objective = objective + settings.label_weight * place.world / settings.batch_size * label_loss(
+            objective = objective + settings.label_weight * worker.world / settings.batch_size * label_loss(
                 logits, shown
             )
         optimizer.zero_grad()
@@ -311,7 +290,7 @@ def distil(
             average.update_parameters(bare)
         if (step + 1) % log_every == 0 or step + 1 == steps:
             history.append((step + 1, float(value)))
-            if tell and place.rank == 0:
+            if tell and worker.rank == 0:
                 tell(step + 1, float(value))
         if keep and (step + 1) % save_every == 0 and step + 1 < steps:
             states = {name: part.state_dict() for name, part in parts.items()}
@@ -336,12 +315,12 @@ def _moving_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor
     return update
 
 
-def _save_checkpoint(state: dict[str, Any], place: Place) -> None:
+def _save_checkpoint(state: dict[str, Any], worker: Worker) -> None:
     """All ranks report; rank 0 hands over its state, from which a restarted group goes on at the same step."""
     import ray.train
 
     metrics = {"step": state["step"], "loss": state["history"][-1][1]}
-    if place.rank:
+    if worker.rank:
         ray.train.report(metrics)
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -16,12 +16,12 @@ import ray.data
 
 from pukd_ray.config import RunConfig, SourceConfig
 from pukd_ray.corpus.labelled import index_labelled
-from pukd_ray.corpus.pixels import PixelSpec
-from pukd_ray.corpus.plan import sources_by_role
-from pukd_ray.corpus.reading import Wanted, read_blocks, read_units
+from pukd_ray.corpus.pixels import PixelSpec, pixel_spec
+from pukd_ray.corpus.reading import ReadRequest, read_blocks, read_units
+from pukd_ray.corpus.sources import sources_by_role
+from pukd_ray.corpus.streaming import DecodeImages
 from pukd_ray.corpus.units import UNIT_FILES, Unit
-from pukd_ray.run_folder import RunFolder
-from pukd_ray.selection.inference import DecodeImages, pixel_spec
+from pukd_ray.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from pukd_ray.distillation.data import Batch
@@ -33,7 +33,7 @@ class TrainingSet:
 
     count: int
     """Images, unreadable ones of `labelled` included."""
-    labelled: tuple[Wanted, ...]
+    labelled: tuple[ReadRequest, ...]
     """Rows with labels: P, or the teacher's own training images."""
     sources: dict[str, tuple[SourceConfig, ...]]
     """By role, of `labelled`."""
@@ -80,7 +80,7 @@ class TrainingSet:
         return decoded.map_batches(_readable_pixels, batch_format="pyarrow", num_cpus=cpus)
 
 
-def mix_units(wanted: Sequence[Wanted], seed: int) -> list[Wanted]:
+def mix_units(wanted: Sequence[ReadRequest], seed: int) -> list[ReadRequest]:
     """The same labelled rows, units in random order and single images in random units: folders come class by class."""
     rng = np.random.default_rng([seed, 9])
     mixed = [w for w in wanted if w.unit.format != "images" or w.unit.error]
@@ -101,14 +101,14 @@ def mix_units(wanted: Sequence[Wanted], seed: int) -> list[Wanted]:
                 ids=tuple(unit.ids[position] for unit, position, _ in chosen),
                 rows=len(chosen),
             )
-            mixed.append(Wanted(unit, np.arange(len(chosen)), np.array([label for *_, label in chosen], np.int64)))
+            mixed.append(ReadRequest(unit, np.arange(len(chosen)), np.array([label for *_, label in chosen], np.int64)))
     return [mixed[i] for i in rng.permutation(len(mixed))]
 
 
-def positives_of(folder: RunFolder, config: RunConfig, units: list[Unit]) -> TrainingSet:
+def positives_of(folder: RunFolder, config: RunConfig, units: Sequence[Unit]) -> TrainingSet:
     """P alone."""
     labelled = index_labelled("positives", units, config.positives, config.teacher)
-    return TrainingSet(labelled.count, labelled.wanted, sources_by_role(config), folder)
+    return TrainingSet(labelled.count, labelled.requests, sources_by_role(config), folder)
 
 
 def _labelled_rows(table: pa.Table) -> pa.Table:

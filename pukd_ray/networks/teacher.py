@@ -82,20 +82,3 @@ class Teacher:
         """uint8 [B, C, H, W] -> (features [B, F], logits [B, K]), float32, on the device."""
         features, logits = self.extractor.features_and_logits(self.normalise(torch.from_numpy(pixels).to(self.device)))
         return features.float(), logits.float()
-
-
-def use_threads(count: int = 1) -> None:
-    """Threads of this process; Ray runs a process per core, and their threads would fight."""
-    torch.set_num_threads(count)
-
-
-def pick_device() -> torch.device:
-    """The GPU that Ray gave this process, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def pick_worker_device() -> torch.device:
-    """As `pick_device` in a worker of Ray Train, which sees all GPUs that the workers of its node were given."""
-    from ray.train.torch import get_device
-
-    return get_device() if torch.cuda.is_available() else torch.device("cpu")

@@ -17,8 +17,8 @@ import ray
 
 from pukd_ray.config import RunConfig, SelectionConfig
 from pukd_ray.corpus.pixels import PixelSpec, Unreadable, decode, encode_png
-from pukd_ray.engine import IO_CPUS
-from pukd_ray.run_folder import RunFolder
+from pukd_ray.run.folder import RunFolder
+from pukd_ray.runtime.engine import IO_CPUS
 from pukd_ray.selection.scoring import score_files, sort_key
 from pukd_ray.selection.select import FILES_PER_TASK, fetch_images
 

@@ -12,10 +12,12 @@ import yaml
 from markupsafe import Markup
 
 from pukd_ray.config import RunConfig, SelectionConfig, to_plain
+from pukd_ray.corpus.context import RunContext
 from pukd_ray.report import plots
 from pukd_ray.report.gallery import MAX_CLASSES, ClassGallery, Gallery, collect_gallery, takes_highest
 from pukd_ray.report.summary import NAMES
-from pukd_ray.run_folder import STAGES, RunFolder
+from pukd_ray.run.folder import RunFolder
+from pukd_ray.run.stages import STAGE_NAMES
 from pukd_ray.selection.calibration import carry_over, from_json
 from pukd_ray.selection.rules import uses_selector
 
@@ -36,8 +38,9 @@ RULES = {
 }
 
 
-def write_report(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
+def write_report(run: RunContext) -> dict[str, Any]:
     """Write `report.html`."""
+    folder, config = run.folder, run.config
     gallery = collect_gallery(folder, config)
     folder.write_text("report.html", render_page(folder, config, gallery))
     return {"page": "report.html", "pictures": gallery.count}
@@ -115,7 +118,7 @@ def _content(folder: RunFolder, config: RunConfig, gallery: Gallery) -> dict[str
     metrics, prior, meta = (folder.read_json(f) for f in ("metrics.json", "selector/prior.json", "selector/meta.json"))
     summary, weights = folder.read_json("selected/summary.json"), folder.read_json("student/class_weights.json")
     names = class_names(meta["classes"], config.teacher.num_classes)
-    markers = {stage: marker for stage in STAGES if (marker := folder.marker(stage)) is not None}
+    markers = {stage: marker for stage in STAGE_NAMES if (marker := folder.marker(stage)) is not None}
     finished = max((m["finished"] for s, m in markers.items() if s != "report"), default=None)
     return {
         "name": config.name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pukd_ray.run_folder import RunFolder
+from pukd_ray.run.folder import RunFolder
 
 NAMES = {
     "teacher": "teacher",

@@ -110,6 +110,14 @@ def _offset(slope: float, u: np.ndarray, w: np.ndarray, prior: float) -> float:
     return (low + high) / 2
 
 
+def rescale_logits(logits: np.ndarray, log_max_phi: float) -> np.ndarray:
+    """Logits of phi / max phi, so that 0 is the threshold 1/2 of VPU too; unchanged where log_max_phi is 0."""
+    if log_max_phi == 0.0:
+        return logits
+    log_phi = np.minimum(-np.logaddexp(0, -logits.astype(np.float64)) - log_max_phi, -1e-7)
+    return (log_phi - np.log(-np.expm1(log_phi))).astype(np.float32)
+
+
 def match_prior(calibration: Calibration, u_logits: np.ndarray, prior: float) -> Calibration:
     """The same slope with the offset at which mean_U P(relevant) is `prior` again."""
     u = np.asarray(u_logits, np.float64)

@@ -17,8 +17,8 @@ from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
 from pukd_ray.config import SelectorConfig
-from pukd_ray.selection.calibration import Binned, Calibration, resample_weights
-from pukd_ray.selection.inference import rescale_logits
+from pukd_ray.runtime.timing import Span
+from pukd_ray.selection.calibration import Binned, Calibration, resample_weights, rescale_logits
 from pukd_ray.selection.prior import bbe_prior, dedpul_prior, elkan_noto_ratio, positive_weights, prior_warnings
 from pukd_ray.selection.risk import proxy_accuracy
 from pukd_ray.selection.training import (
@@ -32,7 +32,6 @@ from pukd_ray.selection.training import (
     logits_of,
     seen_by,
 )
-from pukd_ray.spans import Span
 
 FOLDS = 5
 CHECKPOINTS = 10

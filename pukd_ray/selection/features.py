@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pukd_ray.config import SelectorConfig, TeacherConfig
-from pukd_ray.run_folder import RunFolder
-from pukd_ray.selection.inference import TeacherActor, spread, teacher_opinion
+from pukd_ray.corpus.streaming import scatter_rows
+from pukd_ray.networks.actor import TeacherActor, teacher_prediction
+from pukd_ray.run.folder import RunFolder
 from pukd_ray.selection.views import random_views
 
 
@@ -29,7 +30,7 @@ class ExtractFeatures(TeacherActor):
     def work(self, table: pa.Table) -> pa.Table:
         """Decoded rows -> rows of `selector/features/`."""
         table, readable, pixels, features, logits = self.forward(table)
-        label, confidence, entropy = teacher_opinion(logits)
+        label, confidence, entropy = teacher_prediction(logits)
         is_p = np.array([role == "positives" for role in table.column("role").to_pylist()])[readable]
         shown: list[np.ndarray] = list(pixels)
         cached = [as_half(row) for row in features]
@@ -43,9 +44,9 @@ class ExtractFeatures(TeacherActor):
         columns = {
             "features": _as_bytes(cached, readable),
             "pixels": _as_bytes(shown if self._selector.trunk == "finetune" else None, readable),
-            "teacher_label": spread(label, readable, pa.int32()),
-            "teacher_confidence": spread(confidence, readable, pa.float32()),
-            "teacher_entropy": spread(entropy, readable, pa.float32()),
+            "teacher_label": scatter_rows(label, readable, pa.int32()),
+            "teacher_confidence": scatter_rows(confidence, readable, pa.float32()),
+            "teacher_entropy": scatter_rows(entropy, readable, pa.float32()),
         }
         table = table.drop_columns(["image", "source"])
         for name, column in columns.items():

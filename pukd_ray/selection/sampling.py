@@ -6,20 +6,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pukd_ray.corpus.reading import Wanted, content_hash
+from pukd_ray.corpus.reading import ReadRequest, content_hash
 from pukd_ray.corpus.units import Unit
 
 MIN_PER_UNIT = 64  # opening a unit costs more than reading a few dozen rows of it
 
 
-def sample_corpus(units: Sequence[Unit], size: int, seed: int) -> list[Wanted]:
+def sample_corpus(units: Sequence[Unit], size: int, seed: int) -> list[ReadRequest]:
     """About `size` rows (all of them if there are no more), spread over units in proportion to their rows.
 
     Which units and rows are drawn depends on the seed and the units' own names, not on their order or number.
     """
     total = sum(unit.rows for unit in units)
     if total <= size:
-        return [Wanted(unit) for unit in units if unit.rows]
+        return [ReadRequest(unit) for unit in units if unit.rows]
     keyed = sorted(
         (unit for unit in units if unit.rows), key=lambda unit: content_hash(f"{seed}/{unit.unit_id}".encode())
     )
@@ -35,5 +35,5 @@ def sample_corpus(units: Sequence[Unit], size: int, seed: int) -> list[Wanted]:
         carried -= take
         if take:
             rng = np.random.default_rng([seed, content_hash(unit.unit_id.encode()) % 2**63])
-            wanted.append(Wanted(unit, np.sort(rng.choice(unit.rows, take, replace=False))))
+            wanted.append(ReadRequest(unit, np.sort(rng.choice(unit.rows, take, replace=False))))
     return wanted

@@ -13,18 +13,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pukd_ray.config import RunConfig, TeacherConfig
-from pukd_ray.corpus.plan import sources_by_role
-from pukd_ray.corpus.reading import Wanted, content_hash
+from pukd_ray.corpus.context import RunContext, Shared
+from pukd_ray.corpus.reading import ReadRequest, content_hash
+from pukd_ray.corpus.streaming import Pass, scatter_rows, stream
 from pukd_ray.corpus.units import Unit
-from pukd_ray.engine import Cluster
 from pukd_ray.errors import RunError
-from pukd_ray.metrics import record
-from pukd_ray.progress import Stopwatch, progress, say
-from pukd_ray.run_folder import SCORES_SCHEMA, RunFolder
-from pukd_ray.selection.calibration import Calibration, from_json
+from pukd_ray.networks.actor import TeacherActor, teacher_prediction
+from pukd_ray.run.folder import SCORES_SCHEMA, RunFolder
+from pukd_ray.runtime.console import progress, say
+from pukd_ray.runtime.metrics import record
+from pukd_ray.runtime.timing import Span, Stopwatch, covered_seconds
+from pukd_ray.selection.calibration import Calibration, from_json, rescale_logits
 from pukd_ray.selection.features import as_half
-from pukd_ray.selection.inference import Shared, TeacherActor, rescale_logits, spread, stream, teacher_opinion
-from pukd_ray.spans import Span, covered_seconds
 
 CHUNK_SECONDS = 600.0
 KEPT_OF_THE_REST = 1e-4
@@ -36,7 +36,7 @@ class ScoreImages(TeacherActor):
     def __init__(
         self,
         teacher: TeacherConfig,
-        weights: Any,
+        weights: Shared,
         grid: int | Literal["auto"],
         head: bytes,
         trunk: bytes | None,
@@ -81,13 +81,13 @@ class ScoreImages(TeacherActor):
         table, readable, _, features, logits = self.forward(table)
         pu_logit = self.logits(features)
         probability = self._calibration(pu_logit).astype(np.float32)
-        label, confidence, entropy = teacher_opinion(logits)
+        label, confidence, entropy = teacher_prediction(logits)
         columns = {
-            "pu_logit": spread(pu_logit, readable, pa.float32()),
-            "pu_probability": spread(probability, readable, pa.float32()),
-            "teacher_label": spread(label, readable, pa.int32()),
-            "teacher_confidence": spread(confidence, readable, pa.float32()),
-            "teacher_entropy": spread(entropy, readable, pa.float32()),
+            "pu_logit": scatter_rows(pu_logit, readable, pa.float32()),
+            "pu_probability": scatter_rows(probability, readable, pa.float32()),
+            "teacher_label": scatter_rows(label, readable, pa.int32()),
+            "teacher_confidence": scatter_rows(confidence, readable, pa.float32()),
+            "teacher_entropy": scatter_rows(entropy, readable, pa.float32()),
         }
         kept = np.zeros(len(readable), bool)
         if self._kept == "all":
@@ -130,16 +130,15 @@ def chunk_markers(folder: RunFolder) -> list[dict[str, Any]]:
     return [folder.read_json(name) for name in folder.files("markers/score") if name.endswith(".json")]
 
 
-def score_corpus(
-    folder: RunFolder, config: RunConfig, cluster: Cluster, units: list[Unit], weights: bytes
-) -> dict[str, Any]:
+def score_corpus(run: RunContext) -> dict[str, Any]:
     """Score the units that no finished chunk has; returns the counts over all chunks.
 
     RunError if more images are unreadable than `score.max_rejected` allows; RuntimeError if rows got lost.
     """
     from pukd_ray.storage import read_bytes
 
-    corpus = [u for u in units if u.role == "corpus" and u.rows]
+    folder, config = run.folder, run.config
+    corpus = [u for u in run.units_of("corpus") if u.rows]
     markers = chunk_markers(folder)
     finished = {unit for marker in markers for unit in marker["units"]}
     pending = [u for u in corpus if u.unit_id not in finished]
@@ -150,7 +149,7 @@ def score_corpus(
     calibration, _ = from_json(folder.read_json("selector/calibration.json"))
     arguments = (
         config.teacher,
-        Shared.of(weights),
+        run.weights,
         config.selector.grid,
         read_bytes(folder.fs, folder.path("selector/head.pt")),
         read_bytes(folder.fs, folder.path("selector/trunk.pt")) if config.selector.trunk == "finetune" else None,
@@ -159,7 +158,6 @@ def score_corpus(
         config.score.keep_above,
     )
     rate = _first_rate(folder)
-    sources = sources_by_role(config)
     with progress("score", total, "images", done) as bar:
         while pending:
             size = config.score.chunk_images or max(1, int(rate * CHUNK_SECONDS))
@@ -169,19 +167,19 @@ def score_corpus(
             files: list[str] = []
             rows: Counter[str] = Counter()
             reasons: Counter[str] = Counter()
-            wanted = [Wanted(u) for u in chunk]
             spans: list[Span] = []
-            for entry in stream(
-                "score", wanted, sources, config, cluster, ScoreImages, arguments, WriteScores(folder, name), spans
-            ):
-                files.append(entry["file"])
-                counts, rejected = json.loads(entry["units"]), json.loads(entry["reasons"])
-                rows.update(counts)
-                reasons.update(rejected)
-                record("images_scored", sum(counts.values()) - sum(rejected.values()))
-                for reason, number in rejected.items():
-                    record("images_rejected", number, reason=reason)
-                bar.update(sum(counts.values()))
+            work = Pass("score", ScoreImages, arguments, WriteScores(folder, name))
+            for part in stream(run, work, [ReadRequest(u) for u in chunk]):
+                spans += part.spans
+                for entry in part.entries:
+                    files.append(entry["file"])
+                    counts, rejected = json.loads(entry["units"]), json.loads(entry["reasons"])
+                    rows.update(counts)
+                    reasons.update(rejected)
+                    record("images_scored", sum(counts.values()) - sum(rejected.values()))
+                    for reason, number in rejected.items():
+                        record("images_rejected", number, reason=reason)
+                    bar.update(sum(counts.values()))
             _check_conservation(chunk, rows)
             marker = {
                 "chunk": name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +15,16 @@ import pyarrow.parquet as pq
 import ray
 
 from pukd_ray.config import RunConfig, to_plain
+from pukd_ray.corpus.context import RunContext
 from pukd_ray.corpus.labelled import index_labelled
-from pukd_ray.corpus.plan import sources_by_role
-from pukd_ray.corpus.reading import Wanted, read_blocks
+from pukd_ray.corpus.reading import ReadRequest, read_blocks
+from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.corpus.units import Unit, units_from_table
-from pukd_ray.engine import IO_CPUS
 from pukd_ray.errors import RunError
-from pukd_ray.metrics import record
-from pukd_ray.progress import progress, say
-from pukd_ray.run_folder import SCORES_SCHEMA, SELECTED_SCHEMA, RunFolder
+from pukd_ray.run.folder import SCORES_SCHEMA, SELECTED_SCHEMA, RunFolder
+from pukd_ray.runtime.console import progress, say
+from pukd_ray.runtime.engine import IO_CPUS
+from pukd_ray.runtime.metrics import record
 from pukd_ray.selection.calibration import from_json
 from pukd_ray.selection.quality import estimate_quality
 from pukd_ray.selection.rules import (
@@ -71,8 +73,20 @@ class Job:
     """Folder to write."""
 
 
-def select_images(folder: RunFolder, config: RunConfig, units: list[Unit], into: str = "selected") -> dict[str, Any]:
-    """Run the stage, writing to folder `into` of the run; returns what its `summary.json` says."""
+def run_select(run: RunContext) -> dict[str, Any]:
+    """Run the stage; returns its counts."""
+    summary = select_images(run.folder, run.config, run.units)
+    estimated = summary["estimated"]
+    return {k: summary[k] for k in ("n_selected", "n_duplicates")} | {
+        "precision (estimated)": round(estimated["precision"], 3),
+        "recall (estimated)": round(estimated["recall"], 3),
+    }
+
+
+def select_images(
+    folder: RunFolder, config: RunConfig, units: Sequence[Unit], into: str = "selected"
+) -> dict[str, Any]:
+    """Select, writing to folder `into` of the run; returns what its `summary.json` says."""
     folder.delete_folder(into)
     files = score_files(folder)
     size = max(FILES_PER_TASK, -(-len(files) // MAX_TASKS))
@@ -167,13 +181,13 @@ def _known_hashes(units: list[Unit], config: RunConfig) -> np.ndarray:
         block.column("content_hash").drop_null().to_numpy()
         for role, sources in sources_by_role(config).items()
         if role != "corpus"
-        for wanted in index_labelled(role, units, sources, config.teacher).wanted
+        for wanted in index_labelled(role, units, sources, config.teacher).requests
         for block in read_blocks(wanted, sources[wanted.unit.source])
     ]
     return np.concatenate(hashes) if hashes else np.zeros(0, np.int64)
 
 
-def _find_copies(job: Job, groups: list[list[str]], units: list[Unit]) -> tuple[list[ray.ObjectRef], int]:
+def _find_copies(job: Job, groups: list[list[str]], units: Sequence[Unit]) -> tuple[list[ray.ObjectRef], int]:
     """(places to drop, in pieces; readable rows)."""
     known = _known_hashes.remote([u for u in units if u.role != "corpus"], job.config)
     n_scored = int(sum(ray.get([_count_readable.remote(job.folder, g) for g in groups])))
@@ -447,7 +461,7 @@ def fetch_images(folder: RunFolder, config: RunConfig, table: pa.Table) -> pa.Ta
             positions = [i for i in range(unit.rows) if (unit.files[0], unit.start + i) in missing]
         if not positions:
             continue
-        for block in read_blocks(Wanted(unit, np.array(positions)), config.corpus[unit.source]):
+        for block in read_blocks(ReadRequest(unit, np.array(positions)), config.corpus[unit.source]):
             for source, row, image in zip(
                 *(block.column(c).to_pylist() for c in ("source", "source_row", "image")), strict=True
             ):

@@ -14,18 +14,20 @@ import ray
 import torch
 
 from pukd_ray.config import RunConfig
+from pukd_ray.corpus.context import RunContext, Shared
 from pukd_ray.corpus.labelled import LabelError, Labelled, index_labelled
-from pukd_ray.corpus.plan import sources_by_role
-from pukd_ray.corpus.reading import Wanted
-from pukd_ray.corpus.units import Unit
-from pukd_ray.data_parallel import train_group
-from pukd_ray.engine import Cluster
+from pukd_ray.corpus.reading import ReadRequest
+from pukd_ray.corpus.sources import sources_by_role
+from pukd_ray.corpus.streaming import Pass, stream
 from pukd_ray.errors import RunError
 from pukd_ray.networks.selector import PixelSelector, SelectorHead
-from pukd_ray.networks.teacher import dump_state, pick_worker_device, use_threads
-from pukd_ray.progress import Stopwatch, progress, remote_progress, say
-from pukd_ray.run_folder import RunFolder
-from pukd_ray.selection.calibration import carry_over, to_json
+from pukd_ray.networks.teacher import dump_state
+from pukd_ray.run.folder import RunFolder
+from pukd_ray.runtime.console import progress, remote_progress, say
+from pukd_ray.runtime.devices import Worker, use_threads
+from pukd_ray.runtime.timing import Span, Stopwatch, covered_seconds
+from pukd_ray.runtime.train_group import train_group
+from pukd_ray.selection.calibration import carry_over, rescale_logits, to_json
 from pukd_ray.selection.crossfit import (
     FOLDS,
     FitReport,
@@ -40,11 +42,9 @@ from pukd_ray.selection.crossfit import (
     scorer_training,
 )
 from pukd_ray.selection.features import ExtractFeatures, Features, WriteFeatures, load_features
-from pukd_ray.selection.inference import Shared, rescale_logits, stream
 from pukd_ray.selection.rules import uses_selector
 from pukd_ray.selection.sampling import sample_corpus
 from pukd_ray.selection.training import Examples, Hooks, Training, Trunk, fit_selector, log_max_phi, logits_of, seen_by
-from pukd_ray.spans import Span, covered_seconds
 
 MIN_POSITIVES = 10
 MIN_SAMPLE = 100
@@ -71,7 +71,7 @@ def _trunk(features: Features, config: RunConfig, weights: Shared) -> Trunk | No
     pixels = Examples(
         features.p_pixels.reshape(*features.p_pixels.shape[:2], *shape), features.u_pixels.reshape(-1, *shape)
     )
-    return Trunk(t, ray.get(weights.ref), config.selector.grid, pixels)
+    return Trunk(t, weights.get(), config.selector.grid, pixels)
 
 
 @ray.remote(num_cpus=1)
@@ -107,40 +107,27 @@ def _selected_of_sample(features: Examples, trunk: Trunk | None, training: Train
 
 def _train_loop(config: dict[str, Any]) -> dict[str, Any] | None:
     """Ray Train worker: the final selector on all of P."""
-    import ray.train
-    import torch.distributed as dist
-    from ray.train.torch import prepare_model
-
     began = time.time()
     use_threads()
     features = load_features(config["folder"], config["files"])
     trunk = _trunk(features, config["config"], config["weights"])
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
+    worker = Worker.current()
     training: Training = config["training"]
     history: list[tuple[int, float]] = []
 
     def log(step: int, risk: float) -> None:
-        if rank == 0 and (step % LOG_EVERY == 0 or step == training.steps):
+        if worker.rank == 0 and (step % LOG_EVERY == 0 or step == training.steps):
             history.append((step, risk))
             config["counter"].set.remote(step, training.steps, "selector", risk)
 
-    hooks = Hooks(
-        on_step=log,
-        prepare=prepare_model if world > 1 else None,
-        rank=rank,
-        world=world,
-        group=dist.group.WORLD if world > 1 else None,
-        device=pick_worker_device(),
-    )
     examples = Examples(features.p, features.u)
-    network = fit_selector(examples, training, trunk, hooks)
-    if rank:
+    network = fit_selector(examples, training, trunk, Hooks(on_step=log), worker)
+    if worker.rank:
         return None
     head = network if isinstance(network, SelectorHead) else network.head
     seen = seen_by(examples, trunk)
-    logits = logits_of(network, seen.u, hooks.device)
-    scale = log_max_phi(network, seen, training, hooks.device)
+    logits = logits_of(network, seen.u, worker.device)
+    scale = log_max_phi(network, seen, training, worker.device)
     return {
         "head": dump_state({**head.state_dict(), "log_max_phi": torch.tensor(scale, dtype=torch.float64)}),
         "trunk": dump_state(network.extractor.model.state_dict()) if isinstance(network, PixelSelector) else None,
@@ -154,25 +141,20 @@ def _train_loop(config: dict[str, Any]) -> dict[str, Any] | None:
 # -- the stage --------------------------------------------------------------------------------------------------
 
 
-def train_selector(
-    folder: RunFolder, config: RunConfig, cluster: Cluster, units: list[Unit], weights: bytes
-) -> dict[str, Any]:
+def train_selector(run: RunContext) -> dict[str, Any]:
     """Run the stage; returns its counts. RunError where going on would waste the cluster's time."""
+    folder, config = run.folder, run.config
     folder.delete_folder("selector")
-    sources = sources_by_role(config)
-    labelled = _index("positives", units, config)
+    labelled = _index("positives", run)
     if labelled.classes and config.teacher.class_names is None:
         say("          label names: " + ", ".join(f"{i} = {name}" for i, name in enumerate(labelled.classes)))
     if labelled.left_out:
         say(f"          positives: {labelled.left_out:,} images with labels outside label_map are not used")
     if config.test is not None:  # wrong test labels should not surface after hours of training
-        _index("test", units, config)
-    sample = sample_corpus([u for u in units if u.role == "corpus"], config.selector.sample, config.seed)
-    wanted = [*labelled.wanted, *sample]
-    spans: list[Span] = []
-    shared = Shared.of(weights)
-    files, errors = _extract(folder, config, cluster, wanted, sources, shared, spans)
-    features, trunk, light_ref = _load_features.remote(folder, files, config, shared)
+        _index("test", run)
+    sample = sample_corpus(run.units_of("corpus"), config.selector.sample, config.seed)
+    files, errors, spans = _extract(run, [*labelled.requests, *sample])
+    features, trunk, light_ref = _load_features.remote(folder, files, config, run.weights)
     light: Features = ray.get(light_ref)
     n_p, n_u = len(light.p_labels), len(light.u_units)
     _check_sample(config, n_p, n_u, errors)
@@ -191,7 +173,7 @@ def train_selector(
     fit: FitReport = ray.get(_assess_fit.remote(groups, prior, training, first if estimated else None, *fits))
     final = final_training(training, fit)
     value = fit.prior
-    result = _fit_final(folder, config, cluster, files, final, shared)
+    result = _fit_final(run, files, final)
     spans.append(result["span"])
     u_logits = result["u_logits"]
     calibration, refits = carry_over(fit.calibration, fit.bootstrap, u_logits, value)
@@ -250,36 +232,32 @@ def train_selector(
     }
 
 
-def _index(role: str, units: list[Unit], config: RunConfig) -> Labelled:
+def _index(role: str, run: RunContext) -> Labelled:
     try:
-        return index_labelled(role, units, sources_by_role(config)[role], config.teacher)
+        return index_labelled(role, run.units, sources_by_role(run.config)[role], run.config.teacher)
     except LabelError as error:
         raise RunError(str(error)) from error
 
 
-def _extract(
-    folder: RunFolder,
-    config: RunConfig,
-    cluster: Cluster,
-    wanted: list[Wanted],
-    sources: dict[str, Any],
-    weights: Shared,
-    spans: list[Span],
-) -> tuple[list[str], list[tuple[str, str, str]]]:
+def _extract(run: RunContext, requests: list[ReadRequest]) -> tuple[list[str], list[tuple[str, str, str]], list[Span]]:
+    """(files of the feature cache, (role, image, error) of what could not be read, when workers were at work)."""
+    config = run.config
     files: list[str] = []
-    total = sum(w.unit.rows if w.positions is None else len(w.positions) for w in wanted)
+    total = sum(request.count for request in requests)
     errors: list[tuple[str, str, str]] = []
+    spans: list[Span] = []
     watch = Stopwatch()
+    arguments = (config.teacher, run.weights, config.selector, config.seed)
+    work = Pass("features", ExtractFeatures, arguments, WriteFeatures(run.folder))
     with progress("features", total, "images") as bar:
-        arguments = (config.teacher, weights, config.selector, config.seed)
-        for row in stream(
-            "features", wanted, sources, config, cluster, ExtractFeatures, arguments, WriteFeatures(folder), spans
-        ):
-            files.append(row["file"])
-            errors += [_split_error(e) for e in row["errors"]]
-            bar.update(row["rows"])
-    folder.write_json("selector/features.json", {"files": sorted(files), "images": total, "seconds": watch.seconds})
-    return sorted(files), errors
+        for part in stream(run, work, requests):
+            spans += part.spans
+            for row in part.entries:
+                files.append(row["file"])
+                errors += [_split_error(e) for e in row["errors"]]
+                bar.update(row["rows"])
+    run.folder.write_json("selector/features.json", {"files": sorted(files), "images": total, "seconds": watch.seconds})
+    return sorted(files), errors, spans
 
 
 def _split_error(text: str) -> tuple[str, str, str]:
@@ -332,19 +310,17 @@ def _try_priors(
     ]
 
 
-def _fit_final(
-    folder: RunFolder, config: RunConfig, cluster: Cluster, files: list[str], training: Training, weights: Shared
-) -> dict[str, Any]:
+def _fit_final(run: RunContext, files: list[str], training: Training) -> dict[str, Any]:
     with remote_progress("head") as counter:
         setup = {
-            "folder": folder,
+            "folder": run.folder,
             "files": files,
-            "config": config,
-            "weights": weights,
+            "config": run.config,
+            "weights": run.weights,
             "training": training,
             "counter": counter,
         }
-        return train_group(_train_loop, setup, folder, "selector", config.resources, cluster)
+        return train_group(_train_loop, setup, run.folder, "selector", run.config.resources, run.cluster)
 
 
 def _write_head(

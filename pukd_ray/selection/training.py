@@ -7,18 +7,18 @@ gradient of a step does not depend on the number of workers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
-from pukd_ray.batches import EndlessOrder
 from pukd_ray.config import TeacherConfig
 from pukd_ray.networks.selector import DROPOUT, PixelSelector, SelectorHead
 from pukd_ray.networks.teacher import Teacher
+from pukd_ray.runtime.batches import EndlessOrder
+from pukd_ray.runtime.devices import ALONE, Worker
 from pukd_ray.selection.risk import naive_risk, nnpu_risk, vpu_risk
 
 SelectorNetwork = SelectorHead | PixelSelector
@@ -103,38 +103,40 @@ class Hooks:
     on_checkpoint: Callable[[int, SelectorNetwork], None] | None = None
     """Called with the step and the network after each of `checkpoints`."""
     on_step: Callable[[int, float], None] | None = None
-    prepare: Callable[[Any], Any] | None = None
-    """Wraps the network for data parallelism."""
-    rank: int = 0
-    world: int = 1
-    group: ProcessGroup | None = None
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """Called with the step and the risk of its global batch."""
 
 
 def fit_selector(
-    features: Examples, training: Training, trunk: Trunk | None = None, hooks: Hooks = Hooks()
+    features: Examples,
+    training: Training,
+    trunk: Trunk | None = None,
+    hooks: Hooks = Hooks(),
+    worker: Worker = ALONE,
 ) -> SelectorNetwork:
     """Train a head on features and, with a trunk, go on with both on pixels.
 
     Returns the SelectorHead, or the PixelSelector. Steps of checkpoints are those of the last phase.
     """
     torch.manual_seed(training.seed)
-    head = SelectorHead(features.u.shape[1]).to(hooks.device)
+    head = SelectorHead(features.u.shape[1]).to(worker.device)
     head.standardise_by(features.u)
     if trunk is None:
-        train(head, features, training, hooks)
+        train(head, features, training, hooks, worker)
         return head
-    train(head, features, replace(training, steps=training.horizon or training.steps), replace(hooks, checkpoints=()))
-    teacher = Teacher(trunk.teacher, trunk.weights, hooks.device, trunk.grid)
+    whole = replace(training, steps=training.horizon or training.steps)
+    train(head, features, whole, replace(hooks, checkpoints=()), worker)
+    teacher = Teacher(trunk.teacher, trunk.weights, worker.device, trunk.grid)
     network = PixelSelector(teacher.extractor, teacher.normalise, head)
-    network.freeze_unused(torch.from_numpy(trunk.pixels.p[:2, 0]).to(hooks.device))
-    train(network, trunk.pixels, training.finetuning(), hooks)
+    network.freeze_unused(torch.from_numpy(trunk.pixels.p[:2, 0]).to(worker.device))
+    train(network, trunk.pixels, training.finetuning(), hooks, worker)
     return network
 
 
-def train(network: SelectorNetwork, examples: Examples, training: Training, hooks: Hooks) -> None:
+def train(
+    network: SelectorNetwork, examples: Examples, training: Training, hooks: Hooks = Hooks(), worker: Worker = ALONE
+) -> None:
     """Train `network` in place for `training.steps` steps; all examples are on every rank."""
-    model = hooks.prepare(network) if hooks.prepare else network
+    model = worker.prepare(network)
     learnt = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(learnt, lr=training.lr, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.horizon or training.steps)
@@ -142,30 +144,30 @@ def train(network: SelectorNetwork, examples: Examples, training: Training, hook
     views = np.random.default_rng([training.seed, 3])
     mixes = np.random.default_rng([training.seed, 2]).beta(0.3, 0.3, training.steps)
     due = set(hooks.checkpoints)
-    mine = slice(hooks.rank, None, hooks.world)
+    mine, device = worker.mine, worker.device
     for step in range(1, training.steps + 1):
         p_rows, u_rows = batches(step - 1)
         view = views.integers(0, examples.p.shape[1], len(p_rows))
         kept = torch.from_numpy(_dropout_mask(len(p_rows) + len(u_rows), network.channels, training.seed, step))
-        kept = torch.cat([kept[: len(p_rows)][mine], kept[len(p_rows) :][mine]]).to(hooks.device)
+        kept = torch.cat([kept[: len(p_rows)][mine], kept[len(p_rows) :][mine]]).to(device)
         p_rows, view, u_rows = p_rows[mine], view[mine], u_rows[mine]
         rows = np.concatenate([examples.p[p_rows, view], examples.u[u_rows]])
-        x = torch.from_numpy(rows).to(hooks.device).float()
-        labels = torch.ones(len(x), device=hooks.device)
+        x = torch.from_numpy(rows).to(device).float()
+        labels = torch.ones(len(x), device=device)
         labels[len(p_rows) :] = -1
         if training.loss == "nnpu":
-            value, objective = nnpu_risk(model(x, kept), labels, training.prior_at(step), group=hooks.group)
+            value, objective = nnpu_risk(model(x, kept), labels, training.prior_at(step), group=worker.group)
         elif training.loss == "naive":
-            value, objective = naive_risk(model(x, kept), labels, group=hooks.group)
+            value, objective = naive_risk(model(x, kept), labels, group=worker.group)
         else:
             # Mixing before the network standardises is the same as after it: both are affine.
             mix = float(mixes[step - 1])
-            partners = x[: len(p_rows)][torch.arange(len(u_rows), device=hooks.device) % max(1, len(p_rows))]
+            partners = x[: len(p_rows)][torch.arange(len(u_rows), device=device) % max(1, len(p_rows))]
             mixed = mix * x[len(p_rows) :] + (1 - mix) * partners
             logits = model(
                 torch.cat([x, mixed]), torch.cat([kept, kept[len(p_rows) :]])
             )  # one forward, as DDP wants it
-            value, objective = vpu_risk(logits[: len(x)], labels, logits[len(x) :], mix, group=hooks.group)
+            value, objective = vpu_risk(logits[: len(x)], labels, logits[len(x) :], mix, group=worker.group)
         optimizer.zero_grad()
         objective.backward()
         optimizer.step()

@@ -14,20 +14,22 @@ from pukd_ray.config import (
     TeacherTrainingConfig,
     to_plain,
 )
+from pukd_ray.corpus.context import RunContext, Shared
 from pukd_ray.corpus.labelled import index_sources
 from pukd_ray.corpus.units import Unit, units_from_table
 from pukd_ray.distillation.evaluate import measure_accuracy
 from pukd_ray.distillation.supervised import train_teacher
 from pukd_ray.distillation.training import total_steps
 from pukd_ray.distillation.training_set import TrainingSet, positives_of
-from pukd_ray.engine import Cluster, engine, gpus_per_actor
-from pukd_ray.errors import RunError, cause_of
+from pukd_ray.errors import RunError
 from pukd_ray.networks.teacher import new_network
 from pukd_ray.networks.zoo import count_multiply_adds, count_parameters
-from pukd_ray.pipeline import StaleResultsError, open_folder, run_pipeline, teacher_inputs
+from pukd_ray.pipeline import open_folder, run_pipeline
 from pukd_ray.preflight import weights_exist
-from pukd_ray.progress import say
-from pukd_ray.run_folder import RunFolder, changed_inputs
+from pukd_ray.resume import StaleResultsError, teacher_inputs
+from pukd_ray.run.folder import RunFolder, changed_inputs
+from pukd_ray.runtime.console import say
+from pukd_ray.runtime.engine import Cluster, cause_of, engine, gpus_per_actor
 from pukd_ray.selection.select import select_images
 from pukd_ray.storage import open_storage, read_bytes, write_bytes
 from pukd_ray.studies.pages import describe_machine
@@ -85,7 +87,7 @@ def make_table(config: PaperConfig) -> dict[str, Any]:
         original = None
         if config.original is not None:
             labelled = index_sources("original", config.original, config.teacher, _warn)
-            original = TrainingSet(labelled.count, labelled.wanted, {"original": config.original}, folder)
+            original = TrainingSet(labelled.count, labelled.requests, {"original": config.original}, folder)
         students = students_of(config)
         jobs: list[StudentJob] = []
         failed: dict[str, str] = {}
@@ -106,12 +108,13 @@ def make_table(config: PaperConfig) -> dict[str, Any]:
         for job in jobs:
             unlike.setdefault(job.training, job)
         missing = _missing(folder, list(unlike.values()))
-        lost = train_students(missing, len(unlike) - len(missing), weights, cluster)
+        shared = Shared.of(weights)
+        lost = train_students(missing, len(unlike) - len(missing), shared, cluster)
         jobs = [job for job in jobs if unlike[job.training].key not in lost]
         if not jobs:
             raise RunError(f"none of the table's students could be made: {next(iter((failed | lost).values()))}")
         trained = list(dict.fromkeys(unlike[job.training].key for job in jobs))
-        results = _measure_students(config, folder, cluster, trained, weights, teacher)
+        results = _measure_students(config, folder, cluster, trained, shared, teacher)
     table = {
         "name": config.name,
         "students": {
@@ -282,12 +285,14 @@ def _measure_students(
     folder: RunFolder,
     cluster: Cluster,
     keys: list[str],
-    weights: bytes,
+    weights: Shared,
     teacher: dict[str, Any],
 ) -> dict[str, dict[str, Any]]:
     """{key: result} of the students and `teacher`; test accuracies are added to those that have none."""
-    run = _run_config(config, folder, 0, config.table.per_class[0])
-    units = units_from_table(RunFolder(run.output).read_table("plan.parquet"))
+    run_config = _run_config(config, folder, 0, config.table.per_class[0])
+    run_folder = RunFolder(run_config.output)
+    units = units_from_table(run_folder.read_table("plan.parquet"))
+    run = RunContext(run_folder, run_config, cluster, weights, units)
     files = {"teacher": "teacher.json"} | {key: f"students/{key}.json" for key in keys}
     results: dict[str, dict[str, Any]] = {name: folder.read_json(file) or {} for name, file in files.items()}
     waiting = [key for key in keys if "top1" not in results[key]]
@@ -299,9 +304,10 @@ def _measure_students(
         size = 0
         while waiting and size < EVALUATED_BYTES:
             key = waiting.pop(0)
-            networks[key] = (config.student.arch, read_bytes(folder.fs, folder.path(f"students/{key}.pt")))
-            size += len(networks[key][1])
-        for name, accuracy in measure_accuracy(run, cluster, units, networks, [])[0].items():
+            state = read_bytes(folder.fs, folder.path(f"students/{key}.pt"))
+            networks[key] = (config.student.arch, Shared.of(state))
+            size += len(state)
+        for name, accuracy in measure_accuracy(run, networks)[0].items():
             results[name] |= accuracy
             folder.write_json(files[name], results[name])
         networks = {}

@@ -20,9 +20,10 @@ from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from pukd_ray.config import SelectorConfig, TeacherConfig
 from pukd_ray.demo.pools import MEASURED, Bank, Pool, draw_pool
+from pukd_ray.networks.actor import teacher_prediction
 from pukd_ray.networks.teacher import Teacher
-from pukd_ray.progress import progress
-from pukd_ray.selection.calibration import carry_over
+from pukd_ray.runtime.console import progress
+from pukd_ray.selection.calibration import carry_over, rescale_logits
 from pukd_ray.selection.crossfit import (
     FOLDS,
     Groups,
@@ -34,7 +35,6 @@ from pukd_ray.selection.crossfit import (
     scorer_training,
 )
 from pukd_ray.selection.features import as_half
-from pukd_ray.selection.inference import rescale_logits, teacher_opinion
 from pukd_ray.selection.quality import estimate_quality
 from pukd_ray.selection.rules import precision_count
 from pukd_ray.selection.training import Examples, Trunk, fit_selector, log_max_phi, logits_of, seen_by
@@ -94,7 +94,7 @@ def extract_bank(bank: Bank, teacher: TeacherConfig, weights: bytes, grid: int |
     parts = [network(bank.images[i : i + 512, None]) for i in range(0, len(bank.images), 512)]
     seconds = time.process_time() - began
     features = np.concatenate([as_half(f.numpy()) for f, _ in parts])
-    classes, confidence, _ = teacher_opinion(torch.cat([z for _, z in parts]).numpy())
+    classes, confidence, _ = teacher_prediction(torch.cat([z for _, z in parts]).numpy())
     return Cache(features, classes, confidence, seconds / len(bank.images))
 
 

@@ -11,12 +11,13 @@ from typing import Any
 import ray
 
 from pukd_ray.config import RunConfig
+from pukd_ray.corpus.context import Shared
+from pukd_ray.corpus.pixels import pixel_spec
 from pukd_ray.distillation.training_set import TrainingSet
-from pukd_ray.engine import CPU_ACTOR_CPUS, IO_CPUS, Cluster, gpus_per_actor
-from pukd_ray.errors import cause_of
-from pukd_ray.progress import progress, say
-from pukd_ray.run_folder import RunFolder
-from pukd_ray.selection.inference import pixel_spec
+from pukd_ray.run.folder import RunFolder
+from pukd_ray.runtime.console import progress, say
+from pukd_ray.runtime.devices import Worker, assigned_device, use_threads
+from pukd_ray.runtime.engine import CPU_ACTOR_CPUS, IO_CPUS, Cluster, cause_of, gpus_per_actor
 from pukd_ray.storage import read_bytes, write_bytes
 
 
@@ -44,7 +45,7 @@ class StudentJob:
         return not self.data.fits_memory(self.config)
 
 
-def train_students(jobs: list[StudentJob], done: int, weights: bytes, cluster: Cluster) -> dict[str, str]:
+def train_students(jobs: list[StudentJob], done: int, weights: Shared, cluster: Cluster) -> dict[str, str]:
     """Train them all, as many at a time as the cluster has room for; each is kept as soon as it is done.
 
     Returns {key: why} of those that failed: one must not cost the others.
@@ -56,7 +57,6 @@ def train_students(jobs: list[StudentJob], done: int, weights: bytes, cluster: C
     # Students that stream must leave CPUs to the tasks that read for them, or all would wait for ever.
     some_stream = any(job.streamed for job in jobs) and not cluster.autoscales
     room = max(1, int(cluster.cpus // 2)) if some_stream else len(jobs)
-    shared = ray.put(weights)
     left = list(jobs)
     waiting: dict[ray.ObjectRef, StudentJob] = {}
     with progress("students", done + len(jobs), "students", done) as bar:
@@ -64,7 +64,7 @@ def train_students(jobs: list[StudentJob], done: int, weights: bytes, cluster: C
             while left and len(waiting) < room:
                 job = left.pop(0)
                 task = _train_student.options(num_cpus=CPU_ACTOR_CPUS if job.streamed else 1.0, num_gpus=gpus)
-                waiting[task.remote(job, shared)] = job
+                waiting[task.remote(job, weights.ref)] = job
             (finished,), _ = ray.wait(list(waiting))
             job = waiting.pop(finished)
             try:
@@ -84,21 +84,20 @@ def _train_student(job: StudentJob, weights: bytes) -> None:
     from pukd_ray.distillation.data import InMemory, Streamed
     from pukd_ray.distillation.training import (
         Distillation,
-        Place,
         distil,
         effective_classes,
         frozen_teacher,
         measure_classes,
         shuffled_bytes,
     )
-    from pukd_ray.networks.teacher import dump_state, load_state, pick_device, use_threads
+    from pukd_ray.networks.teacher import dump_state, load_state
 
     use_threads()
     began = time.monotonic()
     config, folder, spec = job.config, job.folder, pixel_spec(job.config.teacher)
     settings = config.distill
-    place = Place(device=pick_device())
-    teacher, normalise = frozen_teacher(config.teacher, weights, place.device)
+    worker = Worker(device=assigned_device())
+    teacher, normalise = frozen_teacher(config.teacher, weights, worker.device)
     images: InMemory | Streamed
     if job.streamed:
         # Several streams share the cluster: with whole CPUs they could wait for each other for ever.
@@ -109,7 +108,7 @@ def _train_student(job: StudentJob, weights: bytes) -> None:
     else:
         images = InMemory(job.data.load(spec), settings.batch_size, config.seed, 0, 1)
     assert settings.steps is not None
-    class_weights, sums = measure_classes(teacher, images, settings, config.teacher.num_classes, place)
+    class_weights, sums = measure_classes(teacher, images, settings, config.teacher.num_classes, worker)
     state_file = f"students/{job.key}.state.pt"
     resume: Any = None
     if folder.exists(state_file):
@@ -123,7 +122,7 @@ def _train_student(job: StudentJob, weights: bytes) -> None:
         torch.save({**state, "inputs": job.training, "seconds": before + time.monotonic() - began}, sink)
         write_bytes(folder.fs, folder.path(state_file), sink.getvalue())
 
-    run = Distillation(config, job.key, images, teacher, normalise, class_weights, settings.steps, place)
+    run = Distillation(config, job.key, images, teacher, normalise, class_weights, settings.steps, worker)
     history, students = distil(run, resume, keep)
     write_bytes(folder.fs, folder.path(f"students/{job.key}.pt"), dump_state(students[""]))
     result = {

@@ -47,7 +47,7 @@ def index(
 def found(labelled: Labelled) -> list[tuple[str, int, int]]:
     """(file name, row, class) of each row."""
     rows = []
-    for w in labelled.wanted:
+    for w in labelled.requests:
         assert w.positions is not None
         assert w.labels is not None
         for position, label in zip(w.positions.tolist(), w.labels.tolist(), strict=True):
@@ -177,4 +177,4 @@ def test_whole_numbers_stored_as_floats_are_indices(tmp_path: Path) -> None:
     path = parquet(tmp_path / "a.parquet", [1.0, 2.0])
     labelled = index(SourceConfig(uri=str(path)))
     assert found(labelled) == [("a.parquet", 0, 1), ("a.parquet", 1, 2)]
-    assert all(w.labels is not None and w.labels.dtype == np.int64 for w in labelled.wanted)
+    assert all(w.labels is not None and w.labels.dtype == np.int64 for w in labelled.requests)

@@ -16,7 +16,7 @@ from pukd_ray.corpus.pixels import encode_png
 from pukd_ray.corpus.plan import compare_listing, list_inputs, measure_units, plan_inputs
 from pukd_ray.corpus.reading import Row, read_rows
 from pukd_ray.corpus.units import Unit, units_from_table
-from pukd_ray.run_folder import RunFolder
+from pukd_ray.run.folder import RunFolder
 
 PNG = [encode_png(np.full((1, 4, 4), i, np.uint8)) for i in range(40)]
 Sources = dict[str, tuple[SourceConfig, ...]]

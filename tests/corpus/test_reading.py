@@ -21,7 +21,7 @@ from pukd_ray import storage
 from pukd_ray.config import SourceConfig
 from pukd_ray.corpus import reading, units
 from pukd_ray.corpus.pixels import PixelSpec, decode, encode_png
-from pukd_ray.corpus.reading import ROW_SCHEMA, Row, Wanted, content_hash, read_blocks, read_rows, read_units
+from pukd_ray.corpus.reading import ROW_SCHEMA, ReadRequest, Row, content_hash, read_blocks, read_rows, read_units
 from pukd_ray.corpus.sources import list_source
 from pukd_ray.corpus.units import Unit, make_units, measure
 from pukd_ray.errors import RunError
@@ -478,7 +478,7 @@ def test_wanted_positions_and_labels(tmp_path: Path, monkeypatch: pytest.MonkeyP
             rows = list(read_rows(unit, source))
             chosen = np.arange(unit.rows)[1::3]
             labels = chosen * 10
-            blocks = list(read_blocks(Wanted(unit, chosen, labels), source))
+            blocks = list(read_blocks(ReadRequest(unit, chosen, labels), source))
             assert [b.num_rows for b in blocks] == [2] * (len(chosen) // 2) + [1] * (len(chosen) % 2)
             if not len(chosen):
                 continue
@@ -488,7 +488,7 @@ def test_wanted_positions_and_labels(tmp_path: Path, monkeypatch: pytest.MonkeyP
             assert table.column("label").to_pylist() == [str(y) for y in labels]
             assert table.column("label_is_name").to_pylist() == [False] * len(chosen)
             assert set(table.column("unit").to_pylist()) == {unit.unit_id}
-            whole = pa.concat_tables(read_blocks(Wanted(unit), source))
+            whole = pa.concat_tables(read_blocks(ReadRequest(unit), source))
             assert whole.column("image_id").to_pylist() == ids(rows)
 
 
@@ -499,7 +499,7 @@ def test_a_sample_of_a_folder_opens_no_other_file(tmp_path: Path, monkeypatch: p
     opened: list[str] = []
     load = reading._read_or_reason
     monkeypatch.setattr(reading, "_read_or_reason", lambda uri: opened.append(uri) or load(uri))
-    (block,) = read_blocks(Wanted(unit, np.array([1, 3])), source)
+    (block,) = read_blocks(ReadRequest(unit, np.array([1, 3])), source)
     assert sorted(opened) == [str(tmp_path / "cat/1.png"), str(tmp_path / "dog/3.png")]
     assert block.column("image_id").to_pylist() == ["cat/1.png", "dog/3.png"]
     assert block.column("label").to_pylist() == ["cat", "dog"]
@@ -509,7 +509,7 @@ def test_blocks_have_one_schema(tmp_path: Path) -> None:
     image_folder(tmp_path)
     source = SourceConfig(uri=str(tmp_path))
     (unit,) = units_of(source)
-    (block,) = read_blocks(Wanted(unit), source)
+    (block,) = read_blocks(ReadRequest(unit), source)
     assert block.schema == ROW_SCHEMA.append(pa.field("unit", pa.string())).append(pa.field("role", pa.string()))
     assert block.column("content_hash").to_pylist() == [
         content_hash(PNG[5]),
@@ -534,7 +534,7 @@ def test_units_read_by_ray_data_give_every_row_once(tmp_path: Path) -> None:
     for index, source in enumerate(sources):
         for unit in units_of(source):
             unit = Unit(**{**vars(unit), "source": index})
-            wanted.append(Wanted(unit))
+            wanted.append(ReadRequest(unit))
             expected += [(r.image_id, r.image) for r in read_rows(unit, source)]
     dataset = read_units(wanted, {"corpus": tuple(sources)}, num_cpus=0.25)
     rows = [(r["image_id"], r["image"]) for r in dataset.take_all()]

@@ -18,7 +18,7 @@ from torch import nn
 from pukd_ray.config import DistillConfig, RunConfig, SourceConfig, StudentConfig, TeacherConfig
 from pukd_ray.corpus.pixels import PixelSpec
 from pukd_ray.distillation.data import Batch, InMemory, Streamed, decode_all
-from pukd_ray.distillation.training import Distillation, Place, distil, label_loss, lr_factor, measure_classes, view
+from pukd_ray.distillation.training import Distillation, Worker, distil, label_loss, lr_factor, measure_classes, view
 from pukd_ray.networks.teacher import Normalise, new_network
 
 TEACHER = TeacherConfig(arch="lenet5", weights="w", num_classes=3, input_size=28, channels=1, mean=[0.5], std=[0.3])
@@ -47,8 +47,8 @@ class Bright(nn.Module):
         return torch.stack(thirds, 1) / 20
 
 
-def distillation(examples: Batch, place: Place | None = None, steps: int = 40, **settings: Any) -> Distillation:
-    place = place or Place()
+def distillation(examples: Batch, place: Worker | None = None, steps: int = 40, **settings: Any) -> Distillation:
+    place = place or Worker()
     chosen = {"batch_size": 32, "lr": 0.01, "augment": "none", **settings}
     config = RunConfig(
         teacher=TEACHER, positives=SOURCE, corpus=SOURCE, student=StudentConfig(arch="lenet5_half"),
@@ -134,7 +134,7 @@ def test_views_are_the_same_whatever_the_number_of_ranks(mixup: float) -> None:
     examples = stripes(100)
     whole, shown = view(distillation(examples, mixup=mixup, augment="crop_flip"), 3)
     for rank in range(2):
-        part, part_shown = view(distillation(examples, Place(rank, 2), mixup=mixup, augment="crop_flip"), 3)
+        part, part_shown = view(distillation(examples, Worker(rank, 2), mixup=mixup, augment="crop_flip"), 3)
         torch.testing.assert_close(part, whole[rank::2])
         for (share, batch), (part_share, part_batch) in zip(shown, part_shown, strict=True):
             torch.testing.assert_close(part_share, share[rank::2])
@@ -280,7 +280,7 @@ def test_class_weights_by_count_and_their_mean() -> None:
     images = InMemory(batch, 32, 0, 0, 1)
 
     def weights(**settings: Any) -> torch.Tensor:
-        return measure_classes(Bright(), images, DistillConfig(**settings), 3, Place())[0]
+        return measure_classes(Bright(), images, DistillConfig(**settings), 3, Worker())[0]
 
     assert weights(class_weights="none").tolist() == [1, 1, 1]
     hard = weights(class_weights="hard")

@@ -11,27 +11,27 @@ from PIL import Image
 from pukd_ray.config import SourceConfig, TeacherConfig
 from pukd_ray.corpus.labelled import index_sources
 from pukd_ray.corpus.pixels import PixelSpec
-from pukd_ray.corpus.reading import Wanted
+from pukd_ray.corpus.reading import ReadRequest
 from pukd_ray.corpus.units import Unit
 from pukd_ray.distillation.data import Streamed
 from pukd_ray.distillation.training_set import TrainingSet, mix_units
-from pukd_ray.run_folder import RunFolder
+from pukd_ray.run.folder import RunFolder
 
 CLASSES, EACH = 3, 40
 
 
-def group(number: int, label: int, kind: str = "images") -> Wanted:
+def group(number: int, label: int, kind: str = "images") -> ReadRequest:
     """40 images of one class, of which every second is wanted."""
     names = tuple(f"{label}/{number}-{i}.png" for i in range(EACH))
     unit = Unit(unit_id=names[0], role="train", source=0, format=kind, files=names, ids=names, start=0, rows=len(names))
-    return Wanted(unit, np.arange(0, EACH, 2), np.full(EACH // 2, label))
+    return ReadRequest(unit, np.arange(0, EACH, 2), np.full(EACH // 2, label))
 
 
 def test_single_images_are_dealt_anew_and_nothing_is_lost() -> None:
     groups = [group(number, number // 30) for number in range(90)]  # 1,800 wanted images, class by class
     mixed = mix_units(groups, seed=5)
 
-    def images(wanted: list[Wanted]) -> list[tuple[str, int]]:
+    def images(wanted: list[ReadRequest]) -> list[tuple[str, int]]:
         return sorted(
             (w.unit.files[position], label)
             for w in wanted
@@ -66,7 +66,7 @@ def test_batches_of_a_sorted_folder_have_all_classes(tmp_path: Path) -> None:
         arch="lenet5", weights="none", num_classes=CLASSES, input_size=8, channels=1, mean=(0.5,), std=(0.5,)
     )
     labelled = index_sources("original", (source,), teacher, print)
-    training = TrainingSet(labelled.count, labelled.wanted, {"original": (source,)}, RunFolder(str(tmp_path)))
+    training = TrainingSet(labelled.count, labelled.requests, {"original": (source,)}, RunFolder(str(tmp_path)))
     spec = PixelSpec(8, 1, "crop")
     iterator = training.stream(spec, 0.25, seed=1).iterator()
     images = Streamed(iterator, training.count, spec, 20, buffer_bytes=60 * 64, seed=2)

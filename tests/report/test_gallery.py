@@ -13,9 +13,10 @@ import pytest
 
 from pukd_ray.config import RunConfig, SelectionConfig
 from pukd_ray.corpus.pixels import PixelSpec, decode, encode_png
-from pukd_ray.corpus.plan import list_inputs, plan_inputs, sources_by_role
+from pukd_ray.corpus.plan import list_inputs, plan_inputs
+from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.report import gallery
-from pukd_ray.run_folder import SCORES_SCHEMA, SELECTED_SCHEMA, RunFolder
+from pukd_ray.run.folder import SCORES_SCHEMA, SELECTED_SCHEMA, RunFolder
 
 ALL = [0, 1]
 CUTS = np.zeros(2)

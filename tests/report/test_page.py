@@ -14,7 +14,7 @@ import pytest
 from pukd_ray.config import RunConfig, SelectionConfig
 from pukd_ray.report import page
 from pukd_ray.report.gallery import ClassGallery, Gallery, Picture
-from pukd_ray.run_folder import RunFolder
+from pukd_ray.run.folder import RunFolder
 from pukd_ray.selection.calibration import Calibration, to_json
 
 NASTY = "<b>x</b>"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pukd_ray.corpus.reading import Wanted
+from pukd_ray.corpus.reading import ReadRequest
 from pukd_ray.corpus.units import Unit
 from pukd_ray.selection.sampling import sample_corpus
 
@@ -12,7 +12,7 @@ def unit(name: str, rows: int) -> Unit:
     return Unit(unit_id=name, role="corpus", source=0, format="idx", files=(name,), ids=(name,), start=0, rows=rows)
 
 
-def drawn(wanted: list[Wanted]) -> dict[str, list[int]]:
+def drawn(wanted: list[ReadRequest]) -> dict[str, list[int]]:
     return {w.unit.unit_id: w.positions.tolist() for w in wanted if w.positions is not None}
 
 

@@ -15,10 +15,11 @@ import ray
 from ray.remote_function import RemoteFunction
 
 from pukd_ray.config import RunConfig, SelectionConfig
-from pukd_ray.corpus.plan import list_inputs, plan_inputs, sources_by_role
+from pukd_ray.corpus.plan import list_inputs, plan_inputs
 from pukd_ray.corpus.reading import content_hash
+from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.corpus.units import Unit, units_from_table
-from pukd_ray.run_folder import SCORES_SCHEMA, SELECTED_SCHEMA, RunFolder
+from pukd_ray.run.folder import SCORES_SCHEMA, SELECTED_SCHEMA, RunFolder
 from pukd_ray.selection import select
 from pukd_ray.selection.calibration import Calibration, to_json
 from pukd_ray.selection.rules import share_quota

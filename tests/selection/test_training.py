@@ -12,6 +12,7 @@ from sklearn.metrics import average_precision_score
 from pukd_ray.config import SelectorConfig, TeacherConfig
 from pukd_ray.networks.selector import SelectorHead
 from pukd_ray.networks.teacher import Teacher, dump_state, new_network
+from pukd_ray.runtime.devices import Worker
 from pukd_ray.selection.crossfit import (
     FOLDS,
     Groups,
@@ -101,7 +102,7 @@ def test_training_is_the_same_whatever_the_number_of_ranks() -> None:
     for rank, world in ((0, 1), (0, 2), (1, 2)):
         head = Spy(6)
         head.rank = 10 * world + rank
-        train(head, examples, replace(TRAINING, steps=3), Hooks(rank=rank, world=world))
+        train(head, examples, replace(TRAINING, steps=3), worker=Worker(rank, world))
     for (x, kept), (x0, kept0), (x1, kept1) in zip(seen[10], seen[20], seen[21], strict=True):
         for whole, *parts in ((x, x0, x1), (kept, kept0, kept1)):
             n_p = 32

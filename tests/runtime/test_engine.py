@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pukd_ray.config import ConfigError, ResourcesConfig
-from pukd_ray.engine import (
+from pukd_ray.runtime.engine import (
     IO_CPUS,
     Cluster,
     actor_pool,

@@ -1,9 +1,10 @@
-"""What a run leaves on storage: schemas, markers, fingerprints. A run folder can live on any filesystem."""
+"""What a run leaves on storage: schemas and markers. A run folder can live on any filesystem."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -15,23 +16,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from pukd_ray.run.stages import Stage
 from pukd_ray.storage import is_local, list_files, move_tree, open_storage, read_bytes, write_atomically, write_json
-
-STAGES = ("plan", "selector", "score", "select", "distill", "evaluate", "report")
-
-# What each stage writes; `--redo` renames exactly this. (`rows` has the selections of the paper's table.)
-OUTPUTS: dict[str, tuple[str, ...]] = {
-    "plan": ("plan.parquet", "files.parquet", "environment.json"),
-    "selector": ("selector",),
-    "score": ("scores",),
-    "select": ("selected", "rows"),
-    "distill": ("student",),
-    "evaluate": ("metrics.json",),
-    "report": ("report.html",),
-}
-
-# Raised when a stage's files change meaning: older runs are then redone, never misread.
-FORMAT_VERSION = dict.fromkeys(STAGES, 1) | {"selector": 2}
 
 SCORES_SCHEMA = pa.schema(
     [
@@ -169,19 +155,21 @@ class RunFolder:
         """Remember the time of an attempt."""
         self.write_json(f"markers/{stage}.attempts.json", {"seconds": round(self.spent(stage) + seconds, 3)})
 
-    def has_outputs(self, stage: str) -> bool:
+    def has_outputs(self, stage: Stage) -> bool:
         """Whether the stage left anything, finished or not."""
-        return any(self.exists(name) for name in OUTPUTS[stage])
+        return any(self.exists(name) for name in stage.outputs)
 
-    def retire(self, stages: tuple[str, ...]) -> str:
+    def retire(self, stages: Sequence[Stage]) -> str:
         """Rename what `stages` left to `old/<time>/`; returns that name."""
         now = time.strftime("%Y%m%d-%H%M%S")
         old = next(n for i in count(1) if not self.exists(n := f"old/{now}" + (f"-{i}" if i > 1 else "")))
         # Markers go first, the last stage's before the others': what is left by a crash is not taken for done.
-        names = [f"markers/{stage}{suffix}" for stage in reversed(stages) for suffix in (".json", ".attempts.json", "")]
-        names += [name for stage in stages for name in OUTPUTS[stage]]
+        names = [
+            f"markers/{stage.name}{suffix}" for stage in reversed(stages) for suffix in (".json", ".attempts.json", "")
+        ]
+        names += [name for stage in stages for name in stage.outputs]
         # What a stage began with goes last: what it left half done must not be taken for that of other settings.
-        names += [f"markers/{stage}.inputs.json" for stage in stages]
+        names += [f"markers/{stage.name}.inputs.json" for stage in stages]
         for name in names:
             if self.exists(name):
                 self.fs.create_dir(self.path(f"{old}/{name}").rpartition("/")[0], recursive=True)

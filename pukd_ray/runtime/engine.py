@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
 from pukd_ray.config import ConfigError, ResourcesConfig
+from pukd_ray.errors import RunError
 
 # CPU shares are fractions so that every stage fits a cluster of one CPU; threads are set apart from them.
 IO_CPUS = 0.25
@@ -41,6 +43,19 @@ class Cluster:
 def under_job() -> bool:
     """Whether `ray job submit` started this process."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def cause_of(error: Exception) -> str:
+    """What went wrong, in one line; Ray's errors carry the remote traceback as text, the cause first."""
+    if isinstance(error, RunError):
+        # What a worker raised comes as Ray's error too: with a traceback for a text, and Ray's advice after the cause.
+        return str(error.cause).splitlines()[0] if isinstance(error, ray.exceptions.RayTaskError) else str(error)
+    lines = str(error).splitlines()
+    named = [line for line in lines if re.match(r"(\w+\.)*\w*(Error|Exception|Died)\b", line)]
+    named = [line for line in named if not line.startswith("ray.exceptions")]
+    if isinstance(error, ray.exceptions.RayError) and named:
+        return named[0]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
 @contextmanager
@@ -133,14 +148,6 @@ def decoders(cluster: Cluster) -> int | None:
     """Most tasks that read and decode at a time: one per CPU, since each is a process to start; free to grow with
     an autoscaler."""
     return None if cluster.autoscales else max(1, int(cluster.cpus))
-
-
-def spare_threads(workers: int = 1) -> int:
-    """Threads of each of `workers` trainings on this process's node, one core left to Ray: threads that spin on a
-    busy core cost more than they bring."""
-    here = ray.get_runtime_context().get_node_id()
-    cpus = next(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["NodeID"] == here)
-    return max(1, (int(cpus) - 1) // workers)
 
 
 def actor_options(gpus: float) -> dict[str, float]:

@@ -20,12 +20,12 @@ from torch.nn.parallel import DistributedDataParallel
 from pukd_ray.config import DistillConfig
 from pukd_ray.distillation.data import Batch, InMemory
 from pukd_ray.distillation.loss import rkd_objective
-from pukd_ray.distillation.training import Place, measure_classes
+from pukd_ray.distillation.training import Worker, measure_classes
 from pukd_ray.selection.risk import naive_risk, nnpu_risk, vpu_risk
 
 RANKS = 2
 SPLIT = 7  # rank 0 has the first 7 of 20 samples
-GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())["nnpu_data_parallel"]
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden.json").read_text())["nnpu_data_parallel"]
 
 
 def network(outputs):
@@ -124,7 +124,7 @@ def teacher_answers(rank, world):
     images = InMemory(Batch(pixels, torch.full((21,), -1), torch.ones(21)), 6, 0, rank, world)
     torch.manual_seed(0)
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
-    found = measure_classes(lambda p: teacher(p / 80), images, DistillConfig(augment="none"), 3, Place(rank, world))
+    found = measure_classes(lambda p: teacher(p / 80), images, DistillConfig(augment="none"), 3, Worker(rank, world))
     answers = images.answers(1)
     torch.testing.assert_close(answers, teacher(images.batch(1).pixels / 80))
     return [*found, answers.detach()]

@@ -1,11 +1,25 @@
-"""When work was really done, as opposed to waiting for engines to start: intervals of wall-clock time."""
+"""Clocks: how long something took, and when work was really done, as opposed to waiting for engines to start."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable
 
 import pyarrow as pa
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Elapsed so far."""
+        return time.monotonic() - self._start
+
 
 Span = tuple[float, float]
 """(began, ended), seconds since the epoch."""

@@ -9,8 +9,9 @@ import pytest
 from synthetic import write_config, write_task
 
 from pukd_ray import ConfigError, load_config
-from pukd_ray.pipeline import check_progress, fingerprints
-from pukd_ray.run_folder import OUTPUTS, SCORES_SCHEMA, SELECTED_SCHEMA, STAGES, RunFolder, absolute, changed_inputs
+from pukd_ray.resume import check_progress, fingerprints
+from pukd_ray.run.folder import SCORES_SCHEMA, SELECTED_SCHEMA, RunFolder, absolute, changed_inputs
+from pukd_ray.run.stages import STAGE_NAMES, STAGES, stages_from
 
 
 @pytest.fixture
@@ -26,9 +27,9 @@ def tree(run: RunFolder) -> set[str]:
 def fill(run: RunFolder) -> None:
     """Everything that a finished run has."""
     for stage in STAGES:
-        for name in OUTPUTS[stage]:
-            run.write_text(name if "." in name else f"{name}/part", stage)
-        run.finish(stage, {}, 1.0, {})
+        for name in stage.outputs:
+            run.write_text(name if "." in name else f"{name}/part", stage.name)
+        run.finish(stage.name, {}, 1.0, {})
     run.write_text("config.yaml", "x")
     run.write_json("markers/score/00000.json", {})
     run.write_json("markers/score.inputs.json", {})
@@ -41,13 +42,13 @@ def test_what_is_half_done_is_not_gone_on_with_under_other_settings(tmp_path: Pa
     folder = RunFolder(config.output)
     inputs = fingerprints(config, (tmp_path / "teacher.pt").read_bytes())
     folder.write_json(f"markers/{stage}.inputs.json", inputs[stage])
-    folder.write_text(f"{OUTPUTS[stage][0]}/half", "")
-    assert stage in check_progress(folder, config, None, STAGES).pending
+    folder.write_text(f"{stages_from(stage)[0].outputs[0]}/half", "")
+    assert stage in [s.name for s in check_progress(folder, config, None, STAGES).pending]
     key = {"score": "selector.steps", "distill": "distill.lr"}[stage]
     other = load_config(file, {key: 3})
     with pytest.raises(ConfigError, match=rf"{key}: has changed since stage {stage} "):
         check_progress(folder, other, None, STAGES)
-    assert stage in check_progress(folder, other, stage, STAGES).pending
+    assert stage in [s.name for s in check_progress(folder, other, stage, STAGES).pending]
     assert not folder.exists(f"markers/{stage}.inputs.json")
 
 
@@ -120,23 +121,26 @@ def test_the_seconds_of_all_attempts_add_up(run: RunFolder) -> None:
         "seconds": 8.75,
         "counts": {"n": 4},
     }
-    run.retire(("score",))
+    run.retire(stages_from("score")[:1])
     run.finish("score", {}, 2.0, {})
     assert run.marker("score")["seconds"] == 2.0
 
 
-@pytest.mark.parametrize("first", STAGES)
+@pytest.mark.parametrize("first", STAGE_NAMES)
 def test_retiring_moves_what_the_stages_left_and_nothing_else(run: RunFolder, first: str) -> None:
     fill(run)
     before = tree(run)
-    stages = STAGES[STAGES.index(first) :]
+    stages = stages_from(first)
+    names = [s.name for s in stages]
     old = run.retire(stages)
-    mine = {p for p in before if any(p == o or p.startswith(f"{o}/") for s in stages for o in OUTPUTS[s])}
-    mine |= {p for p in before if p.startswith("markers/") and p.split("/")[1].partition(".")[0] in stages}
+    mine = {p for p in before if any(p == o or p.startswith(f"{o}/") for s in stages for o in s.outputs)}
+    mine |= {
+        p for p in before if p.startswith("markers/") and p.split("/")[1].partition(".")[0] in [s.name for s in stages]
+    }
     assert {"config.yaml"} <= before - mine
     assert tree(run) == (before - mine) | {f"{old}/{p}" for p in mine}
-    assert [run.has_outputs(s) for s in STAGES] == [s not in stages for s in STAGES]
-    assert [run.marker(s) is None for s in STAGES] == [s in stages for s in STAGES]
+    assert [run.has_outputs(s) for s in STAGES] == [s.name not in names for s in STAGES]
+    assert [run.marker(s.name) is None for s in STAGES] == [s.name in names for s in STAGES]
 
 
 def test_two_retirements_in_one_second_have_two_names(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +148,7 @@ def test_two_retirements_in_one_second_have_two_names(run: RunFolder, monkeypatc
     names = []
     for i in range(3):
         run.write_text("scores/a", str(i))
-        names.append(run.retire(("score",)))
+        names.append(run.retire(stages_from("score")[:1]))
     assert names == ["old/20260101-120000", "old/20260101-120000-2", "old/20260101-120000-3"]
     assert [Path(run.path(f"{name}/scores/a")).read_text() for name in names] == ["0", "1", "2"]
 
@@ -162,9 +166,9 @@ def test_a_retirement_cut_short_leaves_no_stage_that_seems_done(
         moved.append(source)
         fs.delete_file(source) if Path(source).is_file() else fs.delete_dir(source)
 
-    monkeypatch.setattr("pukd_ray.run_folder.move_tree", move)
+    monkeypatch.setattr("pukd_ray.run.folder.move_tree", move)
     with pytest.raises(OSError, match="the power is gone"):
-        run.retire(("select", "distill", "report"))
+        run.retire([s for s in STAGES if s.name in ("select", "distill", "report")])
     assert [run.marker(s) is None for s in ("select", "distill", "report")] == [True] * 3
     assert moved[0] == run.path("markers/report.json")
     assert run.marker("score") is not None

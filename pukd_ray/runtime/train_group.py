@@ -10,8 +10,8 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pukd_ray.config import ResourcesConfig
-from pukd_ray.engine import Cluster, gpus_per_actor
-from pukd_ray.run_folder import RunFolder
+from pukd_ray.run.folder import RunFolder
+from pukd_ray.runtime.engine import Cluster, gpus_per_actor
 
 
 def train_group(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import ray
 from tqdm import tqdm
 
-from pukd_ray.metrics import record
+from pukd_ray.runtime.metrics import record
 
 
 def say(text: str) -> None:
@@ -106,15 +105,3 @@ def remote_progress(stage: str, unit: str = "steps") -> Iterator[Any]:
         stop.set()
         thread.join(timeout=10)
         ray.kill(counter)
-
-
-class Stopwatch:
-    """Seconds since it was made."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """Elapsed so far."""
-        return time.monotonic() - self._start

@@ -1,0 +1,134 @@
+"""What is still to do: the run's markers compared with its config, weights and files, without Ray."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pukd_ray.config import ConfigError, RunConfig, to_plain
+from pukd_ray.corpus.plan import Drift, Listing, compare_listing, list_inputs
+from pukd_ray.corpus.sources import sources_by_role
+from pukd_ray.run.folder import RunFolder, changed_inputs
+from pukd_ray.run.stages import STAGE_NAMES, STAGES, Stage, stages_from
+from pukd_ray.runtime.console import say
+from pukd_ray.storage import open_storage, read_bytes
+
+
+class StaleResultsError(ConfigError):
+    """The folder holds results of another config, other weights or other files; `changed` has a line for each."""
+
+    def __init__(self, changed: list[str], advice: str) -> None:
+        super().__init__([*changed, advice])
+        self.changed = changed
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is to do."""
+
+    pending: tuple[Stage, ...]
+    inputs: dict[str, dict[str, Any]]
+    """By stage: what its result depends on, for its marker."""
+    listing: Listing
+    weights: bytes
+    """The teacher's, read once."""
+
+
+def fingerprints(config: RunConfig, weights: bytes) -> dict[str, dict[str, Any]]:
+    """What each stage's result depends on: config keys, the weights' SHA-256, the format version of its files."""
+    plain = to_plain(config)
+    inputs: dict[str, dict[str, Any]] = {}
+    known: dict[str, Any] = {}
+    for stage in STAGES:
+        for key in stage.depends_on:
+            flat = _flatten(key, _lookup(plain, key))
+            known |= {k: v for k, v in flat.items() if k not in stage.except_for}
+        if "teacher" in stage.depends_on:
+            known["teacher.weights"] = hashlib.sha256(weights).hexdigest()
+        known[f"format.{stage.name}"] = stage.format_version
+        inputs[stage.name] = dict(known)
+    return inputs
+
+
+def teacher_inputs(config: RunConfig, weights: bytes) -> dict[str, Any]:
+    """Of the fingerprints what is the teacher's."""
+    return {k: v for k, v in fingerprints(config, weights)["selector"].items() if k.startswith("teacher.")}
+
+
+def _lookup(plain: Any, key: str) -> Any:
+    for part in key.split("."):
+        plain = plain[part]
+    return plain
+
+
+def _flatten(prefix: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {k: v for name, inner in value.items() for k, v in _flatten(f"{prefix}.{name}", inner).items()}
+
+
+def check_progress(folder: RunFolder, config: RunConfig, redo: str | None, stages: Sequence[Stage]) -> Progress:
+    """What of `stages` is to do; moves aside what `redo`, or a corpus that has grown, makes obsolete.
+
+    StaleResultsError if the folder's results are of other inputs and no `redo` covers it.
+    """
+    weights = read_bytes(*open_storage(config.teacher.weights))
+    inputs = fingerprints(config, weights)
+    listing = list_inputs(sources_by_role(config))
+    done = {name for name in STAGE_NAMES if folder.marker(name) is not None}
+    stale = _changed_keys(folder, inputs)
+    drift = Drift(0, ())
+    if "plan" in done and "plan" not in stale:
+        drift = compare_listing(folder.read_table("files.parquet"), listing.table)
+    if drift.faults:
+        stale["plan"] = [*stale.get("plan", []), *drift.faults]
+    first = next((name for name in STAGE_NAMES if name in stale), None)
+    if first and (redo is None or STAGE_NAMES.index(redo) > STAGE_NAMES.index(first)):
+        raise _stale_results(folder, first, stale[first])
+    if redo is not None:
+        again = stages_from(redo)
+        if _has_results(folder, again):
+            names = ", ".join(stage.name for stage in again)
+            say(f"          {names}: earlier results moved to {folder.retire(again)}")
+        done -= {stage.name for stage in again}
+    if drift.added and redo != "plan":
+        grown = stages_from("select")
+        if _has_results(folder, grown):
+            say(
+                f"          the corpus has {drift.added} new files: only they are scored; what was made without "
+                f"them moves to {folder.retire(grown)}"
+            )
+        done -= {"plan", "score", *(stage.name for stage in grown)}
+    pending = tuple(stage for stage in stages if stage.name not in done)
+    return Progress(pending, inputs, listing, weights)
+
+
+def _changed_keys(folder: RunFolder, inputs: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """By stage: the keys in which what it was made with, or began with, differs from what it would be made with."""
+    changed = {}
+    for stage in STAGES:
+        marker = folder.marker(stage.name)
+        before = marker["inputs"] if marker is not None else None
+        if before is None and stage.resumable:
+            before = folder.read_json(f"markers/{stage.name}.inputs.json")
+        if before is not None and (keys := changed_inputs(before, inputs[stage.name])):
+            changed[stage.name] = keys
+    return changed
+
+
+def _has_results(folder: RunFolder, stages: Sequence[Stage]) -> bool:
+    return any(folder.has_outputs(stage) or folder.marker(stage.name) is not None for stage in stages)
+
+
+def _stale_results(folder: RunFolder, first: str, keys: list[str]) -> StaleResultsError:
+    there = [stage.name for stage in stages_from(first) if _has_results(folder, [stage])]
+    changed = [
+        key if ":" in key else f"{key}: has changed since stage {first} of {folder.display} was done" for key in keys
+    ]
+    return StaleResultsError(
+        changed,
+        f"output: results of {', '.join(there)} are there; --redo {first} moves them to old/ and does "
+        "these stages again, or choose another output",
+    )

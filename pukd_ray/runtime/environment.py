@@ -1,0 +1,30 @@
+"""What a run was made with: versions, cluster, commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pukd_ray import __version__
+from pukd_ray.runtime.engine import Cluster
+
+_PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "numpy", "pillow", "scikit-learn")
+
+
+def describe_environment(cluster: Cluster) -> dict[str, Any]:
+    """Content of `environment.json`."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {"pukd_ray": __version__} | {name: version(name) for name in _PACKAGES},
+        "cluster": vars(cluster),
+        "cpus_of_driver": os.cpu_count(),
+        "commit": commit.stdout.strip() or None,
+    }
