@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 import ray
 
 from pukd_ray.config import RunConfig, SelectionConfig
+from pukd_ray.corpus.fetch import fetch_images
 from pukd_ray.corpus.pixels import PixelSpec, Unreadable, decode, encode_png
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.engine import IO_CPUS
 from pukd_ray.selection.scoring import score_files, sort_key
-from pukd_ray.selection.select import FILES_PER_TASK, fetch_images
+from pukd_ray.selection.select import FILES_PER_TASK
 
 MAX_CLASSES = 12
 PER_KIND = 8
