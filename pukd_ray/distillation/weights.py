@@ -32,6 +32,18 @@ def class_weights(softmax_sums: Tensor, *, smoothing: float = 0.0, clip: tuple[f
     Raises:
         ValueError: not a non-empty vector; a negative or non-finite sum; a sum of zero (after smoothing); a
             bad ``smoothing`` or ``clip``.
+
+    Examples:
+        >>> import torch
+        >>> from pukd_ray import class_weights
+        >>> [round(w, 4) for w in class_weights(torch.tensor([60.0, 30.0, 10.0])).tolist()]
+        [0.3333, 0.6667, 2.0]
+
+        A class that the teacher never gives:
+
+        >>> weights = class_weights(torch.tensor([60.0, 40.0, 0.0]), smoothing=1e-3, clip=(0.1, 10.0))
+        >>> [round(w, 4) for w in weights.tolist()]
+        [0.0939, 0.0939, 2.8123]
     """
     sums = softmax_sums.detach().double()
     if sums.ndim != 1 or sums.numel() == 0:
@@ -75,6 +87,17 @@ def worst_case_weights(base: Tensor, per_class_loss: Tensor, epsilon: float, bal
 
     Raises:
         ValueError: an unknown ball; differing or wrong shapes; negative or non-finite numbers.
+
+    Examples:
+        The class that loses most gains weight, at the cost of the one that loses least.
+
+        >>> import torch
+        >>> from pukd_ray import worst_case_weights
+        >>> base, losses = torch.ones(3), torch.tensor([0.3, 0.1, 0.2])
+        >>> [round(w, 4) for w in worst_case_weights(base, losses, 0.1, "l2_sum_zero").tolist()]
+        [1.0707, 0.9293, 1.0]
+        >>> [round(w, 4) for w in worst_case_weights(base, losses, 0.1, "linf_sum_zero").tolist()]
+        [1.1, 0.9, 1.0]
     """
     if ball not in BALLS:
         raise ValueError(f"ball must be one of {', '.join(BALLS)}, not {ball!r}")

@@ -68,6 +68,18 @@ class MultiScaleExtractor(nn.Module):
     Raises ValueError if the network does not take such images and, naming the config key `teacher.taps`, if
     a tap does not exist or has no usable output, or if none can be found.
 
+    Examples:
+        >>> import torch
+        >>> from pukd_ray import MultiScaleExtractor
+        >>> from pukd_ray.networks.zoo import build_network
+        >>> teacher = build_network("resnet20_cifar", num_classes=10, channels=3, input_size=32)
+        >>> extractor = MultiScaleExtractor(teacher, input_shape=(3, 32, 32))
+        >>> extractor.taps, extractor.channels
+        (('layer1', 'layer2', 'layer3'), 112)
+        >>> extractor(torch.zeros(4, 3, 32, 32)).shape
+        torch.Size([4, 112])
+        >>> MultiScaleExtractor(teacher, ["layer3"], input_shape=(3, 32, 32), grid=2).channels
+        256
     """
 
     taps: tuple[str, ...]

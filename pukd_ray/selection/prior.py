@@ -93,6 +93,17 @@ def bbe_prior(
 
     Raises:
         ValueError: an empty or non-finite input, or a bad ``gamma`` or ``delta``.
+
+    Examples:
+        A quarter of U scores as P does, the rest below all of P.
+
+        >>> import numpy as np
+        >>> from pukd_ray import bbe_prior
+        >>> p = np.linspace(0.5, 1.0, 1000)
+        >>> u = np.concatenate([p, np.linspace(0.0, 0.49, 3000)])
+        >>> estimate = bbe_prior(p, u)
+        >>> estimate.value, round(estimate.lower, 3), round(estimate.upper, 3), estimate.threshold
+        (0.25, 0.185, 0.315, 0.5)
     """
     if not (gamma >= 0 and 0 < delta < 1):
         raise ValueError(f"gamma must be >= 0 and delta in (0, 1), not {gamma} and {delta}")

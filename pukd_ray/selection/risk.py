@@ -60,6 +60,19 @@ def nnpu_risk(
     Raises:
         ValueError: a bad shape or argument; or, on all ranks alike, a non-finite logit or a label other than
             +1 and -1 on any of them.
+
+    Examples:
+        Two of P and four of U. Well apart, U scores so low that ``r_minus`` is negative: the step goes up on it.
+
+        >>> import torch
+        >>> from pukd_ray import nnpu_risk
+        >>> labels = torch.tensor([1, 1, -1, -1, -1, -1])
+        >>> value, objective = nnpu_risk(torch.tensor([2.0, 1.0, 1.5, -1.0, -2.0, -3.0]), labels, prior=0.25)
+        >>> round(value.item(), 4), round(objective.item(), 4)
+        (0.1603, 0.1603)
+        >>> value, objective = nnpu_risk(torch.tensor([4.0, 3.0, -3.0, -4.0, -5.0, -6.0]), labels, prior=0.25)
+        >>> round(value.item(), 4), round(objective.item(), 4)
+        (0.0082, 0.2232)
     """
     _check_prior(prior)
     if not (beta >= 0 and gamma >= 0):
@@ -170,6 +183,14 @@ def proxy_accuracy(p_logits: Tensor, u_logits: Tensor, prior: float) -> float:
 
     Raises:
         ValueError: an empty or non-finite input, or a prior outside (0, 1).
+
+    Examples:
+        Three quarters of P and a quarter of U are taken, where a quarter of U is positive.
+
+        >>> import torch
+        >>> from pukd_ray.selection.risk import proxy_accuracy
+        >>> proxy_accuracy(torch.tensor([2.0, 1.0, 0.5, -1.0]), torch.tensor([1.5, -1.0, -2.0, -3.0]), prior=0.25)
+        0.875
     """
     _check_prior(prior)
     for name, logits in (("p_logits", p_logits), ("u_logits", u_logits)):
