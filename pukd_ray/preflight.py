@@ -62,6 +62,24 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
     Input paths become absolute (relative ones resolve against the file's folder); `output` is left as it is.
     Raises ConfigError whose `faults` has one line per fault, each naming its key.
+
+    Examples:
+        The bundled demo, with a prior that is known; and with two faults.
+
+        >>> from pathlib import Path
+        >>> import pukd_ray.demo
+        >>> from pukd_ray import ConfigError, load_config
+        >>> demo = Path(pukd_ray.demo.__path__[0]) / "demo.yaml"
+        >>> config = load_config(demo, {"selector.prior": 0.25})
+        >>> config.selector.prior, config.teacher.arch, config.score.keep_images
+        (0.25, 'lenet5', 'likely')
+        >>> try:
+        ...     load_config(demo, {"selector.prior": 25, "distill.lrr": 0.1})
+        ... except ConfigError as error:
+        ...     for fault in error.faults:
+        ...         print(fault)
+        selector.prior: 25 should be auto or below 1
+        distill.lrr: unknown key
     """
     return _load(path, overrides, RunConfig)
 
