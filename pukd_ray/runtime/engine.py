@@ -62,7 +62,6 @@ def cause_of(error: Exception) -> str:
 def engine(name: str) -> Iterator[Cluster]:
     """Join the cluster of RAY_ADDRESS, or start a private one and stop it at the end; `name` is the Ray namespace."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_V2", "1")
     # Ray would otherwise make every worker repeat `uv run`, environment set-up included.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     started = not ray.is_initialized()
