@@ -9,9 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from pukd_ray.cli import Arguments, parse_arguments, run_job
-from pukd_ray.config import PaperConfig
 from pukd_ray.errors import RunError
-from pukd_ray.preflight import load_paper_table
+from pukd_ray.studies.config import PaperConfig, load_paper_table
 
 QUICK = {
     "table.seeds": 2,

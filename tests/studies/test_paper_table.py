@@ -18,8 +18,7 @@ from synthetic import labelled, write_config, write_task
 
 from pukd_ray import ConfigError
 from pukd_ray.cli import parse_arguments
-from pukd_ray.config import PaperConfig
-from pukd_ray.preflight import load_paper_table
+from pukd_ray.studies.config import PaperConfig, load_paper_table
 from pukd_ray.studies.paper import make_table, train_missing_teacher, write_page
 from pukd_ray.studies.paper_page import comparisons, draw_accuracy, further_rows, interval, render_table, table_rows
 from pukd_ray.studies.rows import rows_of, students_of
