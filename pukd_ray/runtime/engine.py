@@ -40,11 +40,6 @@ class Cluster:
         return text + (", autoscaling" if self.autoscales else "")
 
 
-def under_job() -> bool:
-    """Whether `ray job submit` started this process."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
 def cause_of(error: Exception) -> str:
     """What went wrong, in one line; Ray's errors carry the remote traceback as text, the cause first."""
     if isinstance(error, RunError):
