@@ -1,50 +1,8 @@
-"""Make the bundled demo data, or the glyphs for the run on all images.
+"""`pukd make-demo-data`, for `ray job submit`."""
 
-Fashion-MNIST is read from Debian's package: `apt-get install dataset-fashion-mnist`.
-"""
-
-import argparse
 import sys
-from pathlib import Path
 
-import pukd_ray.demo
-from pukd_ray.demo.build import build_demo, build_full_glyphs
-
-
-def main() -> None:
-    """Parse the arguments and write the files."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--source",
-        type=Path,
-        default=Path("/usr/share/datasets/fashion-mnist"),
-        help="folder of the four IDX files [%(default)s]",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path(pukd_ray.demo.__path__[0]),
-        help="folder for the bundled files [the package's own]",
-    )
-    parser.add_argument(
-        "--full",
-        type=Path,
-        metavar="FOLDER",
-        help="write only glyphs.parquet, for the run on all images, into this folder",
-    )
-    arguments = parser.parse_args()
-
-    if arguments.full:
-        print(build_full_glyphs(arguments.full))
-        return
-    try:
-        manifest = build_demo(arguments.source, arguments.output)
-    except FileNotFoundError as error:
-        sys.exit(f"{error.filename} is missing: install dataset-fashion-mnist or name its folder with --source")
-    for name, entry in manifest["files"].items():
-        print(f"{arguments.output / name}: {entry.get('rows', 0)} images, {entry['bytes']} bytes")
-    print(f"{sum(entry['bytes'] for entry in manifest['files'].values())} bytes in all")
-
+from pukd_ray.commands import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(["make-demo-data", *sys.argv[1:]]))

@@ -26,17 +26,21 @@ _PUBLIC = {
 __all__ = list(_PUBLIC)
 
 if TYPE_CHECKING:
-    from pukd_ray.config import ConfigError, RunConfig
-    from pukd_ray.distillation.student import load_student
-    from pukd_ray.distillation.weights import class_weights, worst_case_weights
-    from pukd_ray.errors import RunError
-    from pukd_ray.networks.features import MultiScaleExtractor
-    from pukd_ray.networks.head import AttentionHead
-    from pukd_ray.pipeline import RunResult, run_pipeline
-    from pukd_ray.preflight import load_config
-    from pukd_ray.run.folder import SCORES_SCHEMA
-    from pukd_ray.selection.prior import PriorEstimate, bbe_prior
-    from pukd_ray.selection.risk import nnpu_risk
+    from pukd_ray.config import ConfigError as ConfigError
+    from pukd_ray.config import RunConfig as RunConfig
+    from pukd_ray.distillation.student import load_student as load_student
+    from pukd_ray.distillation.weights import class_weights as class_weights
+    from pukd_ray.distillation.weights import worst_case_weights as worst_case_weights
+    from pukd_ray.errors import RunError as RunError
+    from pukd_ray.networks.features import MultiScaleExtractor as MultiScaleExtractor
+    from pukd_ray.networks.head import AttentionHead as AttentionHead
+    from pukd_ray.pipeline import RunResult as RunResult
+    from pukd_ray.pipeline import run_pipeline as run_pipeline
+    from pukd_ray.preflight import load_config as load_config
+    from pukd_ray.run.folder import SCORES_SCHEMA as SCORES_SCHEMA
+    from pukd_ray.selection.prior import PriorEstimate as PriorEstimate
+    from pukd_ray.selection.prior import bbe_prior as bbe_prior
+    from pukd_ray.selection.risk import nnpu_risk as nnpu_risk
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What the jobs share: their arguments, their exit codes, their last lines."""
+"""What the commands share: their arguments, their exit codes, their last lines."""
 
 from __future__ import annotations
 
@@ -11,41 +11,46 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pukd_ray.config import ConfigError
 from pukd_ray.errors import RunError
 from pukd_ray.preflight import parse_value
 from pukd_ray.run.stages import STAGE_NAMES
-from pukd_ray.runtime.engine import cause_of, under_job
+from pukd_ray.runtime.environment import under_job
 
 DEMO_CONFIG = Path(str(files("pukd_ray.demo") / "demo.yaml"))
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """A job's command line."""
+    """The command line of a command that takes a config."""
 
     config: Path
     overrides: dict[str, Any]
     flags: argparse.Namespace
-    """`redo`, and whatever the job adds."""
+    """`redo`, and whatever the command adds."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
+class Parser(argparse.ArgumentParser):
+    """Whose errors are ConfigErrors, one line each."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise it."""
         raise ConfigError([f"arguments: {message}"])
 
 
 def parse_arguments(
     argv: Sequence[str],
-    description: str,
+    description: str | None,
     *,
+    prog: str | None = None,
     demo: bool = False,
     add_flags: Callable[[argparse.ArgumentParser], None] | None = None,
 ) -> Arguments:
     """`[--config FILE] [--key.sub VALUE ...]` and what `add_flags` adds; ConfigError for anything else."""
-    parser = _Parser(
+    parser = Parser(
+        prog=prog,
         description=description,
         epilog="Any config key can be set as --key.sub VALUE, for example --selector.prior 0.2.",
         allow_abbrev=False,
@@ -73,6 +78,15 @@ def parse_arguments(
     return Arguments(known.config or DEMO_CONFIG, overrides, known)
 
 
+def parse_flags(
+    argv: Sequence[str], description: str | None, prog: str, add_flags: Callable[[argparse.ArgumentParser], None]
+) -> argparse.Namespace:
+    """The command line of a command that takes no config; ConfigError for what `add_flags` does not know."""
+    parser = Parser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_flags(parser)
+    return parser.parse_args(argv)
+
+
 def add_redo(parser: argparse.ArgumentParser) -> None:
     """`--redo STAGE`."""
     parser.add_argument(
@@ -81,7 +95,7 @@ def add_redo(parser: argparse.ArgumentParser) -> None:
 
 
 def run_job(main: Callable[[], None]) -> int:
-    """Run a job's body and return its exit code: 0 done, 2 bad config or arguments, 1 the run failed."""
+    """Run a command's body and return its exit code: 0 done, 2 bad config or arguments, 1 the run failed."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         main()
@@ -90,13 +104,19 @@ def run_job(main: Callable[[], None]) -> int:
             print(fault, file=sys.stderr)
         return 2
     except RunError as error:
-        print(f"failed: {cause_of(error)}", file=sys.stderr, flush=True)
+        print(f"failed: {_cause(error)}", file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt:
         print("failed: interrupted; start again to go on where it stopped", file=sys.stderr)
         return 1
     except Exception as error:
         traceback.print_exc()
-        print(f"failed: {cause_of(error)}; mend the cause and start again to go on", file=sys.stderr)
+        print(f"failed: {_cause(error)}; mend the cause and start again to go on", file=sys.stderr)
         return 1
     return 0
+
+
+def _cause(error: Exception) -> str:
+    from pukd_ray.runtime.engine import cause_of
+
+    return cause_of(error)

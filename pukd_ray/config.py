@@ -6,7 +6,7 @@ in the values alone (files, weights that do not fit) is checked by `pukd_ray.pre
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -20,7 +20,8 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
-_OPTIONS = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+OPTIONS = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+"""Of every class of configs."""
 
 # Strict leaves: `"2000"` is no number and `true` is not 1.
 Int = Annotated[int, Strict()]
@@ -60,7 +61,7 @@ def Listed(item: Any) -> Any:  # noqa: N802  (reads as a type)
     return Annotated[tuple[item, ...], BeforeValidator(_as_tuple)]
 
 
-@dataclass(frozen=True, kw_only=True, config=_OPTIONS)
+@dataclass(frozen=True, kw_only=True, config=OPTIONS)
 class TeacherConfig:
     """The trained network that defines the task."""
 
@@ -113,7 +114,7 @@ class TeacherConfig:
         return value
 
 
-@dataclass(frozen=True, kw_only=True, config=_OPTIONS)
+@dataclass(frozen=True, kw_only=True, config=OPTIONS)
 class SourceConfig:
     """Where images come from: files of one format. Relative paths resolve against the config's folder."""
 
@@ -175,7 +176,7 @@ class SourceConfig:
 Sources = Annotated[tuple[SourceConfig, ...], BeforeValidator(_as_sources)]
 
 
-@dataclass(frozen=True, kw_only=True, config=_OPTIONS)
+@dataclass(frozen=True, kw_only=True, config=OPTIONS)
 class SelectorConfig:
     """The positive-unlabelled classifier."""
 
@@ -212,7 +213,7 @@ class SelectorConfig:
         return value
 
 
-@dataclass(frozen=True, kw_only=True, config=_OPTIONS)
+@dataclass(frozen=True, kw_only=True, config=OPTIONS)
 class ScoreConfig:
     """The one pass over the corpus."""
 
@@ -226,7 +227,7 @@ class ScoreConfig:
     """Share of unreadable images that stops the run."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_OPTIONS)
+@dataclass(frozen=True, kw_only=True, config=OPTIONS)
 class SelectionConfig:
     """The rule that turns scores into a training set."""
 
@@ -260,7 +261,7 @@ class SelectionConfig:
         return value
 
 
-@dataclass(frozen=True, kw_only=True, config=_OPTIONS)
+@dataclass(frozen=True, kw_only=True, config=OPTIONS)
 class StudentConfig:
     """The compact network."""
 
@@ -268,7 +269,7 @@ class StudentConfig:
     """As teacher.arch."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_OPTIONS)
+@dataclass(frozen=True, kw_only=True, config=OPTIONS)
 class DistillConfig:
     """Robust knowledge distillation on P + selected images."""
 
@@ -315,7 +316,7 @@ class DistillConfig:
     """Decoded images up to this size are held in each worker's memory; larger sets are streamed."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_OPTIONS)
+@dataclass(frozen=True, kw_only=True, config=OPTIONS)
 class ResourcesConfig:
     """What the run may take of the cluster; never affects results."""
 
@@ -344,7 +345,7 @@ def worker_faults(workers: int, selector_batch: int, distill_batch: int) -> list
     return [f"resources.train_workers: {fault}" for fault in faults]
 
 
-@dataclass(frozen=True, kw_only=True, config=_OPTIONS)
+@dataclass(frozen=True, kw_only=True, config=OPTIONS)
 class RunConfig:
     """A whole run."""
 
@@ -385,7 +386,7 @@ class RunConfig:
         return self
 
 
-@dataclass(frozen=True, kw_only=True, config=_OPTIONS)
+@dataclass(frozen=True, kw_only=True, config=OPTIONS)
 class SupervisedConfig:
     """How a teacher is trained."""
 
@@ -401,9 +402,9 @@ class SupervisedConfig:
     """Of initialisation and order."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_OPTIONS)
+@dataclass(frozen=True, kw_only=True, config=OPTIONS)
 class TeacherTrainingConfig(SupervisedConfig):
-    """Config of `jobs/train_teacher.py`."""
+    """Config of `pukd train-teacher`."""
 
     teacher: TeacherConfig
     """`teacher.weights` is the file to write."""
@@ -413,95 +414,6 @@ class TeacherTrainingConfig(SupervisedConfig):
     """Labelled images to report accuracy on."""
     gpus: Literal["auto"] | Annotated[Float, Field(ge=0)] = "auto"
     """To train on. auto: 1 if the cluster has GPUs, 0 if it has none and no autoscaler."""
-
-
-# Rows of the paper's table that are built in; `pukd_ray.studies.rows` says what each is.
-RowName = Literal[
-    "p_only",
-    "kd",
-    "truth",
-    "random",
-    "all",
-    "teacher_confidence",
-    "pu_s1",
-    "pu_s2_random",
-    "pu_s2_top",
-    "recommended",
-]
-
-
-@dataclass(frozen=True, kw_only=True, config=_OPTIONS)
-class MoreRowConfig:
-    """A row of one's own: the row `recommended` with changes."""
-
-    name: Annotated[str, Field(pattern=r"^[\w.=+@-]+$")]
-    """Letters, digits and _ . = + @ -; the row's files are named after it."""
-    selection: dict[str, Any] = Field(default_factory=dict)
-    """Keys of `selection` to change."""
-    distill: dict[str, Any] = Field(default_factory=dict)
-    """Keys of `distill` to change."""
-
-
-@dataclass(frozen=True, kw_only=True, config=_OPTIONS)
-class TableConfig:
-    """The paper's table."""
-
-    seeds: Count = 5
-    """Repetitions: each draws other positives (`skip_per_class`) and everything random anew."""
-    main_seeds: Count | None = None
-    """Repetitions of the built-in rows with the first number of positives at equal steps, which the method is judged
-    by; null: `seeds`."""
-    per_class: Listed(Count) = (100, 50, 20)  # type: ignore[valid-type]
-    """Positives per class. All rows are made with the first number, `p_only`, `pu_s1`, `pu_s2_random`, `pu_s2_top` and
-    `recommended` with the others too."""
-    rows: Listed(RowName) = get_args(RowName)  # type: ignore[valid-type]
-    """Built-in rows to make."""
-    more: Listed(MoreRowConfig) = ()  # type: ignore[valid-type]
-    """Further rows, such as ablations."""
-    budget: Count | None = None
-    """Images that pu_s2_random and pu_s2_top take; null: half of what pu_s1 takes."""
-    equal_epochs: Bool = True
-    """A second table in which each student sees its images as often as `kd` (without it: one of all of U) does in the
-    first, where all take the same steps."""
-
-    @field_validator("per_class", "rows")
-    @classmethod
-    def _some(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
-        if not value:
-            raise ValueError("is an empty list")
-        return tuple(dict.fromkeys(value))
-
-    @field_validator("more")
-    @classmethod
-    def _names_once(cls, value: tuple[MoreRowConfig, ...]) -> tuple[MoreRowConfig, ...]:
-        names = [row.name for row in value]
-        taken = {n for n in names if names.count(n) > 1 or n in get_args(RowName)}
-        if taken:
-            raise ValueError(f"the name {sorted(taken)[0]} is there already")
-        return value
-
-
-@dataclass(frozen=True, kw_only=True, config=_OPTIONS)
-class PaperConfig(RunConfig):
-    """Config of `jobs/paper_table.py`: a run, what to compare it with, and how often."""
-
-    original: Sources | None = None
-    """The teacher's own training images, for the row `kd`."""
-    teacher_training: SupervisedConfig | None = None
-    """How to train the teacher on `original` if `teacher.weights` is not there yet."""
-    table: TableConfig = TableConfig()
-
-    @model_validator(mode="after")
-    def _has_an_original(self) -> PaperConfig:
-        if self.teacher_training is not None and self.original is None:
-            raise ValueError("teacher_training: needs the labelled images in `original`")
-        if self.test is None:
-            raise ValueError("test: is required for a table of accuracies")
-        if len(self.positives) > 1:
-            raise ValueError("positives: the table draws P from one source: give one")
-        if self.positives[0].per_class is not None:
-            raise ValueError("positives.per_class: the table draws P by table.per_class: leave it out")
-        return self
 
 
 def to_plain(config: Any) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from pukd_ray.resume import Progress, check_progress
 from pukd_ray.run.folder import RunFolder, absolute
 from pukd_ray.run.stages import STAGE_NAMES, Stage, stages_until
 from pukd_ray.runtime.console import say
-from pukd_ray.runtime.engine import Cluster, engine, gpus_per_actor, under_job
+from pukd_ray.runtime.engine import Cluster, engine, gpus_per_actor
+from pukd_ray.runtime.environment import under_job
 from pukd_ray.runtime.timing import Stopwatch
 from pukd_ray.storage import is_local, open_storage
 

@@ -1,5 +1,7 @@
-"""Command lines and exit codes of the jobs."""
+"""Command lines and exit codes: what the commands share, and the table of commands."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,8 +9,11 @@ import pytest
 from ray.exceptions import RayTaskError
 
 from pukd_ray.cli import DEMO_CONFIG, add_redo, parse_arguments, run_job
+from pukd_ray.commands import COMMANDS, Command, main
 from pukd_ray.config import ConfigError
 from pukd_ray.errors import RunError
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_a_full_command_line() -> None:
@@ -110,3 +115,66 @@ def test_a_job_that_is_done_exits_with_0() -> None:
     done: list[int] = []
     assert run_job(lambda: done.append(1)) == 0
     assert done == [1]
+
+
+def imported(code: str) -> tuple[int, set[str]]:
+    """Exit code of `code` in a process of its own, and which of the slow packages it imported."""
+    report = "import atexit, sys; atexit.register(lambda: print('\\n', *{'ray', 'torch'} & sys.modules.keys()))\n"
+    done = subprocess.run([sys.executable, "-c", report + code], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.returncode, set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], *([c.name, "--help"] for c in COMMANDS)])
+def test_help_waits_for_nothing(arguments: list[str]) -> None:
+    assert imported(f"import sys; from pukd_ray.commands import main; sys.exit(main({arguments}))") == (0, set())
+
+
+def test_a_bad_config_does_not_wait_for_ray(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("selector: {prior: 2}")
+    code = "import sys; from pukd_ray.commands import main; sys.exit(main(['run', '--config', sys.argv[1]]))"
+    code = code.replace("sys.argv[1]", repr(str(tmp_path / "bad.yaml")))
+    assert imported(code) == (2, set())
+    # The demo's own files are sound, so only the weights are read: torch, still no Ray.
+    code = code.replace(repr(str(tmp_path / "bad.yaml")), repr(str(DEMO_CONFIG))).replace("]))", ", '--seed', '-1']))")
+    assert imported(code) == (2, {"torch"})
+
+
+def test_the_loader_is_public_and_quick() -> None:
+    assert imported("from pukd_ray import ConfigError, RunConfig, RunError, load_config") == (0, set())
+    assert imported("import ray, torch") == (0, {"ray", "torch"})
+
+
+def test_no_command_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(command.name in shown and command.help in " ".join(shown.split()) for command in COMMANDS)
+
+
+def test_an_unknown_command_is_answered_with_the_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rnu", "--config", "a.yaml"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("arguments: argument COMMAND: invalid choice: 'rnu'")
+    assert all(command.name in line for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_each_command_says_what_it_is(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command.name, "--help"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: pukd {command.name} ")
+    assert main([command.name, "--nonsense"]) == 2
+    assert capsys.readouterr().err.startswith("arguments: ")
+
+
+def test_each_job_is_a_command_and_each_command_a_job() -> None:
+    jobs = {path.read_text().partition('main(["')[2].partition('"')[0] for path in (ROOT / "jobs").glob("*.py")}
+    assert jobs == {command.name for command in COMMANDS}
+
+
+def test_the_module_is_the_command_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pukd_ray"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: pukd ")

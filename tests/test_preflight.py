@@ -1,16 +1,19 @@
 """What a user hears of a config before anything starts: all faults in one go, one line each, the key first."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import torch
 import yaml
+from pydantic import Field, field_validator
+from pydantic.dataclasses import dataclass
 
 from pukd_ray import load_config
-from pukd_ray.config import ConfigError, RunConfig
+from pukd_ray.config import OPTIONS, ConfigError, Listed, RunConfig
 from pukd_ray.networks.zoo import build_network
 from pukd_ray.preflight import load_teacher_training, parse_value, to_yaml
+from pukd_ray.preflight.faults import validate
 
 SHAPE = {"num_classes": 5, "channels": 1, "input_size": 28}
 
@@ -182,6 +185,28 @@ def test_one_fault_is_one_line_with_its_key(home: Path, key: str, value: Any, te
 )
 def test_faults_name_the_key_that_is_to_be_mended(home: Path, key: str, value: Any, fault: str) -> None:
     assert faults(home, {key: value}) == [fault]
+
+
+def test_a_default_may_be_at_fault_in_any_section() -> None:
+    @dataclass(frozen=True, config=OPTIONS)
+    class Engine:
+        kind: str = "steam"
+        fuel: Annotated[str | None, Field(validate_default=True)] = None
+
+        @field_validator("fuel")
+        @classmethod
+        def _needed(cls, value: str | None) -> str | None:
+            if value is None:
+                raise ValueError("is needed by steam")
+            return value
+
+    @dataclass(frozen=True, config=OPTIONS)
+    class Train:
+        engines: Listed(Engine)  # type: ignore[valid-type]
+        spare: Engine | None = None
+
+    raw = {"engines": [{"fuel": "coal"}, {"kind": "steam"}], "spare": {}}
+    assert validate(raw, Train)[1] == ["engines.1.fuel: is needed by steam", "spare.fuel: is needed by steam"]
 
 
 def test_a_key_of_a_list_of_sources_needs_its_number(home: Path) -> None:

@@ -279,7 +279,8 @@ def _deep_colour(image: ImageFile.ImageFile, data: bytes, kind: str, raw_mode: s
     image.load()
     low = _open(data, kind)
     _reread(low, raw_mode[:-1] + _LOW_BYTE[raw_mode[-1]])
-    return np.asarray(image).astype(np.uint16) << 8 | np.asarray(low)
+    samples: np.ndarray = np.asarray(image).astype(np.uint16) << 8 | np.asarray(low)
+    return samples
 
 
 def _reread(image: ImageFile.ImageFile, raw_mode: str) -> None:

@@ -125,4 +125,5 @@ def _texture(rng: np.random.Generator, size: int, kind: str) -> NDArray[np.uint8
 
 
 def _to_uint8(values: NDArray[np.floating]) -> NDArray[np.uint8]:
-    return np.rint(values).clip(_BLACK, _WHITE).astype(np.uint8)
+    rounded: NDArray[np.floating] = np.rint(values)
+    return rounded.clip(_BLACK, _WHITE).astype(np.uint8)

@@ -163,4 +163,5 @@ def _scaled_to_count(weights: Tensor) -> Tensor:
 
 def _unit(direction: Tensor) -> Tensor:
     direction = direction / direction.abs().max()  # squares of tiny losses would underflow
-    return direction / torch.linalg.vector_norm(direction)
+    length: Tensor = torch.linalg.vector_norm(direction)
+    return direction / length

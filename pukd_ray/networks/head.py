@@ -40,4 +40,5 @@ class AttentionHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Features [B, channels] -> logits [B]."""
         gate = torch.sigmoid(self.expand(F.relu(self.reduce(features))))
-        return self.classify(features * gate).squeeze(-1)
+        logits: Tensor = self.classify(features * gate)
+        return logits.squeeze(-1)

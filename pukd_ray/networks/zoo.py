@@ -103,7 +103,8 @@ def _imported_factory(arch: str) -> Callable[..., nn.Module]:
         raise ValueError(f"{arch}: cannot be imported: {error!r}") from error
     if not callable(factory):
         raise ValueError(f"{arch}: {name} is {type(factory).__name__}, not a callable")
-    return factory
+    build: Callable[..., nn.Module] = factory
+    return build
 
 
 def _timm_factory(arch: str) -> Callable[..., nn.Module]:
@@ -138,7 +139,7 @@ def _torchvision_factory(arch: str) -> Callable[..., nn.Module]:
             options["input_size"] = (input_size, input_size)
         elif arch in ("googlenet", "inception_v3"):
             options = {"aux_logits": False, "init_weights": True}  # their own default; None warns
-        network = models.get_model(arch, weights=None, num_classes=num_classes, **options)
+        network: nn.Module = models.get_model(arch, weights=None, num_classes=num_classes, **options)
         if channels != 3:
             _narrow_stem(network, channels)
         return network

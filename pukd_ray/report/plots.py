@@ -112,7 +112,8 @@ def _outer_edges(histogram: dict[str, Any]) -> np.ndarray:
     edges, logit, count = (np.array(histogram[k], float) for k in ("edges", "logit", "all"))
     low = 2 * logit[0] - edges[0] if count[0] else edges[0]
     high = 2 * logit[-1] - edges[-1] if count[-1] else edges[-1]
-    return np.r_[min(low, edges[0] - 1e-3), edges, max(high, edges[-1] + 1e-3)]
+    outer: np.ndarray = np.r_[min(low, edges[0] - 1e-3), edges, max(high, edges[-1] + 1e-3)]
+    return outer
 
 
 def even_bins(histogram: dict[str, Any], bins: int = HISTOGRAM_BINS) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -90,7 +90,7 @@ class RunFolder:
 
     def exists(self, name: str) -> bool:
         """Whether the file or folder is there."""
-        return self.fs.get_file_info(self.path(name)).type != pafs.FileType.NotFound
+        return bool(self.fs.get_file_info(self.path(name)).type != pafs.FileType.NotFound)
 
     def files(self, name: str) -> list[str]:
         """Names of the files in folder `name` (not below), sorted."""

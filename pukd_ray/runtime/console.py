@@ -20,7 +20,7 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-class _Bar(tqdm):
+class _Bar(tqdm):  # type: ignore[type-arg]  # generic for type checkers only
     """A bar that is seen by Prometheus too."""
 
     stage = ""

@@ -40,11 +40,6 @@ class Cluster:
         return text + (", autoscaling" if self.autoscales else "")
 
 
-def under_job() -> bool:
-    """Whether `ray job submit` started this process."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
 def cause_of(error: Exception) -> str:
     """What went wrong, in one line; Ray's errors carry the remote traceback as text, the cause first."""
     if isinstance(error, RunError):
@@ -62,7 +57,6 @@ def cause_of(error: Exception) -> str:
 def engine(name: str) -> Iterator[Cluster]:
     """Join the cluster of RAY_ADDRESS, or start a private one and stop it at the end; `name` is the Ray namespace."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_V2", "1")
     # Ray would otherwise make every worker repeat `uv run`, environment set-up included.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     started = not ray.is_initialized()

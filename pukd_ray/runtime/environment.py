@@ -1,4 +1,4 @@
-"""What a run was made with: versions, cluster, commit."""
+"""What started a run and what it is made with: job, versions, cluster, commit. Importing it does not import Ray."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pukd_ray import __version__
-from pukd_ray.runtime.engine import Cluster
+
+if TYPE_CHECKING:
+    from pukd_ray.runtime.engine import Cluster
 
 _PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "numpy", "pillow", "scikit-learn")
+
+
+def under_job() -> bool:
+    """Whether `ray job submit` started this process."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def describe_environment(cluster: Cluster) -> dict[str, Any]:

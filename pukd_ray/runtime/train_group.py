@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import ray.train
 from ray.data import Dataset
-from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pukd_ray.config import ResourcesConfig
@@ -37,16 +37,16 @@ def train_group(
         train_loop_config=setup,
         # A group of one exchanges nothing, so it does without NCCL, which costs time and memory of the GPU.
         torch_config=TorchConfig(backend="gloo" if workers == 1 else None),
-        scaling_config=ScalingConfig(
+        scaling_config=ray.train.ScalingConfig(
             num_workers=workers,
             use_gpu=gpus > 0,
             resources_per_worker={"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus},
         ),
-        run_config=RunConfig(
+        run_config=ray.train.RunConfig(
             name=f"train-{stage}",
             storage_path=folder.path(stage),
             storage_filesystem=folder.fs,
-            failure_config=FailureConfig(max_failures=3),
+            failure_config=ray.train.FailureConfig(max_failures=3),
         ),
         datasets=datasets,
     )

@@ -36,7 +36,8 @@ class Calibration:
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
         """Probabilities float64 of logits, any shape."""
-        return self.plateau * expit(self.slope * np.asarray(logits, np.float64) + self.offset)
+        probabilities: np.ndarray = self.plateau * expit(self.slope * np.asarray(logits, np.float64) + self.offset)
+        return probabilities
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,8 @@ class ExtractFeatures(TeacherActor):
 
 def as_half(features: np.ndarray) -> np.ndarray:
     """float16 of features of any shape, as the cache holds them: half the space; float32 again where it is used."""
-    return np.clip(features, -65504, 65504).astype(np.float16)
+    finite: np.ndarray = np.clip(features, -65504, 65504)
+    return finite.astype(np.float16)
 
 
 def _as_bytes(rows: list[np.ndarray] | None, readable: np.ndarray) -> pa.Array:

@@ -73,7 +73,8 @@ class Cut:
 
     def admits(self, bits: np.ndarray, ties: np.ndarray) -> np.ndarray:
         """bool [N] for `ordered_bits` and tie breakers [N]."""
-        return (bits > self.bits) | ((bits == self.bits) & (ties <= self.tie))
+        admitted: np.ndarray = (bits > self.bits) | ((bits == self.bits) & (ties <= self.tie))
+        return admitted
 
 
 EVERYTHING = Cut(-1, 0)
@@ -110,7 +111,8 @@ def target_counts(
     else:
         assert config.budget is not None
         wanted = config.budget
-    return np.minimum(available, wanted)
+    taken: np.ndarray = np.minimum(available, wanted)
+    return taken
 
 
 def share_quota(available: np.ndarray, budget: int) -> np.ndarray:

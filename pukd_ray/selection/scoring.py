@@ -223,7 +223,7 @@ def score_files(folder: RunFolder) -> list[str]:
 
 def _first_rate(folder: RunFolder) -> float:
     features = folder.read_json("selector/features.json")
-    return max(1.0, features["images"] / features["seconds"])
+    return float(max(1.0, features["images"] / features["seconds"]))
 
 
 def _take(pending: list[Unit], size: int) -> tuple[list[Unit], list[Unit]]:

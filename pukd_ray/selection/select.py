@@ -312,7 +312,8 @@ def _flags(job: Job, rows: _Rows, cuts: dict[int, Cut]) -> np.ndarray:
     taken = np.zeros(len(bits), bool)
     for group, cut in cuts.items():
         taken |= (groups == group) & cut.admits(bits, rows.scores.tie_breaker)
-    return taken & rows.allowed
+    admitted: np.ndarray = taken & rows.allowed
+    return admitted
 
 
 @ray.remote(num_cpus=IO_CPUS, num_returns=2)
@@ -437,7 +438,7 @@ def _write_parts(job: Job, to: _Layout, writer: int, *pieces: pa.Table) -> int:
         job.folder.write_table(
             f"{job.into}/part-{part:05d}.parquet", rows.select(SELECTED_SCHEMA.names).cast(SELECTED_SCHEMA)
         )
-    return table.num_rows
+    return int(table.num_rows)
 
 
 def _shuffle(

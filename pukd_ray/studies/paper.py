@@ -8,7 +8,6 @@ from typing import Any
 from pukd_ray.config import (
     ConfigError,
     DistillConfig,
-    PaperConfig,
     RunConfig,
     SelectionConfig,
     TeacherTrainingConfig,
@@ -25,13 +24,14 @@ from pukd_ray.errors import RunError
 from pukd_ray.networks.teacher import new_network
 from pukd_ray.networks.zoo import count_multiply_adds, count_parameters
 from pukd_ray.pipeline import open_folder, run_pipeline
-from pukd_ray.preflight import weights_exist
+from pukd_ray.preflight.files import weights_exist
 from pukd_ray.resume import StaleResultsError, teacher_inputs
 from pukd_ray.run.folder import RunFolder, changed_inputs
 from pukd_ray.runtime.console import say
 from pukd_ray.runtime.engine import Cluster, cause_of, engine, gpus_per_actor
 from pukd_ray.selection.select import select_images
 from pukd_ray.storage import open_storage, read_bytes, write_bytes
+from pukd_ray.studies.config import PaperConfig
 from pukd_ray.studies.pages import describe_machine
 from pukd_ray.studies.paper_page import draw_accuracy, render_table
 from pukd_ray.studies.rows import BUILT_IN, Row, Student, students_of

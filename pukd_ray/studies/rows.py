@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pukd_ray.config import PaperConfig
+from pukd_ray.studies.config import PaperConfig
 
 Data = Literal["positives", "original", "selection"]
 

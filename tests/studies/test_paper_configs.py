@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from pukd_ray import ConfigError
-from pukd_ray.preflight import load_paper_table
+from pukd_ray.studies.config import load_paper_table
 from pukd_ray.studies.paper import make_table, train_missing_teacher, write_page
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs" / "paper"

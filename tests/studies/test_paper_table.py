@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +17,8 @@ from synthetic import labelled, write_config, write_task
 
 from pukd_ray import ConfigError
 from pukd_ray.cli import parse_arguments
-from pukd_ray.config import PaperConfig
-from pukd_ray.preflight import load_paper_table
+from pukd_ray.commands import paper_table
+from pukd_ray.studies.config import PaperConfig, load_paper_table
 from pukd_ray.studies.paper import make_table, train_missing_teacher, write_page
 from pukd_ray.studies.paper_page import comparisons, draw_accuracy, further_rows, interval, render_table, table_rows
 from pukd_ray.studies.rows import rows_of, students_of
@@ -224,13 +223,9 @@ def test_published_tables_come_from_their_figures() -> None:
 
 def test_quick_leaves_the_tables_folder_alone(tmp_path: Path) -> None:
     file = write_paper_task(tmp_path, more=[{"name": "x"}], main_seeds=8)
-    job = runpy.run_path(str(JOB))
 
     def load(*flags: str) -> PaperConfig:
-        config: PaperConfig = job["load"](
-            parse_arguments(["--config", str(file), *flags], "", add_flags=job["add_flags"])
-        )
-        return config
+        return paper_table.load(parse_arguments(["--config", str(file), *flags], "", add_flags=paper_table.add_flags))
 
     quick = load("--quick", "--distill.steps", "7", "--rows", "pu_s1,all")
     assert quick.output == f"{tmp_path / 'table'}-quick"

@@ -1,0 +1,46 @@
+"""Write the pools that the studies measure on (hard, easy, rare, imbalanced) as Parquet files, each with P and truth.
+
+Fashion-MNIST is read from Debian's package: `apt-get install dataset-fashion-mnist`.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pukd_ray.cli import parse_flags
+from pukd_ray.demo.pools import POOLS, Bank, draw_pool, load_bank, write_pool
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """`--source FOLDER`, of Fashion-MNIST."""
+    parser.add_argument("--source", type=Path, default=Path("/usr/share/datasets/fashion-mnist"), help="[%(default)s]")
+
+
+def load_source(folder: Path) -> Bank:
+    """All images there; ends the process if there are none."""
+    if not folder.is_dir():
+        sys.exit(f"{folder} is missing: install dataset-fashion-mnist or name its folder with --source")
+    return load_bank(folder, os.cpu_count() or 1)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """This command's."""
+    add_source(parser)
+    parser.add_argument("--output", type=Path, default=Path("data/pools"), help="[%(default)s]")
+    parser.add_argument("--seed", type=int, default=0, help="[%(default)s]")
+    parser.add_argument("--tuning", action="store_true", help="the pools that choices are made on")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse the arguments and write the files."""
+    arguments = parse_flags(argv, __doc__, "pukd make-pools", add_flags)
+    bank = load_source(arguments.source)
+    facts = {}
+    for name in POOLS:
+        pool = draw_pool(bank, name, seed=arguments.seed, tuning=arguments.tuning)
+        facts[name] = write_pool(bank, pool, arguments.output / name)
+        print(f"{arguments.output / name}: {facts[name]['images']:,} images, {facts[name]['relevant']:,} relevant")
+    (arguments.output / "pools.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,90 @@
+"""The config as a YAML document: read, overridden key by key, written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pukd_ray.config import ConfigError, RunConfig, to_plain
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 where PyYAML's 1.1 surprises: 1e-3 is a number; `no`, `on` and dates are text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, form)
+        for tag, form in resolvers
+        if tag != "tag:yaml.org,2002:timestamp" and not (tag == "tag:yaml.org,2002:bool" and first not in "tTfF")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that `_Loader` would read as a number."""
+
+
+_FLOAT = ("tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789."))
+_Loader.add_implicit_resolver(*_FLOAT)
+_Dumper.add_implicit_resolver(*_FLOAT)
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved config as YAML that `load_config` reads again."""
+    text: str = yaml.dump(to_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def parse_value(text: str) -> Any:
+    """A command-line value by YAML's rules; nothing at all is empty text, not null."""
+    try:
+        return yaml.load(text, Loader=_Loader) if text else text
+    except yaml.YAMLError:
+        return text
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """The file's keys and values; ConfigError if it holds nothing of the kind."""
+    try:
+        raw = yaml.load(path.read_text(), Loader=_Loader)
+    except OSError as error:
+        raise ConfigError([f"--config: cannot read {path}: {error.strerror}"]) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = f" line {mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
+        raise ConfigError([f"--config: {path}{where} is not YAML: {getattr(error, 'problem', error)}"]) from error
+    if not isinstance(raw, dict):
+        raise ConfigError([f"--config: {path} must hold keys and values"])
+    return {str(key): value for key, value in raw.items()}
+
+
+def apply_overrides(raw: dict[str, Any], overrides: Mapping[str, Any]) -> list[str]:
+    """Set each `key.sub` (items of lists by number) in place; returns the faults of keys that lead nowhere."""
+    faults = []
+    for key, value in overrides.items():
+        *parents, last = key.split(".")
+        node: Any = raw if all([*parents, last]) else None
+        for part in parents:
+            if isinstance(node, dict):
+                if node.get(part) is None:
+                    node[part] = {}
+                node = node[part]
+            else:
+                node = node[int(part)] if _is_item(node, part) else None
+        if isinstance(node, dict):
+            node[last] = value
+        elif _is_item(node, last):
+            node[int(last)] = value
+        else:
+            hint = f"; its items are numbered 0 to {len(node) - 1}" if isinstance(node, list) and node else ""
+            faults.append(f"{key}: there is no such key to set{hint}")
+    return faults
+
+
+def _is_item(node: Any, part: str) -> bool:
+    return isinstance(node, list) and part.isdecimal() and int(part) < len(node)

@@ -1,0 +1,131 @@
+"""What a config names and is not in it: paths made absolute, files of class names, files and networks that must be."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from pukd_ray.config import StudentConfig
+from pukd_ray.corpus.sources import check_reachable
+from pukd_ray.storage import is_local, open_storage, read_bytes
+
+
+def resolve_paths(raw: dict[str, Any], base: Path, source_keys: Sequence[str]) -> dict[str, Any]:
+    """`raw` with local paths of sources and of the teacher's files absolute: relative ones start at `base`."""
+
+    def absolute(value: Any) -> Any:
+        if isinstance(value, list):
+            return [absolute(v) for v in value]
+        if not isinstance(value, str) or not value or not is_local(value):
+            return value
+        return os.path.normpath(base / Path(value.removeprefix("file://")).expanduser())
+
+    def source(value: Any) -> Any:
+        if isinstance(value, list):
+            return [source(v) for v in value]
+        return {**value, "uri": absolute(value["uri"])} if isinstance(value, dict) and "uri" in value else value
+
+    raw = {key: source(value) if key in source_keys else value for key, value in raw.items()}
+    teacher = raw.get("teacher")
+    if isinstance(teacher, dict):
+        raw["teacher"] = {
+            k: absolute(v) if k == "weights" or (k == "classes" and isinstance(v, str)) else v
+            for k, v in teacher.items()
+        }
+    return raw
+
+
+def read_class_names(raw: dict[str, Any]) -> list[str]:
+    """Replace a file of class names by its names, so that the resolved config stands alone; returns the faults."""
+    teacher = raw.get("teacher")
+    if not isinstance(teacher, dict) or not isinstance(teacher.get("classes"), str):
+        return []
+    try:
+        text = read_bytes(*open_storage(teacher["classes"])).decode()
+    except (OSError, ValueError) as error:
+        fault = f"teacher.classes: cannot read {teacher['classes']}: {error}"
+        teacher["classes"] = None
+        return [fault]
+    teacher["classes"] = [line.strip() for line in text.splitlines() if line.strip()]
+    return []
+
+
+def weights_exist(uri: str) -> bool:
+    """Whether the file is there, or its storage cannot tell: reading it then says why."""
+    try:
+        fs, path = open_storage(uri)
+        return bool(fs.get_file_info(path).type != pafs.FileType.NotFound)
+    except (ValueError, OSError):
+        return True
+
+
+def file_faults(
+    raw: dict[str, Any], at_fault: set[str], source_keys: Sequence[str], *, writes_teacher: bool, has_student: bool
+) -> list[str]:
+    """Faults of files, for every part of the config that is well-formed enough to say which files it means.
+
+    `at_fault` are the keys that are known to be; `writes_teacher`: `teacher.weights` is yet to be written.
+    """
+
+    def sound(section: Any, key: str, *names: str) -> bool:
+        return isinstance(section, dict) and not any(
+            fault == f"{key}.{name}" or fault.startswith(f"{key}.{name}.") for name in names for fault in at_fault
+        )
+
+    faults: list[str] = []
+    for role in source_keys:
+        many = raw[role] if isinstance(raw.get(role), list) else [raw.get(role)]
+        for index, source in enumerate(many):
+            key = f"{role}.{index}" if isinstance(raw.get(role), list) else role
+            if sound(source, key, "uri"):
+                uri = source["uri"]
+                faults += check_reachable(tuple(uri) if isinstance(uri, list) else (uri,), key)
+    teacher: Any = raw.get("teacher")
+    student: Any = raw.get("student", {})
+    state = None
+    if not writes_teacher and sound(teacher, "teacher", "weights"):
+        state, weights_faults = _read_weights(teacher["weights"])
+        faults += weights_faults
+    if not sound(teacher, "teacher", "num_classes", "channels", "input_size"):
+        return faults
+    numbers = {k: teacher.get(k, 3) for k in ("num_classes", "channels", "input_size")}  # channels has a default
+    if sound(teacher, "teacher", "arch"):
+        faults += _network_faults("teacher", teacher["arch"], numbers, state, teacher.get("weights", ""))
+    if has_student and sound(student, "student", "arch"):
+        faults += _network_faults("student", student.get("arch", StudentConfig().arch), numbers)
+    return faults
+
+
+def _read_weights(uri: str) -> tuple[Mapping[str, Any] | None, list[str]]:
+    import torch  # takes seconds: only once there is something to check
+
+    try:
+        data = read_bytes(*open_storage(uri))
+    except FileNotFoundError:
+        return None, [f"teacher.weights: no such file: {uri}"]
+    except (OSError, ValueError) as error:
+        return None, [f"teacher.weights: cannot read {uri}: {error}"]
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return None, [f"teacher.weights: {uri} is not a state_dict that loads with weights_only=True: {reason}"]
+    if not isinstance(state, Mapping):
+        return None, [f"teacher.weights: {uri} holds a {type(state).__name__}, not a state_dict"]
+    return state, []
+
+
+def _network_faults(section: str, arch: str, numbers: dict[str, int], state: Any = None, uri: str = "") -> list[str]:
+    """Faults of a network and, if there is a `state`, of weights that are to fit it."""
+    from pukd_ray.networks.zoo import check_weights
+
+    try:
+        fault = check_weights(arch, {} if state is None else state, **numbers)
+    except ValueError as error:
+        return [f"{section}.arch: {error}"]
+    return [f"{section}.weights: {uri}, arch {arch}: {fault}"] if fault and state is not None else []

@@ -1,0 +1,106 @@
+"""A config file and its overrides -> a checked config, or ConfigError with all faults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from pukd_ray.config import (
+    ConfigError,
+    DistillConfig,
+    ResourcesConfig,
+    RunConfig,
+    SelectorConfig,
+    Sources,
+    TeacherTrainingConfig,
+    worker_faults,
+)
+from pukd_ray.preflight.document import apply_overrides, read_document
+from pukd_ray.preflight.faults import validate
+from pukd_ray.preflight.files import file_faults, read_class_names, resolve_paths
+
+T = TypeVar("T")
+
+
+def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """Read a run's YAML file, apply `overrides` such as `{"selector.prior": 0.2}`, check all that can be checked.
+
+    Input paths become absolute (relative ones resolve against the file's folder); `output` is left as it is.
+    Raises ConfigError whose `faults` has one line per fault, each naming its key.
+
+    Examples:
+        The bundled demo, with a prior that is known; and with two faults.
+
+        >>> from pathlib import Path
+        >>> import pukd_ray.demo
+        >>> from pukd_ray import ConfigError, load_config
+        >>> demo = Path(pukd_ray.demo.__path__[0]) / "demo.yaml"
+        >>> config = load_config(demo, {"selector.prior": 0.25})
+        >>> config.selector.prior, config.teacher.arch, config.score.keep_images
+        (0.25, 'lenet5', 'likely')
+        >>> try:
+        ...     load_config(demo, {"selector.prior": 25, "distill.lrr": 0.1})
+        ... except ConfigError as error:
+        ...     for fault in error.faults:
+        ...         print(fault)
+        selector.prior: 25 should be auto or below 1
+        distill.lrr: unknown key
+    """
+    return load(path, overrides, RunConfig)
+
+
+def load_teacher_training(path: str | Path, overrides: Mapping[str, Any] | None = None) -> TeacherTrainingConfig:
+    """As `load_config`, for `pukd train-teacher`; `teacher.weights` is an output there."""
+    return load(path, overrides, TeacherTrainingConfig, writes_teacher=lambda _: True)
+
+
+def load(
+    path: str | Path,
+    overrides: Mapping[str, Any] | None,
+    kind: type[T],
+    *,
+    writes_teacher: Callable[[Mapping[str, Any]], bool] = lambda _: False,
+) -> T:
+    """As `load_config`, for any class of configs with a `teacher`, and a `student` if it is a RunConfig.
+
+    `writes_teacher` says of the document, overridden and with absolute paths but not yet checked, whether
+    `teacher.weights` is yet to be written.
+    """
+    raw = read_document(Path(path))
+    faults = apply_overrides(raw, overrides or {})
+    source_keys = _source_keys(kind)
+    raw = resolve_paths(raw, Path(path).absolute().parent, source_keys)
+    faults += read_class_names(raw)
+    config, value_faults = validate(raw, kind)
+    for key in overrides or {}:  # of an override, name all of the key that was given
+        value_faults = [
+            f"{key}: unknown key" if f.endswith(": unknown key") and key.startswith(f.partition(":")[0] + ".") else f
+            for f in value_faults
+        ]
+    faults += value_faults
+    at_fault = {fault.partition(":")[0] for fault in faults}
+    is_run = issubclass(kind, RunConfig)
+    if is_run and config is None:
+        faults += _worker_faults(raw, at_fault)
+    faults += file_faults(raw, at_fault, source_keys, writes_teacher=writes_teacher(raw), has_student=is_run)
+    if faults or config is None:
+        raise ConfigError(list(dict.fromkeys(faults)))
+    return config
+
+
+def _source_keys(kind: Any) -> list[str]:
+    """Keys of a class of configs that hold sources."""
+    hints = get_type_hints(kind, include_extras=True)
+    return [key for key, hint in hints.items() if hint in (Sources, Sources | None)]
+
+
+def _worker_faults(raw: dict[str, Any], at_fault: set[str]) -> list[str]:
+    """The check across sections, where faults elsewhere kept the config from being put together."""
+    keys = {"resources": "train_workers", "selector": "batch_size", "distill": "batch_size"}
+    defaults = {"resources": ResourcesConfig(), "selector": SelectorConfig(), "distill": DistillConfig()}
+    sections = {name: raw.get(name, {}) for name in keys}
+    if any(not isinstance(sections[n], dict) or f"{n}.{key}" in at_fault for n, key in keys.items()):
+        return []
+    workers, selector, distill = (sections[n].get(key, getattr(defaults[n], key)) for n, key in keys.items())
+    return worker_faults(workers, selector, distill)
