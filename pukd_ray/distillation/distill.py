@@ -8,8 +8,9 @@ import numpy as np
 
 from pukd_ray.corpus.context import RunContext
 from pukd_ray.corpus.pixels import pixel_spec
-from pukd_ray.distillation.training import Arm, effective_classes, train_loop
+from pukd_ray.distillation.training import effective_classes
 from pukd_ray.distillation.training_set import positives_of
+from pukd_ray.distillation.worker import Arm, train_loop
 from pukd_ray.runtime.console import remote_progress
 from pukd_ray.runtime.engine import CPU_ACTOR_CPUS, decoder_cpus
 from pukd_ray.runtime.timing import covered_seconds
