@@ -13,6 +13,7 @@ from pukd_ray.corpus.units import units_from_table
 from pukd_ray.preflight import to_yaml
 from pukd_ray.resume import Progress, check_progress
 from pukd_ray.run.folder import RunFolder, absolute
+from pukd_ray.run.records import METRICS
 from pukd_ray.run.stages import STAGE_NAMES, Stage, stages_until
 from pukd_ray.runtime.console import say
 from pukd_ray.runtime.engine import Cluster, engine, gpus_per_actor
@@ -113,13 +114,13 @@ def _check_cluster(config: RunConfig, cluster: Cluster, folder: RunFolder) -> No
 def _add_seconds(folder: RunFolder) -> None:
     """Add each stage's seconds to `metrics.json`; those of the last stages are known only at the end."""
     markers = {name: marker for name in STAGE_NAMES if (marker := folder.marker(name)) is not None}
-    metrics = folder.read_json("metrics.json")
+    metrics = folder.read_record(METRICS)
     metrics["seconds"] = {name: marker["seconds"] for name, marker in markers.items()}
     # Stages without distributed passes compute all the time.
     metrics["computing_seconds"] = {
         name: marker["counts"].get("computing_seconds", marker["seconds"]) for name, marker in markers.items()
     }
-    folder.write_json("metrics.json", metrics)
+    folder.write_record(METRICS, metrics)
 
 
 def _shown(counts: dict[str, Any]) -> str:

@@ -12,13 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from record_types import faults_of
 from synthetic import labelled, write_config, write_task
 
 from pukd_ray import ConfigError, RunConfig, RunError, load_config, load_student, run_pipeline
 from pukd_ray.corpus.pixels import decode, pixel_spec
 from pukd_ray.networks.selector import SelectorHead
 from pukd_ray.networks.teacher import Teacher
-from pukd_ray.run.folder import SCORES_SCHEMA, SELECTED_SCHEMA
+from pukd_ray.run import records
+from pukd_ray.run.folder import SCORES_SCHEMA, SELECTED_SCHEMA, RunFolder
+from pukd_ray.run.stages import STAGE_NAMES
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(400)]
 
@@ -71,6 +74,22 @@ def test_every_image_is_scored_once_or_rejected_with_a_reason(task: Path, finish
         assert rejected.column(name).null_count == 4
         assert table.column(name).null_count == 4
     assert set(table.column("source").to_pylist()) == {str(task / "lake" / f"part-{i}.parquet") for i in range(3)}
+
+
+def test_the_records_of_a_run_are_as_typed(finished: Path) -> None:
+    run = RunFolder(str(finished))
+    kinds = (
+        (records.PRIOR, records.PriorRecord),
+        (records.SELECTOR, records.SelectorRecord),
+        (records.SELECTION, records.SelectionRecord),
+        (records.STUDENT, records.StudentRecord),
+        (records.METRICS, records.MetricsRecord),
+    )
+    assert [f for file, kind in kinds for f in faults_of(run.read_record(file), kind, file.name)] == []
+    assert [f for stage in STAGE_NAMES for f in faults_of(run.marker(stage), records.StageMarker, stage)] == []
+    chunks = run.files("markers/score")
+    assert len(chunks) > 1
+    assert [f for name in chunks for f in faults_of(run.read_json(name), records.ChunkMarker, name)] == []
 
 
 def test_metrics_add_up(finished: Path) -> None:

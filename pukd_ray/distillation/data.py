@@ -1,4 +1,4 @@
-"""Images of a training, decoded once into memory or streamed."""
+"""Images of a training, decoded once into memory or streamed. Plain torch: nothing here needs Ray."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pukd_ray.corpus.pixels import PixelSpec, Unreadable, decode, stack_pixels
 from pukd_ray.runtime.batches import EndlessOrder
+from pukd_ray.runtime.devices import ALONE, Worker
 
 
 @dataclass(frozen=True)
@@ -50,16 +51,16 @@ class Images(Protocol):
         """This rank's part of the global batch of `step`."""
         ...
 
-    def answers(self, step: int) -> Tensor | None:
+    def teacher_logits(self, step: int) -> Tensor | None:
         """The teacher's logits [b, K] of `batch(step)`, where they are known beforehand."""
         ...
 
-    def partners(self, step: int, batch: Batch) -> Batch:
+    def mixup_partners(self, step: int, batch: Batch) -> Batch:
         """What mixup mixes into each image of `batch`, which is that of `step`."""
         ...
 
-    def once(self) -> Iterator[Tensor]:
-        """This rank's share of all images, once, in slices: uint8 [n, C, H, W]."""
+    def all_pixels(self) -> Iterator[Tensor]:
+        """This rank's share of all images, each once, in slices: uint8 [n, C, H, W]."""
         ...
 
 
@@ -105,55 +106,79 @@ def decode_labelled(blocks: Iterable[pa.Table], spec: PixelSpec) -> Batch:
 class InMemory:
     """All images on every rank; a rank's batch is its slice of the seeded global one."""
 
-    def __init__(self, examples: Batch, batch_size: int, seed: int, rank: int, world: int) -> None:
+    def __init__(self, examples: Batch, batch_size: int, seed: int, worker: Worker = ALONE) -> None:
         self.count = len(examples)
-        self._examples, self._rank, self._world = examples, rank, world
+        self._examples, self._mine = examples, worker.mine
         self._order = EndlessOrder(self.count, batch_size, seed, 3)
-        self._answers: Tensor | None = None
+        self._teacher_logits: Tensor | None = None
 
     def _rows(self, step: int) -> Tensor:
-        return torch.from_numpy(self._order.batch(step)[self._rank :: self._world])
+        return torch.from_numpy(self._order.batch(step)[self._mine])
 
     def batch(self, step: int) -> Batch:
         """As `Images.batch`."""
         return self._examples.take(self._rows(step))
 
-    def know(self, answers: Tensor) -> None:
-        """From now on the answers of a step are rows of these, [count, K], in the order of the examples."""
-        self._answers = answers
+    def cache_teacher_logits(self, logits: Tensor) -> None:
+        """Keep the teacher's logits [count, K] of all examples, in their order, for `teacher_logits`."""
+        self._teacher_logits = logits
 
-    def answers(self, step: int) -> Tensor | None:
-        """As `Images.answers`; None before `know`."""
-        return None if self._answers is None else self._answers[self._rows(step)]
+    def teacher_logits(self, step: int) -> Tensor | None:
+        """As `Images.teacher_logits`; None before `cache_teacher_logits`."""
+        return None if self._teacher_logits is None else self._teacher_logits[self._rows(step)]
 
-    def partners(self, step: int, batch: Batch) -> Batch:
+    def mixup_partners(self, step: int, batch: Batch) -> Batch:
         """The global batch in reverse order: the same for any number of ranks."""
         del batch
-        reverse = self._order.batch(step)[::-1][self._rank :: self._world]
+        reverse = self._order.batch(step)[::-1][self._mine]
         return self._examples.take(torch.from_numpy(reverse.copy()))
 
-    def once(self) -> Iterator[Tensor]:
-        """As `Images.once`."""
-        yield from self._examples.pixels[self._rank :: self._world].split(512)
+    def all_pixels(self) -> Iterator[Tensor]:
+        """As `Images.all_pixels`."""
+        yield from self._examples.pixels[self._mine].split(512)
+
+
+class Shard(Protocol):
+    """A rank's part of a data set that does not fit into memory, as Ray Data's iterators are."""
+
+    def iter_batches(
+        self,
+        *,
+        batch_size: int,
+        batch_format: str,
+        drop_last: bool,
+        local_shuffle_buffer_size: int | None = None,
+        local_shuffle_seed: int | None = None,
+    ) -> Iterable[pa.Table]:
+        """All rows, with the columns that `Streamed` names; drawn from a buffer of so many, where one is asked for."""
+        ...
 
 
 class Streamed:
-    """A rank's shard of a Ray dataset with columns `pixels`, `label`, `weight`, read again and again.
+    """A rank's shard with columns `pixels` (uint8 [C, H, W] as raw bytes), `label`, `weight`, read again and again.
 
     Every rank takes the same number of steps whatever its shard holds, so none waits for another for ever. Batches are
     drawn from a buffer of about `buffer_bytes` of pixels: files may hold images in any order.
     """
 
     def __init__(
-        self, shard: Any, count: int, spec: PixelSpec, batch_size: int, buffer_bytes: float, seed: int
+        self, shard: Shard, count: int, spec: PixelSpec, batch_size: int, buffer_bytes: float, seed: int
     ) -> None:
         self.count = count
         self._shard, self._spec, self._batch_size, self._seed = shard, spec, batch_size, seed
         self._buffer = max(batch_size, min(count, int(buffer_bytes / math.prod(spec.shape))))
         self._batches: Iterator[Batch] = iter(())
 
-    def _read(self, **options: Any) -> Iterator[Batch]:
-        for batch in self._shard.iter_batches(batch_size=self._batch_size, batch_format="pyarrow", **options):
+    def _read(self, *, shuffle_seed: int | None) -> Iterator[Batch]:
+        """Whole batches in a seeded order; without a seed all rows as they come."""
+        shuffled = shuffle_seed is not None
+        for batch in self._shard.iter_batches(
+            batch_size=self._batch_size,
+            batch_format="pyarrow",
+            drop_last=shuffled,
+            local_shuffle_buffer_size=self._buffer if shuffled else None,
+            local_shuffle_seed=shuffle_seed,
+        ):
             yield Batch(
                 torch.from_numpy(stack_pixels(batch.column("pixels").to_pylist(), self._spec)),
                 torch.tensor(batch.column("label").to_pylist(), dtype=torch.int64),
@@ -166,40 +191,38 @@ class Streamed:
             found = next(self._batches, None)
             if found is not None:
                 return found
-            self._batches = self._read(
-                drop_last=True, local_shuffle_buffer_size=self._buffer, local_shuffle_seed=self._seed + step
-            )
+            self._batches = self._read(shuffle_seed=self._seed + step)
         raise RuntimeError(
             "a worker's shard is smaller than its batch: lower distill.batch_size or resources.train_workers"
         )
 
-    def answers(self, step: int) -> Tensor | None:
+    def teacher_logits(self, step: int) -> Tensor | None:
         """None: streamed images come in any order."""
         del step
         return None
 
-    def partners(self, step: int, batch: Batch) -> Batch:
+    def mixup_partners(self, step: int, batch: Batch) -> Batch:
         """The rank's own batch in reverse order."""
         del step
         return batch.take(torch.arange(len(batch)).flip(0))
 
-    def once(self) -> Iterator[Tensor]:
-        """As `Images.once`."""
-        yield from (batch.pixels for batch in self._read(drop_last=False))
+    def all_pixels(self) -> Iterator[Tensor]:
+        """As `Images.all_pixels`."""
+        yield from (batch.pixels for batch in self._read(shuffle_seed=None))
 
 
-def augment(pixels: Tensor, kind: str, seed: Sequence[int], rank: int, world: int, global_size: int) -> Tensor:
+def augment(pixels: Tensor, kind: str, seed: Sequence[int], batch_size: int, worker: Worker = ALONE) -> Tensor:
     """Random crop of the image padded by 1/8 with black, and flip; uint8 [b, C, H, W].
 
-    The random numbers are those of the global batch, of which this rank's slice is used.
+    The random numbers are those of the global batch of `batch_size`, of which the worker's part is used.
     """
     if kind == "none":
         return pixels
     size = pixels.shape[-1]
     pad = max(1, size // 8)
     rng = np.random.default_rng(list(seed))
-    draws = rng.integers(0, 2 * pad + 1, (global_size, 2))[rank::world]
-    flips = rng.random(global_size)[rank::world] < 0.5
+    draws = rng.integers(0, 2 * pad + 1, (batch_size, 2))[worker.mine]
+    flips = rng.random(batch_size)[worker.mine] < 0.5
     padded = torch.nn.functional.pad(pixels, (pad, pad, pad, pad))
     span = torch.arange(size)
     top, left = torch.from_numpy(draws[: len(pixels)]).unbind(1)

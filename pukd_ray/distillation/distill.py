@@ -8,8 +8,10 @@ import numpy as np
 
 from pukd_ray.corpus.context import RunContext
 from pukd_ray.corpus.pixels import pixel_spec
-from pukd_ray.distillation.training import Arm, effective_classes, train_loop
+from pukd_ray.distillation.training import effective_classes
 from pukd_ray.distillation.training_set import positives_of
+from pukd_ray.distillation.worker import Arm, train_loop
+from pukd_ray.run.records import SELECTION, SELECTOR, STUDENT, StudentRecord
 from pukd_ray.runtime.console import remote_progress
 from pukd_ray.runtime.engine import CPU_ACTOR_CPUS, decoder_cpus
 from pukd_ray.runtime.timing import covered_seconds
@@ -20,7 +22,7 @@ def distill_student(run: RunContext) -> dict[str, Any]:
     """Run the stage; returns its counts. An interrupted training goes on from its last checkpoint."""
     folder, config, t = run.folder, run.config, run.config.teacher
     positives = positives_of(folder, config, run.units)
-    images = positives.with_selected("selected", folder.read_json("selected/summary.json")["n_selected"])
+    images = positives.with_selected("selected", folder.read_record(SELECTION)["n_selected"])
     streamed = not images.fits_memory(config)
     # A streaming worker leaves CPU for the readers that feed it, even on a cluster of one.
     share = CPU_ACTOR_CPUS if streamed else 1.0
@@ -35,11 +37,11 @@ def distill_student(run: RunContext) -> dict[str, Any]:
         report = train_group(train_loop, setup, folder, "student", config.resources, run.cluster, share, datasets)
     student = report["arms"]["student"]
     done = {name: student[name] for name in ("steps", "images")}
-    meta = folder.read_json("selector/meta.json")
+    classes = folder.read_record(SELECTOR)["classes"]
     folder.write_json(
         "student/class_weights.json",
         {
-            "classes": meta["classes"],
+            "classes": classes,
             "kind": config.distill.class_weights,
             **{k: student[k] for k in ("class_weights", "class_sums")},
             "effective_classes": effective_classes(np.array(student["class_sums"])),
@@ -49,23 +51,22 @@ def distill_student(run: RunContext) -> dict[str, Any]:
         "student/training.json",
         {**done, "loss": {a: r["history"] for a, r in report["arms"].items()}},
     )
-    folder.write_json(
-        "student/meta.json",
-        {
-            "arch": config.student.arch,
-            "num_classes": t.num_classes,
-            "classes": meta["classes"],
-            "preprocessing": {
-                "input_size": t.input_size,
-                "channels": t.channels,
-                "mean": list(t.mean),
-                "std": list(t.std),
-                "resize": t.resize,
-            },
-            "teacher": t.arch,
-            **done,
+    record: StudentRecord = {
+        "arch": config.student.arch,
+        "num_classes": t.num_classes,
+        "classes": classes,
+        "preprocessing": {
+            "input_size": t.input_size,
+            "channels": t.channels,
+            "mean": list(t.mean),
+            "std": list(t.std),
+            "resize": t.resize,
         },
-    )
+        "teacher": t.arch,
+        "steps": student["steps"],
+        "images": student["images"],
+    }
+    folder.write_record(STUDENT, record)
     folder.delete_folder("student/train-student")  # Ray Train's own checkpoints: the stage is done
     return {
         "computing_seconds": round(covered_seconds([report["span"]]), 3),

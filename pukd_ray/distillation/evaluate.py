@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +14,24 @@ from pukd_ray.corpus.labelled import index_labelled
 from pukd_ray.corpus.pixels import pixel_spec, stack_pixels
 from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.corpus.streaming import Pass, TimedActor, stream
+from pukd_ray.run.records import METRICS, PRIOR, SELECTION, SELECTOR, MetricsRecord, NetworkRecord, NetworkRecords
 from pukd_ray.runtime.console import progress
 from pukd_ray.runtime.devices import assigned_device, use_threads
 from pukd_ray.runtime.metrics import record
 from pukd_ray.runtime.timing import Span, covered_seconds
 from pukd_ray.storage import read_bytes
+
+FURTHER: tuple[Literal["student_last", "baseline_positives"], ...] = ("student_last", "baseline_positives")
+"""Students that a run trains beside the one that it is for, if its config says so."""
+
+
+class Accuracy(TypedDict):
+    """Of a network on the test set, 0 to 1."""
+
+    top1: float
+    top5: float
+    per_class: list[float | None]
+    """Top-1; None of a class without images."""
 
 
 class CountCorrect(TimedActor):
@@ -66,11 +79,11 @@ def _as_is(table: pa.Table) -> pa.Table:
 
 def measure_accuracy(
     run: RunContext, networks: dict[str, tuple[str, Shared]]
-) -> tuple[dict[str, dict[str, Any]], int, list[Span]]:
+) -> tuple[dict[str, Accuracy], int, list[Span]]:
     """Measure networks, {name: (arch, weights)}, on the test set.
 
     Returns:
-        ({name: {top1, top5, per_class}}, unreadable test images, when workers were at work).
+        ({name: its accuracy}, unreadable test images, when workers were at work).
     """
     config = run.config
     labelled = index_labelled("test", run.units, sources_by_role(config)["test"], config.teacher)
@@ -87,7 +100,7 @@ def measure_accuracy(
                 rows += entry["rows"]
                 bar.update(entry["rows"])
     images = totals["images"]
-    accuracy: dict[str, dict[str, Any]] = {
+    accuracy: dict[str, Accuracy] = {
         name: {
             "top1": float(totals[f"{name}/top1"].sum() / images.sum()),
             "top5": float(totals[f"{name}/top5"].sum() / images.sum()),
@@ -107,11 +120,11 @@ def evaluate_run(run: RunContext) -> dict[str, Any]:
 
     folder, config = run.folder, run.config
     networks = {"teacher": (config.teacher.arch, run.weights)}
-    for arm in ("student", "student_last", "baseline_positives"):
+    for arm in ("student", *FURTHER):
         if folder.exists(f"student/{arm}.pt"):
             weights = Shared.of(read_bytes(folder.fs, folder.path(f"student/{arm}.pt")))
             networks[arm] = (config.student.arch, weights)
-    accuracy: dict[str, dict[str, Any]] = {}
+    accuracy: dict[str, Accuracy] = {}
     rejected = 0
     spans: list[Span] = []
     if config.test is not None:
@@ -119,31 +132,49 @@ def evaluate_run(run: RunContext) -> dict[str, Any]:
     scored = folder.marker("score")
     assert scored is not None
     counts = scored["counts"]
-    summary, prior = folder.read_json("selected/summary.json"), folder.read_json("selector/prior.json")
-    meta = folder.read_json("selector/meta.json")
+    prior, selection = folder.read_record(PRIOR), folder.read_record(SELECTION)
 
-    def network(name: str) -> dict[str, Any]:
+    def network(name: str) -> NetworkRecord:
         arch, _ = networks[name]
-        nothing = {"top1": None, "top5": None, "per_class": None}
+        found = accuracy.get(name)
         return {
-            **accuracy.get(name, nothing),
+            "top1": found["top1"] if found else None,
+            "top5": found["top5"] if found else None,
+            "per_class": found["per_class"] if found else None,
             "parameters": count_parameters(new_network(arch, config.teacher)),
             "arch": arch,
         }
 
-    truth = summary["truth"] or {"precision": None, "recall": None, "average_precision": None}
-    metrics = {
-        "n_positives": meta["n_positives"],
-        **{k: counts[k] for k in ("n_corpus", "n_scored", "n_rejected", "rejected_by_reason")},
-        "n_duplicates": summary["n_duplicates"],
-        "n_selected": summary["n_selected"],
+    records: NetworkRecords = {"teacher": network("teacher"), "student": network("student")}
+    for arm in FURTHER:
+        if arm in networks:
+            records[arm] = network(arm)
+    truth = selection["truth"]
+    metrics: MetricsRecord = {
+        "n_positives": folder.read_record(SELECTOR)["n_positives"],
+        "n_corpus": counts["n_corpus"],
+        "n_scored": counts["n_scored"],
+        "n_rejected": counts["n_rejected"],
+        "rejected_by_reason": counts["rejected_by_reason"],
+        "n_duplicates": selection["n_duplicates"],
+        "n_selected": selection["n_selected"],
         "n_test_rejected": rejected,
-        "prior": {k: prior[k] for k in ("value", "lower", "upper", "source", "used_for_training")},
-        **{name: network(name) for name in networks},
-        "selection": {k: truth[k] for k in ("precision", "recall", "average_precision")},
-        "selection_estimated": summary["estimated"],
+        "prior": {
+            "value": prior["value"],
+            "lower": prior["lower"],
+            "upper": prior["upper"],
+            "source": prior["source"],
+            "used_for_training": prior["used_for_training"],
+        },
+        **records,
+        "selection": {
+            "precision": truth["precision"] if truth else None,
+            "recall": truth["recall"] if truth else None,
+            "average_precision": truth["average_precision"] if truth else None,
+        },
+        "selection_estimated": selection["estimated"],
         "images_per_second": {"score": counts["images_per_second"]},
     }
-    folder.write_json("metrics.json", metrics)
+    folder.write_record(METRICS, metrics)
     seconds = {"computing_seconds": round(covered_seconds(spans), 3)}
     return seconds | {name: f"{accuracy[name]['top1']:.4f}" for name in accuracy}

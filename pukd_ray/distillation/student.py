@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from pukd_ray.config import TeacherConfig
 from pukd_ray.corpus.pixels import PixelSpec, Unreadable, decode
 from pukd_ray.networks.teacher import Normalise, load_network
 from pukd_ray.storage import open_storage, read_bytes
+
+if TYPE_CHECKING:
+    from pukd_ray.run.records import StudentRecord
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def load_student(folder: str, device: str = "cpu") -> Student:
 
     Raises FileNotFoundError if one of them is not there, ValueError if they do not fit each other.
     """
-    meta = json.loads(read_bytes(*open_storage(f"{folder}/meta.json")))
+    meta: StudentRecord = json.loads(read_bytes(*open_storage(f"{folder}/meta.json")))
     classes = tuple(meta["classes"] or map(str, range(meta["num_classes"])))
     teacher = TeacherConfig(
         arch=meta["arch"], weights="student.pt", num_classes=meta["num_classes"], **meta["preprocessing"]

@@ -46,7 +46,7 @@ def _train(config: TeacherTrainingConfig, counter: Any) -> tuple[bytes, dict[str
     order = EndlessOrder(len(pixels), config.batch_size, config.seed, 5)
     for step in range(steps):
         rows = torch.from_numpy(order.batch(step))
-        x = augment(pixels[rows], config.augment, (config.seed, 6, step), 0, 1, config.batch_size)
+        x = augment(pixels[rows], config.augment, (config.seed, 6, step), config.batch_size)
         loss = F.cross_entropy(network(normalise(x.to(device))), labels[rows].to(device))
         optimizer.zero_grad()
         loss.backward()

@@ -22,9 +22,10 @@ from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.corpus.streaming import DecodeImages
 from pukd_ray.corpus.units import UNIT_FILES, Unit
 from pukd_ray.run.folder import RunFolder
+from pukd_ray.runtime.devices import Worker
 
 if TYPE_CHECKING:
-    from pukd_ray.distillation.data import Batch
+    from pukd_ray.distillation.data import Batch, Images, Shard
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,18 @@ class TrainingSet:
     def fits_memory(self, config: RunConfig) -> bool:
         """Whether the decoded images stay within `distill.memory_gib`."""
         return self.count * math.prod(pixel_spec(config.teacher).shape) <= config.distill.memory_gib * 2**30
+
+    def images(self, config: RunConfig, worker: Worker, shard: Shard | None = None) -> Images:
+        """A worker's images for the training loop: from its `shard` of a `stream`, or loaded."""
+        from pukd_ray.distillation.data import InMemory, Streamed
+
+        spec, settings = pixel_spec(config.teacher), config.distill
+        if shard is None:
+            return InMemory(self.load(spec), settings.batch_size, config.seed, worker)
+        # A part of what images in memory may take: the buffer copies them.
+        buffer_bytes = settings.memory_gib * 2**30 / 4
+        batch_size, seed = settings.batch_size // worker.world, config.seed + worker.rank
+        return Streamed(shard, self.count, spec, batch_size, buffer_bytes, seed)
 
     def load(self, spec: PixelSpec) -> Batch:
         """All images, decoded; unreadable ones are left out."""

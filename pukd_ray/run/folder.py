@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from pukd_ray.run.records import RecordFile, StageMarker, T
 from pukd_ray.run.stages import Stage
 from pukd_ray.storage import is_local, list_files, move_tree, open_storage, read_bytes, write_atomically, write_json
 
@@ -104,6 +105,18 @@ class RunFolder:
         """Write atomically."""
         write_json(self.fs, self.path(name), value)
 
+    def read_record(self, file: RecordFile[T]) -> T:
+        """Content of a file whose fields are known; FileNotFoundError if the stage that writes it has not run."""
+        for name in (file.name, *file.older):
+            if self.exists(name):
+                record: T = self.read_json(name)
+                return record
+        raise FileNotFoundError(f"{self.display}/{file.name} is not there: the stage that writes it is not done")
+
+    def write_record(self, file: RecordFile[T], record: T) -> None:
+        """Write it atomically."""
+        self.write_json(file.name, record)
+
     def write_text(self, name: str, text: str) -> None:
         """Write atomically."""
         write_atomically(self.fs, self.path(name), lambda sink: sink.write(text.encode()))
@@ -128,24 +141,22 @@ class RunFolder:
 
     # -- stages ---------------------------------------------------------------------------------------------
 
-    def marker(self, stage: str) -> dict[str, Any] | None:
-        """What a finished stage recorded: its inputs, seconds and counts; None if it is not finished."""
-        marker: dict[str, Any] | None = self.read_json(f"markers/{stage}.json")
+    def marker(self, stage: str) -> StageMarker | None:
+        """What a finished stage recorded; None if it is not finished."""
+        marker: StageMarker | None = self.read_json(f"markers/{stage}.json")
         return marker
 
     def finish(self, stage: str, inputs: dict[str, Any], seconds: float, counts: dict[str, Any]) -> None:
         """Commit a stage; everything it wrote is on storage by now."""
         self.record_attempt(stage, seconds)
-        self.write_json(
-            f"markers/{stage}.json",
-            {
-                "stage": stage,
-                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-                "seconds": self.spent(stage),
-                "counts": counts,
-                "inputs": inputs,
-            },
-        )
+        marker: StageMarker = {
+            "stage": stage,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": self.spent(stage),
+            "counts": counts,
+            "inputs": inputs,
+        }
+        self.write_json(f"markers/{stage}.json", marker)
 
     def spent(self, stage: str) -> float:
         """Seconds of all attempts at a stage, failed or not, since it was last retired."""

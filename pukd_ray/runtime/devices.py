@@ -6,15 +6,17 @@ Everything else asks it. torch is imported where it is used: most processes of a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
     from torch.distributed import ProcessGroup
 
+Convolved = TypeVar("Convolved", "nn.Module", "Tensor")
+
 ACTOR_BATCH = 256
-"""Images that a network sees at once in the streaming pass."""
+"""Rows that a network of a streaming pass sees at once."""
 
 
 def use_threads(count: int = 1) -> None:
@@ -51,11 +53,13 @@ def _has_accelerator() -> bool:
     return bool(ray.get_runtime_context().get_accelerator_ids().get("GPU"))
 
 
-def to_fastest_layout(network: nn.Module) -> nn.Module:
-    """`network` in the memory layout in which both CPUs and GPUs compute convolutions fastest."""
+def to_fastest_layout(value: Convolved) -> Convolved:
+    """A network, or images [B, C, H, W], in the memory layout in which CPUs and GPUs compute convolutions fastest."""
     import torch
 
-    return network.to(memory_format=torch.channels_last)
+    if isinstance(value, torch.Tensor):
+        return value.contiguous(memory_format=torch.channels_last)
+    return value.to(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Worker:
     rank: int = 0
     world: int = 1
     device: Any = "cpu"
-    """torch.device."""
+    """A torch.device, or what torch takes for one."""
 
     @classmethod
     def current(cls) -> Worker:
@@ -96,12 +100,17 @@ class Worker:
 
     def prepare(self, network: nn.Module) -> nn.Module:
         """`network` for data-parallel training: on the device, gradients averaged over the group."""
+        network = network.to(self.device)
         if self.group is None:
-            return network.to(self.device)
-        from ray.train.torch import prepare_model
+            return network
+        import torch
+        from torch.nn.parallel import DistributedDataParallel
 
-        prepared: nn.Module = prepare_model(network)
-        return prepared
+        # Not Ray's `prepare_model`, which goes by what the node has.
+        if torch.device(self.device).type == "cpu":
+            return DistributedDataParallel(network)
+        torch.cuda.set_device(self.device)
+        return DistributedDataParallel(network, device_ids=[self.device])
 
     def share_batch_statistics(self, network: nn.Module) -> nn.Module:
         """BatchNorm over the global batch, where the device can (synchronised BatchNorm needs a GPU)."""

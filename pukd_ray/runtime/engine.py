@@ -147,3 +147,8 @@ def decoders(cluster: Cluster) -> int | None:
 def actor_options(gpus: float) -> dict[str, float]:
     """Resources of one network actor."""
     return {"num_gpus": gpus, "num_cpus": CPU_ACTOR_CPUS} if gpus else {"num_cpus": CPU_ACTOR_CPUS}
+
+
+def worker_resources(cpus: float, gpus: float) -> dict[str, float]:
+    """Resources of one worker of a training."""
+    return {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}

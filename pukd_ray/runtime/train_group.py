@@ -11,7 +11,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from pukd_ray.config import ResourcesConfig
 from pukd_ray.run.folder import RunFolder
-from pukd_ray.runtime.engine import Cluster, gpus_per_actor
+from pukd_ray.runtime.engine import Cluster, gpus_per_actor, worker_resources
 
 
 def train_group(
@@ -40,7 +40,7 @@ def train_group(
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,
             use_gpu=gpus > 0,
-            resources_per_worker={"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus},
+            resources_per_worker=worker_resources(cpus, gpus),
         ),
         run_config=ray.train.RunConfig(
             name=f"train-{stage}",

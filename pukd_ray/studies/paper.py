@@ -34,7 +34,7 @@ from pukd_ray.storage import open_storage, read_bytes, write_bytes
 from pukd_ray.studies.config import PaperConfig
 from pukd_ray.studies.pages import describe_machine
 from pukd_ray.studies.paper_page import draw_accuracy, render_table
-from pukd_ray.studies.rows import BUILT_IN, Row, Student, students_of
+from pukd_ray.studies.rows import BUILT_IN, TableRow, TableStudent, students_of
 from pukd_ray.studies.students import StudentJob, train_students
 
 NOT_OF_A_STUDENT = ("epochs", "baseline", "memory_gib")
@@ -150,7 +150,7 @@ def _run_config(config: PaperConfig, folder: RunFolder, seed: int, per_class: in
     )
 
 
-def _score(run: RunConfig, students: list[Student]) -> None:
+def _score(run: RunConfig, students: list[TableStudent]) -> None:
     """The run up to the scores, or to the plan if all learn from P or the original data."""
     try:
         run_pipeline(run, until="score" if any(s.row.data == "selection" for s in students) else "plan")
@@ -184,7 +184,7 @@ def _check_positives(config: PaperConfig) -> None:
 def _jobs_of_run(
     config: PaperConfig,
     run: RunConfig,
-    students: list[Student],
+    students: list[TableStudent],
     folder: RunFolder,
     original: TrainingSet | None,
     teacher: dict[str, Any],
@@ -239,7 +239,7 @@ def _jobs_of_run(
 
 
 def _make_selections(
-    config: PaperConfig, run: RunConfig, folder: RunFolder, units: list[Unit], rows: list[Row]
+    config: PaperConfig, run: RunConfig, folder: RunFolder, units: list[Unit], rows: list[TableRow]
 ) -> dict[str, dict[str, Any]]:
     """{row: summary} of the rows that select, and `pu_s1` with them; what is there is not made again."""
     summaries: dict[str, dict[str, Any]] = {}

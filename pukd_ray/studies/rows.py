@@ -12,7 +12,7 @@ Data = Literal["positives", "original", "selection"]
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One row; a student of it is trained for each number of positives and each seed."""
 
     name: str
@@ -35,12 +35,12 @@ PLAIN = {"sample_weights": "none", "label_weight": 0.0}
 BUILT_IN = {
     row.name: row
     for row in (
-        Row("p_only", "student on P only", "positives", distill=PLAIN, fewer=True),
-        Row("kd", "KD on the original data", "original", distill=PLAIN),
-        Row("truth", "Baseline-1: selected by truth", "selection", {"rule": "truth"}, PLAIN),
-        Row("random", "Baseline-2: random of U", "selection", {"rule": "random"}, PLAIN, "pu_s1"),
-        Row("all", "Baseline-3: all of U", "selection", {"rule": "all"}, PLAIN),
-        Row(
+        TableRow("p_only", "student on P only", "positives", distill=PLAIN, fewer=True),
+        TableRow("kd", "KD on the original data", "original", distill=PLAIN),
+        TableRow("truth", "Baseline-1: selected by truth", "selection", {"rule": "truth"}, PLAIN),
+        TableRow("random", "Baseline-2: random of U", "selection", {"rule": "random"}, PLAIN, "pu_s1"),
+        TableRow("all", "Baseline-3: all of U", "selection", {"rule": "all"}, PLAIN),
+        TableRow(
             "teacher_confidence",
             "surest of the teacher",
             "selection",
@@ -48,8 +48,8 @@ BUILT_IN = {
             PLAIN,
             "pu_s1",
         ),
-        Row("pu_s1", "PU-s1", "selection", {"rule": "positive"}, PLAIN, fewer=True),
-        Row(
+        TableRow("pu_s1", "PU-s1", "selection", {"rule": "positive"}, PLAIN, fewer=True),
+        TableRow(
             "pu_s2_random",
             "PU-s2, random",
             "selection",
@@ -58,28 +58,30 @@ BUILT_IN = {
             "table",
             fewer=True,
         ),
-        Row("pu_s2_top", "PU-s2, top", "selection", {"rule": "budget", "order": "top"}, PLAIN, "table", fewer=True),
-        Row("recommended", "recommended", "selection", fewer=True),
+        TableRow(
+            "pu_s2_top", "PU-s2, top", "selection", {"rule": "budget", "order": "top"}, PLAIN, "table", fewer=True
+        ),
+        TableRow("recommended", "recommended", "selection", fewer=True),
     )
 }
 
 
-def rows_of(config: PaperConfig) -> list[Row]:
+def rows_of(config: PaperConfig) -> list[TableRow]:
     """The config's rows, built-in ones in their own order: `kd` and `truth` only where there is what they need."""
     wanted = set(config.table.rows)
     if config.original is None:
         wanted -= {"kd"}
     if not any(s.relevant_column or s.relevant is not None or s.relevant_labels for s in config.corpus):
         wanted -= {"truth"}
-    more = [Row(r.name, r.name, "selection", r.selection, r.distill) for r in config.table.more]
+    more = [TableRow(r.name, r.name, "selection", r.selection, r.distill) for r in config.table.more]
     return [row for name, row in BUILT_IN.items() if name in wanted] + more
 
 
 @dataclass(frozen=True)
-class Student:
+class TableStudent:
     """One student of the table."""
 
-    row: Row
+    row: TableRow
     per_class: int
     seed: int
     epochs: bool = False
@@ -91,17 +93,17 @@ class Student:
         return f"{self.row.name}-{self.per_class}-seed{self.seed}{'-epochs' if self.epochs else ''}"
 
 
-def students_of(config: PaperConfig) -> list[Student]:
+def students_of(config: PaperConfig) -> list[TableStudent]:
     """All students of the table, seed by seed."""
     first, *others = config.table.per_class
     students, rows = [], rows_of(config)
     for seed in range(config.table.seeds):
-        students += [Student(row, first, seed) for row in rows]
-        students += [Student(row, n, seed) for n in others for row in rows if row.fewer]
+        students += [TableStudent(row, first, seed) for row in rows]
+        students += [TableStudent(row, n, seed) for n in others for row in rows if row.fewer]
         if config.table.equal_epochs:
             # `kd` is the same in both tables.
             built_in = [row for row in rows if row.name in BUILT_IN and row.name != "kd"]
-            students += [Student(row, first, seed, epochs=True) for row in built_in]
+            students += [TableStudent(row, first, seed, epochs=True) for row in built_in]
     for seed in range(config.table.seeds, config.table.main_seeds or 0):
-        students += [Student(row, first, seed) for row in rows if row.name in BUILT_IN]
+        students += [TableStudent(row, first, seed) for row in rows if row.name in BUILT_IN]
     return students

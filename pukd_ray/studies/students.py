@@ -81,32 +81,25 @@ def _train_student(job: StudentJob, weights: bytes) -> None:
     """Writes the student and then its result; a retried task goes on from the last state it kept."""
     import torch
 
-    from pukd_ray.distillation.data import InMemory, Streamed
     from pukd_ray.distillation.training import (
         Distillation,
         distil,
         effective_classes,
         frozen_teacher,
         measure_classes,
-        shuffled_bytes,
     )
     from pukd_ray.networks.teacher import dump_state, load_state
 
     use_threads()
     began = time.monotonic()
-    config, folder, spec = job.config, job.folder, pixel_spec(job.config.teacher)
-    settings = config.distill
+    config, folder, settings = job.config, job.folder, job.config.distill
     worker = Worker(device=assigned_device())
     teacher, normalise = frozen_teacher(config.teacher, weights, worker.device)
-    images: InMemory | Streamed
+    shard = None
     if job.streamed:
         # Several streams share the cluster: with whole CPUs they could wait for each other for ever.
-        stream = job.data.stream(spec, IO_CPUS, config.seed)
-        images = Streamed(
-            stream.iterator(), job.data.count, spec, settings.batch_size, shuffled_bytes(settings), config.seed
-        )
-    else:
-        images = InMemory(job.data.load(spec), settings.batch_size, config.seed, 0, 1)
+        shard = job.data.stream(pixel_spec(config.teacher), IO_CPUS, config.seed).iterator()
+    images = job.data.images(config, worker, shard)
     assert settings.steps is not None
     class_weights, sums = measure_classes(teacher, images, settings, config.teacher.num_classes, worker)
     state_file = f"students/{job.key}.state.pt"
@@ -117,13 +110,13 @@ def _train_student(job: StudentJob, weights: bytes) -> None:
             resume = kept
     before = resume["seconds"] if resume else 0.0
 
-    def keep(state: dict[str, Any]) -> None:
+    def save(state: dict[str, Any]) -> None:
         sink = io.BytesIO()
         torch.save({**state, "inputs": job.training, "seconds": before + time.monotonic() - began}, sink)
         write_bytes(folder.fs, folder.path(state_file), sink.getvalue())
 
     run = Distillation(config, job.key, images, teacher, normalise, class_weights, settings.steps, worker)
-    history, students = distil(run, resume, keep)
+    history, students = distil(run, resume, save)
     write_bytes(folder.fs, folder.path(f"students/{job.key}.pt"), dump_state(students[""]))
     result = {
         **job.facts,

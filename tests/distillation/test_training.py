@@ -1,4 +1,4 @@
-"""The training loop of the student, in one process; groups are in test_data_parallel.py and test_pipeline.py."""
+"""The training loop of the student, in one process; groups are in test_train_group.py and test_pipeline.py."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from torch import nn
 from pukd_ray.config import DistillConfig, RunConfig, SourceConfig, StudentConfig, TeacherConfig
 from pukd_ray.corpus.pixels import PixelSpec
 from pukd_ray.distillation.data import Batch, InMemory, Streamed, decode_all
-from pukd_ray.distillation.training import Distillation, Worker, distil, label_loss, lr_factor, measure_classes, view
+from pukd_ray.distillation.training import Distillation, distil, label_loss, lr_factor, measure_classes, view
 from pukd_ray.networks.teacher import Normalise, new_network
+from pukd_ray.runtime.devices import ALONE, Worker
 
 TEACHER = TeacherConfig(arch="lenet5", weights="w", num_classes=3, input_size=28, channels=1, mean=[0.5], std=[0.3])
 SOURCE = SourceConfig(uri="x")
@@ -47,16 +48,15 @@ class Bright(nn.Module):
         return torch.stack(thirds, 1) / 20
 
 
-def distillation(examples: Batch, place: Worker | None = None, steps: int = 40, **settings: Any) -> Distillation:
-    place = place or Worker()
+def distillation(examples: Batch, worker: Worker = ALONE, steps: int = 40, **settings: Any) -> Distillation:
     chosen = {"batch_size": 32, "lr": 0.01, "augment": "none", **settings}
     config = RunConfig(
         teacher=TEACHER, positives=SOURCE, corpus=SOURCE, student=StudentConfig(arch="lenet5_half"),
         distill=DistillConfig(**chosen),
     )  # fmt: skip
-    images = InMemory(examples, config.distill.batch_size, config.seed, place.rank, place.world)
+    images = InMemory(examples, config.distill.batch_size, config.seed, worker)
     weights = torch.ones(3, dtype=torch.float64)
-    return Distillation(config, "student", images, Bright(), Normalise(TEACHER), weights, steps, place)
+    return Distillation(config, "student", images, Bright(), Normalise(TEACHER), weights, steps, worker)
 
 
 def student_of(state: dict[str, torch.Tensor]) -> Any:
@@ -100,7 +100,7 @@ def test_a_resumed_training_ends_where_the_whole_one_does(settings: dict[str, An
         torch.save(state, file)
         kept.append(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
 
-    history, whole = distil(run, keep=keep)
+    history, whole = distil(run, on_checkpoint=keep)
     assert [state["step"] for state in kept] == [2, 4, 6, 8]
     again, resumed = distil(run, resume=kept[1])
     assert again == history
@@ -121,7 +121,7 @@ def test_images_shown_as_they_are_ask_the_teacher_once(settings: dict[str, Any],
     fresh = replace(distillation(stripes(100), steps=3, **settings), teacher=Counting())
     history, expected = distil(fresh)
     assert len(calls) == 3
-    measure_classes(fresh.teacher, fresh.images, fresh.config.distill, 3, fresh.place)
+    measure_classes(fresh.teacher, fresh.images, fresh.config.distill, 3, fresh.worker)
     calls.clear()
     again, students = distil(fresh)
     assert len(calls) == asked
@@ -238,7 +238,7 @@ class Shard:
         *,
         batch_size: int,
         batch_format: str,
-        drop_last: bool = False,
+        drop_last: bool,
         local_shuffle_buffer_size: int | None = None,
         local_shuffle_seed: int | None = None,
     ) -> Iterator[pa.Table]:
@@ -263,8 +263,8 @@ def test_a_streamed_shard_starts_again_at_its_end() -> None:
     assert [b.labels.tolist() for b in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3]]
     assert batches[1].pixels[:, 0, 5, 5].tolist() == [4, 5, 6, 7]
     assert batches[1].weights.tolist() == pytest.approx([0.4, 0.5, 0.6, 0.7])
-    assert images.partners(1, batches[1]).labels.tolist() == [7, 6, 5, 4]
-    assert sum(len(pixels) for pixels in images.once()) == 10
+    assert images.mixup_partners(1, batches[1]).labels.tolist() == [7, 6, 5, 4]
+    assert sum(len(pixels) for pixels in images.all_pixels()) == 10
     # Six images of 784 bytes to draw from, in another order in each pass; none where all are read once.
     assert shard.shuffles == [(6, 7), (6, 9), (None, None)]
     with pytest.raises(RuntimeError, match="smaller than its batch"):
@@ -277,10 +277,10 @@ def test_class_weights_by_count_and_their_mean() -> None:
     for image, label in zip(pixels, labels, strict=True):
         image[0, 9 * label : 9 * label + 9] = 200
     batch = Batch(torch.from_numpy(pixels), torch.full((100,), -1), torch.ones(100))
-    images = InMemory(batch, 32, 0, 0, 1)
+    images = InMemory(batch, 32, 0)
 
     def weights(**settings: Any) -> torch.Tensor:
-        return measure_classes(Bright(), images, DistillConfig(**settings), 3, Worker())[0]
+        return measure_classes(Bright(), images, DistillConfig(**settings), 3, ALONE)[0]
 
     assert weights(class_weights="none").tolist() == [1, 1, 1]
     hard = weights(class_weights="hard")

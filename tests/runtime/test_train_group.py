@@ -20,7 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 from pukd_ray.config import DistillConfig
 from pukd_ray.distillation.data import Batch, InMemory
 from pukd_ray.distillation.loss import rkd_objective
-from pukd_ray.distillation.training import Worker, measure_classes
+from pukd_ray.distillation.training import measure_classes
+from pukd_ray.runtime.devices import Worker
 from pukd_ray.selection.risk import naive_risk, nnpu_risk, vpu_risk
 
 RANKS = 2
@@ -121,11 +122,11 @@ def golden_step(rank, group):
 def teacher_answers(rank, world):
     """[class weights, class sums, teacher's answers for the rank's part of step 1] on 21 images, kept in memory."""
     pixels = torch.arange(21 * 4, dtype=torch.uint8).view(21, 1, 2, 2)
-    images = InMemory(Batch(pixels, torch.full((21,), -1), torch.ones(21)), 6, 0, rank, world)
+    images = InMemory(Batch(pixels, torch.full((21,), -1), torch.ones(21)), 6, 0, Worker(rank, world))
     torch.manual_seed(0)
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     found = measure_classes(lambda p: teacher(p / 80), images, DistillConfig(augment="none"), 3, Worker(rank, world))
-    answers = images.answers(1)
+    answers = images.teacher_logits(1)
     torch.testing.assert_close(answers, teacher(images.batch(1).pixels / 80))
     return [*found, answers.detach()]
 

@@ -1,0 +1,96 @@
+"""What each worker of Ray Train runs in stage `distill`: images of its rank, checkpoints, the students written."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+
+from pukd_ray.config import RunConfig
+from pukd_ray.distillation.training import Distillation, distil, frozen_teacher, measure_classes, total_steps
+from pukd_ray.distillation.training_set import TrainingSet
+from pukd_ray.networks.teacher import dump_state
+from pukd_ray.run.folder import RunFolder
+from pukd_ray.runtime.devices import Worker, spare_threads, use_threads
+from pukd_ray.storage import write_bytes
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One student to train: on which images."""
+
+    name: str
+    """Its file is `student/<name>.pt`."""
+    data: TrainingSet
+    streamed: bool = False
+    """Read as the shard of that name; else loaded."""
+
+
+def train_loop(setup: dict[str, Any]) -> dict[str, Any] | None:
+    """Ray Train worker: for each arm load its images, weigh the classes, distil; rank 0 writes the students."""
+    config: RunConfig = setup["config"]
+    folder: RunFolder = setup["folder"]
+    began = time.time()
+    context = ray.train.get_context()
+    use_threads(spare_threads(context.get_local_world_size()))
+    worker = Worker.current()
+    teacher, normalise = frozen_teacher(config.teacher, setup["weights"].get(), worker.device)
+    arms: list[Arm] = setup["arms"]
+    report: dict[str, Any] = {}
+    saved = _load_checkpoint()
+    for number, arm in enumerate(arms):
+        if saved and number < saved["number"]:
+            report[arm.name] = saved["finished"][arm.name]
+            continue
+        shard = ray.train.get_dataset_shard(arm.name) if arm.streamed else None
+        images = arm.data.images(config, worker, shard)
+        # All arms take the steps of the first: what differs is what they learn from.
+        steps = report[arms[0].name]["steps"] if report else total_steps(config.distill, images.count)
+        weights, sums = measure_classes(teacher, images, config.distill, config.teacher.num_classes, worker)
+        run = Distillation(config, arm.name, images, teacher, normalise, weights, steps, worker)
+
+        def save(state: dict[str, Any], number: int = number) -> None:
+            _save_checkpoint({"number": number, "finished": dict(report), **state}, worker)
+
+        def tell(step: int, loss: float, number: int = number, steps: int = steps, name: str = arm.name) -> None:
+            setup["counter"].set.remote(number * steps + step, steps * len(arms), name, loss)
+
+        history, students = distil(run, saved if saved and number == saved["number"] else None, save, tell)
+        report[arm.name] = {
+            "images": images.count,
+            "steps": steps,
+            "class_weights": weights.tolist(),
+            "class_sums": sums.tolist(),
+            "history": history,
+        }
+        if worker.rank == 0:
+            for suffix, state in students.items():
+                write_bytes(folder.fs, folder.path(f"student/{arm.name}{suffix}.pt"), dump_state(state))
+    return {"arms": report, "span": (began, time.time())} if worker.rank == 0 else None
+
+
+def _save_checkpoint(state: dict[str, Any], worker: Worker) -> None:
+    """All ranks report; rank 0 hands over its state, from which a restarted group goes on at the same step."""
+    metrics = {"step": state["step"], "loss": state["history"][-1][1]}
+    if worker.rank:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(state, Path(folder) / "state.pt")
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def _load_checkpoint() -> dict[str, Any] | None:
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as folder:
+        data = (Path(folder) / "state.pt").read_bytes()
+    state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return state

@@ -1,0 +1,321 @@
+"""What the JSON files of a run hold, field by field: the contract between stages, and with whoever reads a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, NotRequired, TypedDict, TypeVar
+
+T = TypeVar("T")
+
+Interval = list[float]
+"""[lower, upper], of 90 %."""
+PriorSource = Literal["config", "bbe"]
+
+
+# -- selector ---------------------------------------------------------------------------------------------------
+
+
+class PriorRecord(TypedDict):
+    """`selector/prior.json`: the share of relevant images in the corpus."""
+
+    value: float
+    lower: float
+    """Of its interval."""
+    upper: float
+    source: PriorSource
+    """The user's number, or the estimate (best bin estimation)."""
+    refined: bool
+    """Whether the selector's own held-out scores replaced the first estimate."""
+    used_for_training: float
+    """Prior of the PU risk."""
+    estimate: FirstEstimate
+    sensitivity: list[Sensitivity]
+    """At half, one and two times the prior; empty where the loss has none."""
+    warnings: list[str]
+    true_in_sample: float | None
+    """Share of truly relevant images in the sample; null without truth."""
+
+
+class FirstEstimate(TypedDict):
+    """The prior as the scorer of P against U gives it, before the selector is trained."""
+
+    value: float
+    lower: float
+    upper: float
+    threshold: float
+    """Score above which it was read off."""
+    folds: list[float]
+    """Each fold's estimate."""
+    dedpul: float
+    """By other methods, for comparison."""
+    elkan_noto: float
+    auc: float
+    """Of P against U, held out."""
+    warnings: list[str]
+
+
+class Sensitivity(TypedDict):
+    """What a selector trained with another prior takes of the sample."""
+
+    factor: float
+    prior: float
+    share_selected: float
+    per_class: list[int]
+    """Images taken, by the teacher's class."""
+
+
+class SelectorRecord(TypedDict):
+    """`selector/meta.json`: what the selector was trained on, and what it does with the sample."""
+
+    classes: list[str] | None
+    """Names in teacher order; null where labels are indices and the config names none."""
+    positives_per_class: list[int]
+    positive_weights: dict[str, float]
+    """By the teacher's class, of those that P has: weight of an image of P in the estimates."""
+    n_positives: int
+    """Readable images of P."""
+    n_sample: int
+    """Readable images of the sample of U."""
+    rejected_positives: dict[str, str]
+    """By image id: why it could not be read."""
+    rejected_sample: dict[str, int]
+    """By reason."""
+    teacher_agreement: float
+    """Share of P's labels that the teacher gives too."""
+    steps: int
+    """Of the final training."""
+    proxy_accuracy: float
+    """Held out, at those steps."""
+    held_out_recall: float
+    """Share of held-out P that is taken."""
+    held_out_share: float
+    """Share of held-out U that is taken."""
+    share_selected: float
+    """Share of the sample that the final selector takes."""
+    share_above_half: float
+    """Share of the sample with a calibrated probability above one half."""
+    calibration: CalibrationRecord
+    log_max_phi: float
+    """What VPU's scores are shifted by; 0 of other losses."""
+
+
+class CalibrationRecord(TypedDict):
+    """Logit -> probability: plateau times the sigmoid of slope times logit plus offset."""
+
+    slope: float
+    offset: float
+    plateau: float
+    at_bound: bool
+    """Whether the slope was stopped at a bound."""
+
+
+# -- selection --------------------------------------------------------------------------------------------------
+
+
+class SelectionRecord(TypedDict):
+    """`selection.json`: what the rule took."""
+
+    n_scored: int
+    n_duplicates: int
+    """Copies that were dropped: of P, of test images, of each other."""
+    n_selected: int
+    n_positive: int
+    """Scored images with a logit above 0."""
+    n_above_half: int
+    """Scored images with a probability above one half."""
+    class_counts: list[int]
+    """Selected images, by the teacher's class."""
+    truth: SelectionTruth | None
+    """Null where no image of the corpus has truth."""
+    histogram: Histogram
+    parts: int
+    """Files of `selected/`."""
+    estimated: EstimatedQuality
+    rule: str
+    selection: dict[str, Any]
+    """The config's section."""
+
+
+class SelectionTruth(TypedDict):
+    """Quality of the selection by the corpus's own truth."""
+
+    precision: float | None
+    recall: float | None
+    """Over all relevant images, unreadable ones included."""
+    average_precision: float | None
+    """Of the rule's ranking, over scored rows."""
+    relevant: int
+    selected_relevant: int
+
+
+class Histogram(TypedDict):
+    """Scored images by their logit, in bins; the outer ones are open."""
+
+    logit: list[float]
+    """Mean of each bin."""
+    edges: list[float]
+    """Between the bins: one less than bins."""
+    all: list[int]
+    selected: list[int]
+    relevant: list[int] | None
+    """Null without truth."""
+
+
+class EstimatedQuality(TypedDict):
+    """Quality of the selection as P and the calibration tell it, without truth."""
+
+    precision: float
+    precision_interval: Interval
+    recall: float
+    recall_interval: Interval
+
+
+# -- student ----------------------------------------------------------------------------------------------------
+
+
+class StudentRecord(TypedDict):
+    """`student/meta.json`: what `load_student` needs beside the weights."""
+
+    arch: str
+    num_classes: int
+    classes: list[str] | None
+    """As of `SelectorRecord`."""
+    preprocessing: Preprocessing
+    teacher: str
+    """Its arch."""
+    steps: int
+    images: int
+    """That it learnt from."""
+
+
+class Preprocessing(TypedDict):
+    """Keys of `teacher` in the config: how an encoded image becomes the network's input."""
+
+    input_size: int
+    channels: Literal[1, 3]
+    mean: list[float]
+    std: list[float]
+    resize: Literal["crop", "squash", "pad"]
+
+
+# -- metrics ----------------------------------------------------------------------------------------------------
+
+
+class NetworkRecord(TypedDict):
+    """A network on the test set; null without one."""
+
+    top1: float | None
+    """0 to 1, as all accuracies."""
+    top5: float | None
+    per_class: list[float | None] | None
+    """Top-1 of each class; null of a class without test images."""
+    parameters: int
+    arch: str
+
+
+class NetworkRecords(TypedDict):
+    """The networks of a run."""
+
+    teacher: NetworkRecord
+    student: NetworkRecord
+    student_last: NotRequired[NetworkRecord]
+    """The last weights, where `student` is their average (`distill.ema`)."""
+    baseline_positives: NotRequired[NetworkRecord]
+    """The student that learns from P alone (`distill.baseline`)."""
+
+
+class PriorSummary(TypedDict):
+    """Of `PriorRecord`."""
+
+    value: float
+    lower: float
+    upper: float
+    source: PriorSource
+    used_for_training: float
+
+
+class SelectionQuality(TypedDict):
+    """Of `SelectionTruth`; null without truth."""
+
+    precision: float | None
+    recall: float | None
+    average_precision: float | None
+
+
+class ScoreRate(TypedDict):
+    """Throughput."""
+
+    score: float
+    """Corpus images per second, over all chunks."""
+
+
+class MetricsRecord(NetworkRecords):
+    """`metrics.json`: the figures of a run. `n_scored + n_rejected = n_corpus`."""
+
+    n_positives: int
+    n_corpus: int
+    n_scored: int
+    n_rejected: int
+    """Unreadable images."""
+    rejected_by_reason: dict[str, int]
+    n_duplicates: int
+    n_selected: int
+    n_test_rejected: int
+    prior: PriorSummary
+    selection: SelectionQuality
+    selection_estimated: EstimatedQuality
+    images_per_second: ScoreRate
+    seconds: NotRequired[dict[str, float]]
+    """By stage, of all its attempts; added when the run ends."""
+    computing_seconds: NotRequired[dict[str, float]]
+    """By stage: seconds in which at least one worker was at work; the rest is engine start."""
+
+
+# -- markers ----------------------------------------------------------------------------------------------------
+
+
+class StageMarker(TypedDict):
+    """`markers/<stage>.json`: the stage is done."""
+
+    stage: str
+    finished: str
+    """ISO 8601, UTC."""
+    seconds: float
+    """Of all attempts."""
+    counts: dict[str, Any]
+    """What the stage returned."""
+    inputs: dict[str, Any]
+    """What its result depends on, by config key."""
+
+
+class ChunkMarker(TypedDict):
+    """`markers/score/<chunk>.json`: these units are scored."""
+
+    chunk: str
+    units: list[str]
+    """Their ids."""
+    files: list[str]
+    """Of the run folder, that hold their rows."""
+    n_rows: int
+    rejected_by_reason: dict[str, int]
+    seconds: float
+    computing_seconds: float
+
+
+# -- files ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RecordFile(Generic[T]):
+    """A JSON file of the run folder and the type of its content."""
+
+    name: str
+    older: tuple[str, ...] = ()
+    """Where earlier versions wrote it: their runs are still read."""
+
+
+PRIOR = RecordFile[PriorRecord]("selector/prior.json")
+SELECTOR = RecordFile[SelectorRecord]("selector/meta.json")
+SELECTION = RecordFile[SelectionRecord]("selection.json", older=("selected/summary.json",))
+STUDENT = RecordFile[StudentRecord]("student/meta.json")
+METRICS = RecordFile[MetricsRecord]("metrics.json")

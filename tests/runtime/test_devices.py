@@ -1,0 +1,128 @@
+"""Devices by assignment, never by what the node has; groups of workers. What Ray would say of GPUs is faked."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import ray
+import ray.train
+import torch
+from torch import nn
+
+import pukd_ray
+from pukd_ray.runtime.devices import ALONE, Worker, assigned_device, spare_threads, to_fastest_layout
+
+PACKAGE = Path(pukd_ray.__file__).parent
+GPU = torch.device("cuda", 0)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=[False, True], ids=["CPU node", "GPU node"])
+def gpu_node(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether torch sees a GPU."""
+    seen: bool = request.param
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: seen)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(seen))
+    return seen
+
+
+def assign(monkeypatch: pytest.MonkeyPatch, *gpus: str) -> None:
+    """Let Ray say that this process was given these."""
+    context = SimpleNamespace(get_accelerator_ids=lambda: {"GPU": list(gpus), "TPU": []}, get_node_id=lambda: "here")
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+
+
+def of_train(monkeypatch: pytest.MonkeyPatch, rank: int, world: int, device: torch.device) -> None:
+    """Let Ray Train say this of this process; `device` is what its own `get_device` answers."""
+    context = SimpleNamespace(get_world_rank=lambda: rank, get_world_size=lambda: world)
+    monkeypatch.setattr(ray.train, "get_context", lambda: context)
+    monkeypatch.setattr("ray.train.torch.get_device", lambda: device)
+
+
+@pytest.mark.usefixtures("gpu_node")
+def test_a_task_without_a_gpu_stays_off_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assign(monkeypatch)
+    assert assigned_device() == CPU
+
+
+@pytest.mark.usefixtures("gpu_node")
+def test_a_task_takes_the_first_that_it_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray hides the others: that of id 3 is the first."""
+    assign(monkeypatch, "3")
+    assert assigned_device() == GPU
+
+
+@pytest.mark.usefixtures("gpu_node")
+def test_a_worker_of_ray_train_without_a_gpu_stays_off_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assign(monkeypatch)
+    of_train(monkeypatch, 1, 3, GPU)  # Ray's own answer there
+    assert Worker.current() == Worker(1, 3, CPU)
+
+
+def test_a_worker_of_ray_train_takes_its_own_of_those_of_its_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    assign(monkeypatch, "2")
+    of_train(monkeypatch, 2, 4, torch.device("cuda", 2))
+    assert Worker.current() == Worker(2, 4, torch.device("cuda", 2))
+
+
+def test_the_parts_of_a_batch_are_the_batch() -> None:
+    batch = np.arange(11)
+    parts = [batch[Worker(rank, 3).mine] for rank in range(3)]
+    assert [part.tolist() for part in parts] == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8]]
+    assert batch[ALONE.mine].tolist() == batch.tolist()
+    assert torch.arange(11)[Worker(1, 3).mine].tolist() == [1, 4, 7, 10]
+
+
+@pytest.mark.usefixtures("gpu_node")
+def test_a_group_of_one_exchanges_nothing() -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    assert ALONE.group is None
+    assert ALONE.prepare(network) is network
+    assert ALONE.share_batch_statistics(network) is network
+    assert Worker(device=torch.device("meta")).prepare(nn.Linear(1, 1)).weight.device.type == "meta"
+
+
+def test_batch_statistics_are_shared_between_accelerators_only() -> None:
+    def norm(worker: Worker) -> str:
+        return type(worker.share_batch_statistics(nn.Sequential(nn.BatchNorm2d(2)))[0]).__name__
+
+    assert norm(Worker(0, 2, CPU)) == "BatchNorm2d"
+    assert norm(Worker(0, 2, GPU)) == "SyncBatchNorm"
+    assert norm(Worker(0, 1, GPU)) == "BatchNorm2d"
+
+
+def test_networks_and_images_get_the_same_layout() -> None:
+    network = to_fastest_layout(nn.Conv2d(3, 4, 3))
+    images = torch.rand(2, 3, 5, 5)
+    laid_out = to_fastest_layout(images)
+    for value in (network.weight, laid_out):
+        assert value.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(laid_out, images)
+
+
+@pytest.mark.parametrize(("cpus", "workers", "threads"), [(1, 1, 1), (2, 1, 1), (16, 1, 15), (16, 4, 3), (4, 8, 1)])
+def test_trainings_of_a_node_share_its_cores_but_one(
+    cpus: int, workers: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assign(monkeypatch)
+    nodes = [{"NodeID": "there", "Resources": {"CPU": 64}}, {"NodeID": "here", "Resources": {"CPU": cpus}}]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    assert spare_threads(workers) == threads
+
+
+@pytest.mark.parametrize("word", ["cuda", "channels_last", "get_accelerator_ids", "SyncBatchNorm"])
+def test_no_other_module_knows_accelerators(word: str) -> None:
+    modules = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.rglob("*.py")}
+    assert [name for name, text in modules.items() if re.search(word, text, re.IGNORECASE)] == ["runtime/devices.py"]
+
+
+def test_most_processes_need_no_torch() -> None:
+    code = "import sys, pukd_ray.runtime.devices; print({'torch', 'ray'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100)
+    assert done.stdout.strip() == "set()"
