@@ -59,9 +59,10 @@ class SelectorHead(nn.Module):
 class PixelSelector(nn.Module):
     """Pixels [B, C, H, W] in [0, 255] -> PU logits [B]: normalised, through the trunk, to the head.
 
-    The trunk has to be in eval mode, also while it is trained (method sheet 2.4): BatchNorm then uses the teacher's
-    statistics, since those of batches that are a quarter P would not be the corpus's. Parameters that features do
-    not depend on, such as the classifier's, are frozen: data-parallel training waits for every gradient.
+    The trunk has to be in eval mode, also while it is trained (docs/method.md, "The attention head and the features"):
+    BatchNorm then uses the teacher's statistics, since those of batches that are a quarter P would not be the
+    corpus's. Parameters that features do not depend on, such as the classifier's, are frozen: data-parallel training
+    waits for every gradient.
     """
 
     def __init__(self, extractor: MultiScaleExtractor, normalise: nn.Module, head: SelectorHead) -> None:

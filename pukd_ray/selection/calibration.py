@@ -6,8 +6,8 @@ log-likelihood, mean_P log sigmoid(a z + b) - log mean_U sigmoid(a z + b), is ma
 mean_U sigmoid(a z + b) is then an estimate of the prior: the plateau of the sigmoid takes the place of a pure
 top of U. With a prior that is known, b is tied to a by mean_U sigmoid(a z + b) = prior.
 
-On the tuning pools (`pukd_ray.demo.pools`) this is closer to the truth than PU-Platt (method sheet 3.7), whose risk is
-ruled by the many clear negatives. z must be held out: of images the network was not trained on.
+On the tuning pools (`pukd_ray.demo.pools`) this is closer to the truth than PU-Platt (docs/method.md, "Calibration"),
+whose risk is ruled by the many clear negatives. z must be held out: of images the network was not trained on.
 """
 
 from __future__ import annotations

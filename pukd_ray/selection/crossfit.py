@@ -16,14 +16,14 @@ import torch
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
-from pukd_ray.config import SelectorConfig
 from pukd_ray.runtime.timing import Span
 from pukd_ray.selection.calibration import Binned, Calibration, resample_weights, rescale_logits
+from pukd_ray.selection.losses import LOSSES
 from pukd_ray.selection.prior import bbe_prior, dedpul_prior, elkan_noto_ratio, positive_weights, prior_warnings
 from pukd_ray.selection.risk import proxy_accuracy
 from pukd_ray.selection.training import (
+    Callbacks,
     Examples,
-    Hooks,
     SelectorNetwork,
     Training,
     Trunk,
@@ -40,30 +40,6 @@ BOOTSTRAPS = 200
 # to this share of the top may be others, but not more than near the boundary (seen on the tuning pools of
 # pukd_ray.demo.pools: 5 % too high where classes overlap, right where they do not).
 LOOKALIKES = 0.1
-SCORER_STEPS = 500  # P against U overfits soon: few steps, of which the best by held-out AUC
-
-
-def scorer_training(selector: SelectorConfig, seed: int) -> Training:
-    """Round 1: P against U, equally weighted."""
-    steps = min(selector.steps, SCORER_STEPS)
-    return Training("naive", 0.5, steps, selector.batch_size, selector.lr, seed)
-
-
-def pu_training(selector: SelectorConfig, first: PriorReport, seed: int) -> tuple[float, Training]:
-    """(prior to start from, round 2)."""
-    if selector.prior != "auto":
-        prior = used = float(np.clip(selector.prior, 1e-4, 1 - 1e-4))
-    else:
-        prior = float(np.clip(first.value, 1e-4, 1 - 1e-4))
-        # A prior too small is the dangerous side (method sheet 1.8, 3.5): err high in training.
-        used = float(np.clip(max(prior, first.upper / 2), 1e-3, 0.99))
-    training = Training(selector.loss, used, selector.steps, selector.batch_size, selector.lr, seed, selector.batches)
-    return prior, training
-
-
-def final_training(training: Training, fit: FitReport) -> Training:
-    """The selector on everything: stopped where the folds were best, on the schedule that they followed."""
-    return replace(training, steps=fit.steps, horizon=training.steps)
 
 
 @dataclass(frozen=True)
@@ -132,7 +108,7 @@ def fit_fold(features: Examples, fold: int, training: Training, trunk: Trunk | N
 
     if trunk is not None:
         trunk = replace(trunk, pixels=learnt)
-    fit_selector(features.take(*rest), training, trunk, Hooks(steps, score))
+    fit_selector(features.take(*rest), training, trunk, Callbacks(steps, score))
     return HeldOut(steps, p_rows, u_rows, np.stack(p_logits), np.stack(u_logits), (began, time.time()))
 
 
@@ -244,7 +220,7 @@ def assess_fit(
         groups: of P and U.
         prior: known, or a first estimate.
         training: what the folds were trained for.
-        first: where `prior` comes from if it is an estimate. It is then refined, from the logits of nnPU, by
+        first: where `prior` comes from if it is an estimate. It is then refined, where the loss allows it, by
             conditional likelihood with room for look-alikes. Where that is less than half or more than one and a
             half times the first, it is not believed.
     """
@@ -270,7 +246,7 @@ def assess_fit(
         for _ in range(BOOTSTRAPS)
     ]
     refined = False
-    if first is not None and training.loss == "nnpu":  # the logits of the other losses are no basis for it
+    if first is not None and LOSSES[training.loss].refines_prior:
         calibration, estimate = logits.fit(None, p_weights)
         refined = 0.5 * prior < estimate < 1.5 * prior
     if refined:

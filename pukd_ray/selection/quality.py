@@ -1,6 +1,6 @@
 """What a selection is worth, estimated without truth: precision and recall, with 90 % intervals.
 
-By two estimators, which fail in different ways (method sheet 3.7, 4.3), and half of each:
+By two estimators, which fail in different ways (docs/method.md, "Quality of a selection"), and half of each:
 
 - modelled: the mean of P(relevant) over the selection, and its sum there relative to its sum over all scored images;
 - counted: the recall of held-out P, and the precision it stands for, prior * recall / share selected. No model of the

@@ -26,6 +26,7 @@ from pukd_ray.runtime.console import progress, say
 from pukd_ray.runtime.engine import IO_CPUS
 from pukd_ray.runtime.metrics import record
 from pukd_ray.selection.calibration import from_json
+from pukd_ray.selection.histogram import bin_edges
 from pukd_ray.selection.quality import estimate_quality
 from pukd_ray.selection.rules import (
     EVERYTHING,
@@ -48,7 +49,6 @@ COPY_SHUFFLE_ROWS = 20_000_000
 ROWS_PER_PART = 20_000
 PART_BYTES = 256 << 20  # images in one file, and in the memory of one task
 IMAGE_BYTES = 100_000  # of one image, where the pass kept none
-BINS = 512
 COLUMNS = [
     "image_id",
     "content_hash",
@@ -68,7 +68,7 @@ class Job:
     folder: RunFolder
     config: RunConfig
     edges: np.ndarray
-    """Bin edges of pu_logit for the summaries, float64 [BINS + 1], the outer ones infinite."""
+    """Bin edges of pu_logit for the summaries, float64 [bins + 1], the outer ones infinite."""
     into: str
     """Folder to write."""
 
@@ -94,8 +94,7 @@ def select_images(
     held_out = folder.read_table("selector/held_out.parquet")
     logits = held_out.column("logit").to_numpy().astype(np.float64)
     of_p = pc.equal(held_out.column("role"), "positives").to_numpy(zero_copy_only=False)
-    inner = np.unique(np.quantile(logits, np.linspace(0, 1, BINS - 1)))
-    job = Job(folder, config, np.r_[-np.inf, inner, np.inf], into)
+    job = Job(folder, config, bin_edges(logits), into)
     with progress("select", 3 * len(groups), "tasks") as bar:
         dropped, n_scored = _find_copies(job, groups, units)
         bar.update(len(groups))

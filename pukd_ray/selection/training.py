@@ -19,10 +19,10 @@ from pukd_ray.networks.selector import DROPOUT, PixelSelector, SelectorHead
 from pukd_ray.networks.teacher import Teacher
 from pukd_ray.runtime.batches import EndlessOrder
 from pukd_ray.runtime.devices import ALONE, Worker
-from pukd_ray.selection.risk import naive_risk, nnpu_risk, vpu_risk
+from pukd_ray.selection.losses import LOSSES, Batch
 
 SelectorNetwork = SelectorHead | PixelSelector
-P_SHARE = 4  # a quarter of each batch is P (method sheet 1.6)
+P_SHARE = 1 / 4  # of each balanced batch (docs/method.md, "Batches"); its size is a multiple of four
 WEIGHT_DECAY = 1e-4
 FINETUNE_STEPS = 0.25  # of the head's, after them
 # A low prior from the start can end in "all negative", where the sigmoid loss has no gradient: on the tuning pools with
@@ -66,6 +66,7 @@ class Training:
     """How a selector is trained."""
 
     loss: str
+    """Name in `pukd_ray.selection.losses.LOSSES`."""
     prior: float
     steps: int
     batch_size: int
@@ -96,7 +97,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Hooks:
+class Callbacks:
     """What the caller of a training wants of it."""
 
     checkpoints: Sequence[int] = ()
@@ -110,7 +111,7 @@ def fit_selector(
     features: Examples,
     training: Training,
     trunk: Trunk | None = None,
-    hooks: Hooks = Hooks(),
+    callbacks: Callbacks = Callbacks(),
     worker: Worker = ALONE,
 ) -> SelectorNetwork:
     """Train a head on features and, with a trunk, go on with both on pixels.
@@ -121,19 +122,23 @@ def fit_selector(
     head = SelectorHead(features.u.shape[1]).to(worker.device)
     head.standardise_by(features.u)
     if trunk is None:
-        train(head, features, training, hooks, worker)
+        train(head, features, training, callbacks, worker)
         return head
     whole = replace(training, steps=training.horizon or training.steps)
-    train(head, features, whole, replace(hooks, checkpoints=()), worker)
+    train(head, features, whole, replace(callbacks, checkpoints=()), worker)
     teacher = Teacher(trunk.teacher, trunk.weights, worker.device, trunk.grid)
     network = PixelSelector(teacher.extractor, teacher.normalise, head)
     network.freeze_unused(torch.from_numpy(trunk.pixels.p[:2, 0]).to(worker.device))
-    train(network, trunk.pixels, training.finetuning(), hooks, worker)
+    train(network, trunk.pixels, training.finetuning(), callbacks, worker)
     return network
 
 
 def train(
-    network: SelectorNetwork, examples: Examples, training: Training, hooks: Hooks = Hooks(), worker: Worker = ALONE
+    network: SelectorNetwork,
+    examples: Examples,
+    training: Training,
+    callbacks: Callbacks = Callbacks(),
+    worker: Worker = ALONE,
 ) -> None:
     """Train `network` in place for `training.steps` steps; all examples are on every rank."""
     model = worker.prepare(network)
@@ -142,8 +147,9 @@ def train(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.horizon or training.steps)
     batches = _batches(len(examples.p), len(examples.u), training)
     views = np.random.default_rng([training.seed, 3])
-    mixes = np.random.default_rng([training.seed, 2]).beta(0.3, 0.3, training.steps)
-    due = set(hooks.checkpoints)
+    rng = np.random.default_rng([training.seed, 2])
+    loss = LOSSES[training.loss]
+    due = set(callbacks.checkpoints)
     mine, device = worker.mine, worker.device
     for step in range(1, training.steps + 1):
         p_rows, u_rows = batches(step - 1)
@@ -155,27 +161,16 @@ def train(
         x = torch.from_numpy(rows).to(device).float()
         labels = torch.ones(len(x), device=device)
         labels[len(p_rows) :] = -1
-        if training.loss == "nnpu":
-            value, objective = nnpu_risk(model(x, kept), labels, training.prior_at(step), group=worker.group)
-        elif training.loss == "naive":
-            value, objective = naive_risk(model(x, kept), labels, group=worker.group)
-        else:
-            # Mixing before the network standardises is the same as after it: both are affine.
-            mix = float(mixes[step - 1])
-            partners = x[: len(p_rows)][torch.arange(len(u_rows), device=device) % max(1, len(p_rows))]
-            mixed = mix * x[len(p_rows) :] + (1 - mix) * partners
-            logits = model(
-                torch.cat([x, mixed]), torch.cat([kept, kept[len(p_rows) :]])
-            )  # one forward, as DDP wants it
-            value, objective = vpu_risk(logits[: len(x)], labels, logits[len(x) :], mix, group=worker.group)
+        batch = Batch(model, x, kept, labels, len(p_rows), training.prior_at(step), rng, worker.group)
+        value, objective = loss.risk(batch)
         optimizer.zero_grad()
         objective.backward()
         optimizer.step()
         schedule.step()
-        if hooks.on_step:
-            hooks.on_step(step, float(value))
-        if hooks.on_checkpoint and step in due:
-            hooks.on_checkpoint(step, network)
+        if callbacks.on_step:
+            callbacks.on_step(step, float(value))
+        if callbacks.on_checkpoint and step in due:
+            callbacks.on_checkpoint(step, network)
 
 
 def _dropout_mask(rows: int, channels: int, *seed: int) -> np.ndarray:
@@ -187,9 +182,9 @@ def _dropout_mask(rows: int, channels: int, *seed: int) -> np.ndarray:
 def _batches(n_p: int, n_u: int, training: Training) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
     """(rows of P, rows of U) of the global batch of each step."""
     if training.batches == "balanced":
-        share = training.batch_size // P_SHARE
-        p_order = EndlessOrder(n_p, share, training.seed, 0)
-        u_order = EndlessOrder(n_u, training.batch_size - share, training.seed, 1)
+        n_p_drawn = int(training.batch_size * P_SHARE)
+        p_order = EndlessOrder(n_p, n_p_drawn, training.seed, 0)
+        u_order = EndlessOrder(n_u, training.batch_size - n_p_drawn, training.seed, 1)
         return lambda step: (p_order.batch(step), u_order.batch(step))
     order = EndlessOrder(n_p + n_u, training.batch_size, training.seed, 0)
 
@@ -215,8 +210,9 @@ def logits_of(
 def log_max_phi(
     network: SelectorNetwork, examples: Examples, training: Training, device: torch.device | None = None
 ) -> float:
-    """What `rescale_logits` needs: VPU knows its phi up to a factor, by which the largest over the data becomes 1."""
-    if training.loss != "vpu":
+    """What `rescale_logits` needs where the loss rescales: log of the largest phi = sigmoid(logit) over the data; else
+    0."""
+    if not LOSSES[training.loss].rescales:
         return 0.0
     highest = max(float(logits_of(network, part, device).max()) for part in (examples.p[:, 0], examples.u))
     return float(-np.log1p(np.exp(-highest)))

@@ -1,7 +1,7 @@
 """How good selectors are on the pools of `pukd_ray.demo.pools`, with and without parts of the method.
 
-A run is one pool, seed and setting: the cross-fit and the final selector exactly as the stage `selector` makes them,
-on features that were extracted once. Truth is only used to measure.
+A run is one pool, seed and setting: the recipe of the stage `selector`, in one process and on features that were
+extracted once, and the estimates of the stage `select`. Truth is only used to measure.
 """
 
 from __future__ import annotations
@@ -23,21 +23,12 @@ from pukd_ray.demo.pools import MEASURED, Bank, Pool, draw_pool
 from pukd_ray.networks.actor import teacher_prediction
 from pukd_ray.networks.teacher import Teacher
 from pukd_ray.runtime.console import progress
-from pukd_ray.selection.calibration import carry_over, rescale_logits
-from pukd_ray.selection.crossfit import (
-    FOLDS,
-    Groups,
-    assess_fit,
-    estimate_prior,
-    final_training,
-    fit_fold,
-    pu_training,
-    scorer_training,
-)
+from pukd_ray.selection.crossfit import Groups
 from pukd_ray.selection.features import as_half
-from pukd_ray.selection.quality import estimate_quality
+from pukd_ray.selection.histogram import bin_edges, bin_scores, estimate_selection
+from pukd_ray.selection.recipe import InProcess, fit_and_calibrate
 from pukd_ray.selection.rules import precision_count
-from pukd_ray.selection.training import Examples, Trunk, fit_selector, log_max_phi, logits_of, seen_by
+from pukd_ray.selection.training import Examples, Trunk
 from pukd_ray.selection.views import random_views
 from pukd_ray.studies.pages import describe_machine
 
@@ -76,7 +67,7 @@ SETTINGS: Mapping[str, Setting] = {
 
 @dataclass(frozen=True)
 class Cache:
-    """Features and the teacher's opinion of the whole bank, for one choice of taps and grid."""
+    """Features and the teacher's prediction for the whole bank, for one choice of taps and grid."""
 
     features: np.ndarray
     """float16 [N, C]."""
@@ -128,21 +119,12 @@ def measure(
 
     began = time.process_time()
     groups = Groups(np.arange(len(pool.corpus)) // UNIT_ROWS, cache.classes[pool.positives], cache.classes[pool.corpus])
-    scorer = scorer_training(selector, seed)
-    first = estimate_prior([fit_fold(features, k, scorer) for k in range(FOLDS)], groups, seed)
-    prior, training = pu_training(selector, first, seed)
-    held_out = [fit_fold(features, k, training, trunk) for k in range(FOLDS)]
-    fit = assess_fit(held_out, groups, prior, training, first if selector.prior == "auto" else None)
-    final = final_training(training, fit)
-    fitted = fit_selector(features, final, trunk)
-    seen = seen_by(features, trunk)
-    logits = rescale_logits(logits_of(fitted, seen.u), log_max_phi(fitted, seen, final))
+    fitted = fit_and_calibrate(InProcess(features, groups, trunk), selector, seed)
     fit_seconds = time.process_time() - began
 
-    calibration, bootstrap = carry_over(fit.calibration, fit.bootstrap, logits, fit.prior)
-    ones = np.ones(len(logits))
-    taken = (logits > 0).astype(float)
-    estimated = estimate_quality(ones, taken, logits, fit.p_logits, fit.p_weights, calibration, bootstrap)
+    first, fit, calibration, logits = fitted.first, fitted.fit, fitted.calibration, fitted.final.u_logits
+    binned = bin_scores(logits, logits > 0, bin_edges(np.r_[fit.p_logits, fit.u_logits]))
+    estimated = estimate_selection(binned, fit.p_logits, fit.p_weights, calibration, fitted.bootstrap)
     figures = {
         **_quality(logits, pool),
         **_at_target(logits, calibration(logits), pool),
@@ -153,7 +135,7 @@ def measure(
         "prior_upper": fit.prior_interval[1],
         "prior_bbe": first.value,
         "prior_dedpul": first.dedpul,
-        "prior_used": training.prior,
+        "prior_used": fitted.training.prior,
         "steps": fit.steps,
         "proxy_accuracy": fit.proxy_accuracy,
         "accuracy": float(((logits > 0) == pool.relevant).mean()),

@@ -19,14 +19,21 @@ from pukd_ray.selection.crossfit import (
     assess_fit,
     checkpoint_steps,
     estimate_prior,
-    final_training,
     fit_fold,
     fold_of,
     latest_good,
-    pu_training,
-    scorer_training,
 )
-from pukd_ray.selection.training import Examples, Hooks, Training, Trunk, fit_selector, log_max_phi, logits_of, train
+from pukd_ray.selection.recipe import final_training, pu_training, scorer_training
+from pukd_ray.selection.training import (
+    Callbacks,
+    Examples,
+    Training,
+    Trunk,
+    fit_selector,
+    log_max_phi,
+    logits_of,
+    train,
+)
 
 TRUE = 0.3
 
@@ -65,7 +72,7 @@ def test_nnpu_takes_about_the_prior_and_naive_next_to_nothing() -> None:
     }
     assert taken["nnpu"].mean() == pytest.approx(truth.mean(), abs=0.06)
     half = logits_of(fit_selector(examples, replace(TRAINING, prior=TRUE / 2.5)), examples.u) > 0
-    assert half.mean() < 0.5 * TRUE  # method sheet 1.8: too small a prior selects too little
+    assert half.mean() < 0.5 * TRUE  # docs/method.md, "A wrong prior is not symmetric"
 
 
 def test_few_relevant_images_do_not_end_in_all_negative() -> None:
@@ -126,8 +133,8 @@ def test_a_stopped_schedule_is_a_part_of_the_whole_one() -> None:
     """The head at a checkpoint is the head of a training that stops there with that horizon."""
     examples, _ = gaussians(2)
     at: dict[int, np.ndarray] = {}
-    hooks = Hooks((40,), lambda step, network: at.update({step: logits_of(network, examples.u)}))
-    fit_selector(examples, replace(TRAINING, steps=80), hooks=hooks)
+    callbacks = Callbacks((40,), lambda step, network: at.update({step: logits_of(network, examples.u)}))
+    fit_selector(examples, replace(TRAINING, steps=80), callbacks=callbacks)
     stopped = fit_selector(examples, replace(TRAINING, steps=40, horizon=80))
     np.testing.assert_allclose(at[40], logits_of(stopped, examples.u), rtol=1e-5, atol=1e-5)
 

@@ -1,0 +1,71 @@
+"""The selector on all of P, trained by a group of Ray Train workers."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from pukd_ray.config import RunConfig
+from pukd_ray.corpus.context import RunContext, Shared
+from pukd_ray.run.folder import RunFolder
+from pukd_ray.runtime.console import remote_progress
+from pukd_ray.runtime.devices import Worker, use_threads
+from pukd_ray.runtime.timing import Span
+from pukd_ray.runtime.train_group import train_group
+from pukd_ray.selection.features import Features, load_features
+from pukd_ray.selection.recipe import FinalFit
+from pukd_ray.selection.training import Callbacks, Examples, Training, Trunk, fit_selector, seen_by
+
+LOG_EVERY = 20
+
+
+def load_examples(
+    folder: RunFolder, files: list[str], config: RunConfig, weights: Shared
+) -> tuple[Examples, Trunk | None, Features]:
+    """(features, the trunk if it is fine-tuned, what else the feature cache says, without the features)."""
+    features = load_features(folder, files)
+    trunk = None
+    if features.p_pixels is not None and features.u_pixels is not None:
+        t = config.teacher
+        shape = (t.channels, t.input_size, t.input_size)
+        p, u = features.p_pixels, features.u_pixels
+        pixels = Examples(p.reshape(*p.shape[:2], *shape), u.reshape(-1, *shape))
+        trunk = Trunk(t, weights.get(), config.selector.grid, pixels)
+    rest = replace(features, p=features.p[:0], u=features.u[:0], p_pixels=None, u_pixels=None)
+    return Examples(features.p, features.u), trunk, rest
+
+
+def fit_on_group(run: RunContext, files: list[str], training: Training) -> tuple[FinalFit, Span]:
+    """(the selector trained so on the feature cache `files`, when rank 0 was at work)."""
+    with remote_progress("head") as counter:
+        setup = {
+            "folder": run.folder,
+            "files": files,
+            "config": run.config,
+            "weights": run.weights,
+            "training": training,
+            "counter": counter,
+        }
+        result = train_group(_train_loop, setup, run.folder, "selector", run.config.resources, run.cluster)
+    return result["final"], result["span"]
+
+
+def _train_loop(setup: dict[str, Any]) -> dict[str, Any] | None:
+    began = time.time()
+    use_threads()
+    features, trunk, _ = load_examples(setup["folder"], setup["files"], setup["config"], setup["weights"])
+    worker = Worker.current()
+    training: Training = setup["training"]
+    risk_curve: list[tuple[int, float]] = []
+
+    def log(step: int, risk: float) -> None:
+        if worker.rank == 0 and (step % LOG_EVERY == 0 or step == training.steps):
+            risk_curve.append((step, risk))
+            setup["counter"].set.remote(step, training.steps, "selector", risk)
+
+    network = fit_selector(features, training, trunk, Callbacks(on_step=log), worker)
+    if worker.rank:
+        return None
+    final = FinalFit.of(network, seen_by(features, trunk), training, worker.device, risk_curve)
+    return {"final": final, "span": (began, time.time())}
