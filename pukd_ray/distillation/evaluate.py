@@ -14,7 +14,7 @@ from pukd_ray.corpus.labelled import index_labelled
 from pukd_ray.corpus.pixels import pixel_spec, stack_pixels
 from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.corpus.streaming import Pass, TimedActor, stream
-from pukd_ray.run.records import METRICS, PRIOR, SELECTION, SELECTOR, MetricsRecord, NetworkRecord, NetworkRecords
+from pukd_ray.run.records import METRICS, PRIOR, SELECTION, SELECTOR, MetricsRecord, NetworkRecord
 from pukd_ray.runtime.console import progress
 from pukd_ray.runtime.devices import assigned_device, use_threads
 from pukd_ray.runtime.metrics import record
@@ -145,10 +145,6 @@ def evaluate_run(run: RunContext) -> dict[str, Any]:
             "arch": arch,
         }
 
-    records: NetworkRecords = {"teacher": network("teacher"), "student": network("student")}
-    for arm in FURTHER:
-        if arm in networks:
-            records[arm] = network(arm)
     truth = selection["truth"]
     metrics: MetricsRecord = {
         "n_positives": folder.read_record(SELECTOR)["n_positives"],
@@ -166,7 +162,8 @@ def evaluate_run(run: RunContext) -> dict[str, Any]:
             "source": prior["source"],
             "used_for_training": prior["used_for_training"],
         },
-        **records,
+        "teacher": network("teacher"),
+        "student": network("student"),
         "selection": {
             "precision": truth["precision"] if truth else None,
             "recall": truth["recall"] if truth else None,
@@ -175,6 +172,9 @@ def evaluate_run(run: RunContext) -> dict[str, Any]:
         "selection_estimated": selection["estimated"],
         "images_per_second": {"score": counts["images_per_second"]},
     }
+    for arm in FURTHER:
+        if arm in networks:
+            metrics[arm] = network(arm)
     folder.write_record(METRICS, metrics)
     seconds = {"computing_seconds": round(covered_seconds(spans), 3)}
     return seconds | {name: f"{accuracy[name]['top1']:.4f}" for name in accuracy}

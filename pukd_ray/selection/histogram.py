@@ -16,7 +16,8 @@ BINS = 512
 def bin_edges(held_out_logits: np.ndarray) -> np.ndarray:
     """Edges float64 [at most BINS + 1] that part held-out logits [n] of P and U evenly; the outer ones are infinite."""
     inner = np.unique(np.quantile(held_out_logits.astype(np.float64), np.linspace(0, 1, BINS - 1)))
-    return np.r_[-np.inf, inner, np.inf]
+    edges: np.ndarray = np.r_[-np.inf, inner, np.inf]
+    return edges
 
 
 def bin_scores(logits: np.ndarray, selected: np.ndarray, edges: np.ndarray) -> dict[str, np.ndarray]:
