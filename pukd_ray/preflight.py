@@ -15,6 +15,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pukd_ray.config import (
+    NEEDED_BY_RULES,
     ConfigError,
     DistillConfig,
     PaperConfig,
@@ -260,7 +261,7 @@ def _locate(item: Any, raw: Any) -> tuple[str, Any]:
     for part in item["loc"]:
         if isinstance(node, dict) and (part in node or (item["type"] == "missing" and part == item["loc"][-1])):
             node = node.get(part)
-        elif isinstance(node, dict) and node is not raw and part in _NEEDED_BY_RULE:
+        elif isinstance(node, dict) and node is not raw and part in NEEDED_BY_RULES:
             node = None  # a default that is at fault
         elif isinstance(node, list) and isinstance(part, int) and (part < len(node) or item["type"] == "missing"):
             node = node[part] if part < len(node) else None
@@ -268,9 +269,6 @@ def _locate(item: Any, raw: Any) -> tuple[str, Any]:
             continue
         parts.append(str(part))
     return ".".join(parts), node
-
-
-_NEEDED_BY_RULE = ("threshold", "budget", "target_precision")
 
 
 def _expected(value: Any, options: list[str]) -> str:

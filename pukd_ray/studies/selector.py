@@ -34,9 +34,9 @@ from pukd_ray.selection.crossfit import (
     pu_training,
     scorer_training,
 )
+from pukd_ray.selection.cuts import precision_count
 from pukd_ray.selection.features import as_half
 from pukd_ray.selection.quality import estimate_quality
-from pukd_ray.selection.rules import precision_count
 from pukd_ray.selection.training import Examples, Trunk, fit_selector, log_max_phi, logits_of, seen_by
 from pukd_ray.selection.views import random_views
 from pukd_ray.studies.pages import describe_machine
