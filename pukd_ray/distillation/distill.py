@@ -10,6 +10,7 @@ from pukd_ray.corpus.context import RunContext
 from pukd_ray.corpus.pixels import pixel_spec
 from pukd_ray.distillation.training import Arm, effective_classes, train_loop
 from pukd_ray.distillation.training_set import positives_of
+from pukd_ray.run.folder import read_summary
 from pukd_ray.runtime.console import remote_progress
 from pukd_ray.runtime.engine import CPU_ACTOR_CPUS, decoder_cpus
 from pukd_ray.runtime.timing import covered_seconds
@@ -20,7 +21,7 @@ def distill_student(run: RunContext) -> dict[str, Any]:
     """Run the stage; returns its counts. An interrupted training goes on from its last checkpoint."""
     folder, config, t = run.folder, run.config, run.config.teacher
     positives = positives_of(folder, config, run.units)
-    images = positives.with_selected("selected", folder.read_json("selected/summary.json")["n_selected"])
+    images = positives.with_selected("selected", read_summary(folder)["n_selected"])
     streamed = not images.fits_memory(config)
     # A streaming worker leaves CPU for the readers that feed it, even on a cluster of one.
     share = CPU_ACTOR_CPUS if streamed else 1.0

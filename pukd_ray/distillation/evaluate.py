@@ -14,6 +14,7 @@ from pukd_ray.corpus.labelled import index_labelled
 from pukd_ray.corpus.pixels import pixel_spec, stack_pixels
 from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.corpus.streaming import Pass, TimedActor, stream
+from pukd_ray.run.folder import read_summary
 from pukd_ray.runtime.console import progress
 from pukd_ray.runtime.devices import assigned_device, use_threads
 from pukd_ray.runtime.metrics import record
@@ -119,7 +120,7 @@ def evaluate_run(run: RunContext) -> dict[str, Any]:
     scored = folder.marker("score")
     assert scored is not None
     counts = scored["counts"]
-    summary, prior = folder.read_json("selected/summary.json"), folder.read_json("selector/prior.json")
+    summary, prior = read_summary(folder), folder.read_json("selector/prior.json")
     meta = folder.read_json("selector/meta.json")
 
     def network(name: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import ray
 from pukd_ray.config import RunConfig, SelectionConfig
 from pukd_ray.corpus.fetch import fetch_images
 from pukd_ray.corpus.pixels import PixelSpec, Unreadable, decode, encode_png
-from pukd_ray.run.folder import RunFolder
+from pukd_ray.run.folder import RunFolder, read_summary
 from pukd_ray.runtime.engine import IO_CPUS
 from pukd_ray.selection.rules import RULES
 from pukd_ray.selection.scoring import score_files, sort_key
@@ -254,7 +254,7 @@ def collect_gallery(folder: RunFolder, config: RunConfig) -> Gallery:
     for piece in ray.get([low for _, low in facts]):
         lowest = np.minimum(lowest, piece)
     cuts = class_cuts(config.selection, lowest)
-    classes = shown_classes(folder.read_json("selected/summary.json")["class_counts"])
+    classes = shown_classes(read_summary(folder)["class_counts"])
     refs = [
         _candidates_in.remote(folder, config.seed, group, taken, classes, cuts, ranked)
         for group in _groups(score_files(folder), FILES_PER_TASK)

@@ -16,7 +16,7 @@ from pukd_ray.corpus.context import RunContext
 from pukd_ray.report import plots
 from pukd_ray.report.gallery import MAX_CLASSES, ClassGallery, Gallery, collect_gallery, takes_highest
 from pukd_ray.report.summary import NAMES
-from pukd_ray.run.folder import RunFolder
+from pukd_ray.run.folder import RunFolder, read_summary
 from pukd_ray.run.stages import STAGE_NAMES
 from pukd_ray.selection.calibration import carry_over, from_json
 from pukd_ray.selection.rules import RULES
@@ -103,7 +103,7 @@ def track(value: float, bounds: Sequence[float], truth: float | None) -> Markup:
 
 def _content(folder: RunFolder, config: RunConfig, gallery: Gallery) -> dict[str, Any]:
     metrics, prior, meta = (folder.read_json(f) for f in ("metrics.json", "selector/prior.json", "selector/meta.json"))
-    summary, weights = folder.read_json("selected/summary.json"), folder.read_json("student/class_weights.json")
+    summary, weights = read_summary(folder), folder.read_json("student/class_weights.json")
     names = class_names(meta["classes"], config.teacher.num_classes)
     markers = {stage: marker for stage in STAGE_NAMES if (marker := folder.marker(stage)) is not None}
     finished = max((m["finished"] for s, m in markers.items() if s != "report"), default=None)

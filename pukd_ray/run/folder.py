@@ -177,6 +177,17 @@ class RunFolder:
         return old
 
 
+def summary_file(into: str) -> str:
+    """Where the summary of the selection in folder `into` is: beside the folder, which holds Parquet only."""
+    return "selection.json" if into == "selected" else f"{into}.json"
+
+
+def read_summary(folder: RunFolder, into: str = "selected") -> Any:
+    """What stage `select` says of the selection in folder `into`, or None; older runs have it within the folder."""
+    summary = folder.read_json(summary_file(into))
+    return folder.read_json(f"{into}/summary.json") if summary is None else summary
+
+
 def absolute(output: str) -> str:
     """`output` as URI or absolute path."""
     return output if not is_local(output) else str(Path(output.removeprefix("file://")).expanduser().absolute())

@@ -12,7 +12,7 @@ from pukd_ray.config import RunConfig, to_plain
 from pukd_ray.corpus.context import RunContext
 from pukd_ray.corpus.units import Unit
 from pukd_ray.errors import RunError
-from pukd_ray.run.folder import RunFolder
+from pukd_ray.run.folder import RunFolder, summary_file
 from pukd_ray.runtime.console import progress, say
 from pukd_ray.runtime.metrics import record
 from pukd_ray.selection.calibration import from_json
@@ -41,7 +41,9 @@ def run_select(run: RunContext) -> dict[str, Any]:
 def select_images(
     folder: RunFolder, config: RunConfig, units: Sequence[Unit], into: str = "selected"
 ) -> dict[str, Any]:
-    """Select, writing to folder `into` of the run; returns what its `summary.json` says."""
+    """Select, writing to folder `into` of the run; returns what its summary, a file beside it, says."""
+    if folder.exists(summary_file(into)):  # first: a summary stands for a folder that is whole
+        folder.delete(summary_file(into))
     folder.delete_folder(into)
     files = score_files(folder)
     size = max(FILES_PER_TASK, -(-len(files) // MAX_TASKS))
@@ -80,6 +82,6 @@ def select_images(
             f"          warning: only {summary['n_selected']:,} images are positive, fewer than selection.budget = "
             f"{budget:,}: all are taken"
         )
-    folder.write_json(f"{into}/summary.json", summary)
+    folder.write_json(summary_file(into), summary)
     record("images_selected", summary["n_selected"])
     return summary

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from pyarrow.dataset import dataset
 from ray.remote_function import RemoteFunction
 
 from pukd_ray.config import RunConfig, SelectionConfig
@@ -19,7 +20,8 @@ from pukd_ray.corpus.plan import list_inputs, plan_inputs
 from pukd_ray.corpus.reading import content_hash
 from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.corpus.units import Unit, units_from_table
-from pukd_ray.run.folder import SCORES_SCHEMA, SELECTED_SCHEMA, RunFolder
+from pukd_ray.errors import RunError
+from pukd_ray.run.folder import SCORES_SCHEMA, SELECTED_SCHEMA, RunFolder, read_summary
 from pukd_ray.selection import copies, select, writing
 from pukd_ray.selection.calibration import Calibration, to_json
 from pukd_ray.selection.cuts import share_quota
@@ -118,7 +120,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def selected(run: Run, into: str, **selection: Any) -> tuple[dict[str, Any], pa.Table]:
     folder, config, units = run
     summary = select.select_images(folder, replace(config, selection=SelectionConfig(**selection)), units, into)
-    names = [f for f in folder.files(into) if f.endswith(".parquet")]
+    names = folder.files(into)  # Parquet only
     assert names == [f"{into}/part-{p:05d}.parquet" for p in range(summary["parts"])]
     table = pa.concat_tables([folder.read_table(name) for name in names])
     assert table.schema.equals(SELECTED_SCHEMA)
@@ -192,6 +194,22 @@ def test_who_is_taken_does_not_depend_on_the_number_of_tasks(
     np.testing.assert_allclose(summary["histogram"]["logit"], plain["histogram"]["logit"], rtol=1e-12)
     for name, value in plain["estimated"].items():  # sums of floating point are rounded by task
         assert summary["estimated"][name] == pytest.approx(value, rel=1e-9)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("into", ["selected", "rows/x"])
+def test_any_reader_opens_the_folder_and_the_summary_lies_beside_it(run: Run, into: str) -> None:
+    folder, _, _ = run
+    old = f"{into}/summary.json"
+    folder.write_json(old, {"n_selected": 1})
+    assert read_summary(folder, into) == {"n_selected": 1}  # of a run made before
+    summary, table = selected(run, into, rule="positive")
+    assert read_summary(folder, into) == summary
+    assert folder.read_json({"selected": "selection.json", "rows/x": "rows/x.json"}[into]) == summary
+    assert dataset(folder.path(into)).to_table().equals(table)
+    with pytest.raises(RunError, match="rule threshold takes none of 216 scored images"):
+        selected(run, into, rule="threshold", threshold=1.0)
+    assert read_summary(folder, into) is None  # of what is not whole there is none
 
 
 @pytest.mark.usefixtures("ray_cluster")
