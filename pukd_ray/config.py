@@ -6,7 +6,7 @@ in the values alone (files, weights that do not fit) is checked by `pukd_ray.pre
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BeforeValidator,
@@ -227,13 +227,23 @@ class ScoreConfig:
     """Share of unreadable images that stops the run."""
 
 
+# Selection rules by the key that they need; `pukd_ray.selection.rules` has a module for each.
+NeedsThreshold = Literal["threshold"]
+NeedsPrecision = Literal["precision"]
+NeedsBudget = Literal["budget", "quota", "random", "teacher_confidence"]
+RuleName = Literal["positive", "prior", NeedsThreshold, NeedsPrecision, NeedsBudget, "all", "truth"]
+NEEDED_BY_RULES: dict[str, tuple[str, ...]] = {
+    "threshold": get_args(NeedsThreshold),
+    "budget": get_args(NeedsBudget),
+    "target_precision": get_args(NeedsPrecision),
+}
+
+
 @dataclass(frozen=True, kw_only=True, config=OPTIONS)
 class SelectionConfig:
     """The rule that turns scores into a training set."""
 
-    rule: Literal[
-        "positive", "threshold", "budget", "quota", "prior", "precision", "random", "teacher_confidence", "all", "truth"
-    ] = "positive"
+    rule: RuleName = "positive"
     """positive: pu_logit > 0. threshold: on pu_probability. budget: that many of the positives. quota: a budget
     shared evenly over teacher classes. prior: the top share that the prior says is relevant. precision: the most
     images whose estimated precision is target_precision. random, teacher_confidence: rivals, a budget without
@@ -249,14 +259,11 @@ class SelectionConfig:
     deduplicate: Literal["exact", "none"] = "exact"
     """exact: of images with the same bytes one is kept; copies of P and of test images are always dropped."""
 
-    @field_validator("threshold", "budget", "target_precision")
+    @field_validator(*NEEDED_BY_RULES)
     @classmethod
     def _needed_by_rule(cls, value: Any, info: ValidationInfo) -> Any:
-        needs = {"threshold": "threshold", "precision": "target_precision"} | dict.fromkeys(
-            ("budget", "quota", "random", "teacher_confidence"), "budget"
-        )
         rule = info.data.get("rule")
-        if value is None and needs.get(rule or "") == info.field_name:
+        if value is None and rule in NEEDED_BY_RULES[str(info.field_name)]:
             raise ValueError(f"is needed by selection.rule {rule}")
         return value
 

@@ -130,6 +130,7 @@ def test_the_folder_holds_what_the_contract_names(finished: Path) -> None:
         "report.html",
         "scores",
         "selected",
+        "selection.json",
         "selector",
         "student",
     }
@@ -281,10 +282,10 @@ def test_new_files_are_the_only_ones_scored(task: Path, finished: Path, tmp_path
         assert before < after
         added = pa.concat_tables([pq.read_table(again / "scores" / name) for name in after - before])
         assert sorted(added.column("image_id").to_pylist()) == sorted(f"part-9.parquet#{i}" for i in range(50))
-        summary = json.loads((again / "selected" / "summary.json").read_text())
+        summary = json.loads((again / "selection.json").read_text())
         assert summary["n_scored"] == 1253
         assert summary["n_duplicates"] == 53
-        assert list((again / "old").rglob("summary.json"))
+        assert list((again / "old").rglob("selection.json"))
         # A file that changed is not a new one.
         pq.write_table(pq.read_table(task / "lake" / "part-1.parquet").slice(0, 60), new)
         with pytest.raises(ConfigError, match=r"part-9\.parquet has changed"):

@@ -19,7 +19,9 @@ from pukd_ray.config import RunConfig, SelectionConfig
 from pukd_ray.corpus.fetch import fetch_images
 from pukd_ray.corpus.pixels import PixelSpec, Unreadable, decode, encode_png
 from pukd_ray.run.folder import RunFolder
+from pukd_ray.run.records import SELECTION
 from pukd_ray.runtime.engine import IO_CPUS
+from pukd_ray.selection.rules import RULES
 from pukd_ray.selection.scoring import score_files, sort_key
 from pukd_ray.selection.select import FILES_PER_TASK
 
@@ -76,17 +78,17 @@ class Gallery:
 
 def takes_highest(selection: SelectionConfig) -> bool:
     """Whether the rule takes the images with the highest logits, of all or of each class."""
-    if selection.rule in ("budget", "quota"):
-        return selection.order == "top"
-    return selection.rule in ("positive", "threshold", "prior", "precision")
+    rule = RULES[selection.rule]
+    return rule.takes_highest and not rule.draws(selection)
 
 
 def class_cuts(selection: SelectionConfig, lowest: np.ndarray) -> np.ndarray:
     """Logit [K] at which the rule divides each class, from the lowest selected ones [K] (inf: none selected)."""
-    taken = np.isfinite(lowest)
-    if selection.rule == "positive" or not takes_highest(selection) or not taken.any():
+    rule, taken = RULES[selection.rule], np.isfinite(lowest)
+    takes_all_positive = rule.positives_only and rule.count is None
+    if takes_all_positive or not takes_highest(selection) or not taken.any():
         return np.zeros(len(lowest))
-    if selection.rule == "quota":
+    if rule.per_class:
         return np.where(taken, lowest, 0.0)
     return np.full(len(lowest), lowest.min())
 
@@ -253,7 +255,7 @@ def collect_gallery(folder: RunFolder, config: RunConfig) -> Gallery:
     for piece in ray.get([low for _, low in facts]):
         lowest = np.minimum(lowest, piece)
     cuts = class_cuts(config.selection, lowest)
-    classes = shown_classes(folder.read_json("selected/summary.json")["class_counts"])
+    classes = shown_classes(folder.read_record(SELECTION)["class_counts"])
     refs = [
         _candidates_in.remote(folder, config.seed, group, taken, classes, cuts, ranked)
         for group in _groups(score_files(folder), FILES_PER_TASK)

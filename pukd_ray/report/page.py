@@ -17,25 +17,13 @@ from pukd_ray.report import plots
 from pukd_ray.report.gallery import MAX_CLASSES, ClassGallery, Gallery, collect_gallery, takes_highest
 from pukd_ray.report.summary import NAMES
 from pukd_ray.run.folder import RunFolder
+from pukd_ray.run.records import SELECTION
 from pukd_ray.run.stages import STAGE_NAMES
 from pukd_ray.selection.calibration import carry_over, from_json
-from pukd_ray.selection.rules import uses_selector
+from pukd_ray.selection.rules import RULES
 
 MISSING = "–"
 MANY_CLASSES = 40  # a longer table is folded
-
-RULES = {
-    "positive": "all images with PU logit above 0",
-    "threshold": "all images with P(relevant) of at least {threshold:g}",
-    "budget": "{budget:,} of the images with PU logit above 0, {order}",
-    "quota": "{budget:,} images with PU logit above 0, shared evenly over the teacher's classes, {order}",
-    "prior": "the top share of images that the prior says is relevant",
-    "precision": "the most images whose estimated precision is at least {target_precision:g}",
-    "random": "{budget:,} images at random, without the selector",
-    "all": "all images, without the selector",
-    "truth": "the images that are relevant by truth",
-    "teacher_confidence": "the {budget:,} images of which the teacher is surest, without the selector",
-}
 
 
 def write_report(run: RunContext) -> dict[str, Any]:
@@ -116,7 +104,7 @@ def track(value: float, bounds: Sequence[float], truth: float | None) -> Markup:
 
 def _content(folder: RunFolder, config: RunConfig, gallery: Gallery) -> dict[str, Any]:
     metrics, prior, meta = (folder.read_json(f) for f in ("metrics.json", "selector/prior.json", "selector/meta.json"))
-    summary, weights = folder.read_json("selected/summary.json"), folder.read_json("student/class_weights.json")
+    summary, weights = folder.read_record(SELECTION), folder.read_json("student/class_weights.json")
     names = class_names(meta["classes"], config.teacher.num_classes)
     markers = {stage: marker for stage in STAGE_NAMES if (marker := folder.marker(stage)) is not None}
     finished = max((m["finished"] for s, m in markers.items() if s != "report"), default=None)
@@ -130,7 +118,7 @@ def _content(folder: RunFolder, config: RunConfig, gallery: Gallery) -> dict[str
         "num_classes": config.teacher.num_classes,
         "rule": config.selection.rule,
         "rule_text": explain_rule(config.selection),
-        "uses_selector": uses_selector(config.selection.rule),
+        "uses_selector": RULES[config.selection.rule].uses_selector,
         "quality": _quality(metrics, prior),
         "warnings": _warnings(metrics, prior, meta, summary, names),
         "prior": prior,
@@ -156,7 +144,7 @@ def explain_rule(selection: SelectionConfig) -> str:
     """What the rule takes, with its numbers."""
     order = "those with the highest logits" if selection.order == "top" else "drawn at random"
     values = {"threshold": selection.threshold, "budget": selection.budget, "order": order}
-    return RULES[selection.rule].format(**values, target_precision=selection.target_precision)
+    return RULES[selection.rule].text.format(**values, target_precision=selection.target_precision)
 
 
 def class_names(classes: Any, count: int) -> list[str]:
@@ -313,8 +301,8 @@ def _plots(
 
 def _cut_label(config: RunConfig, cuts: list[float]) -> str:
     if not takes_highest(config.selection):
-        used = "" if config.selection.rule in ("budget", "quota") else " (not used by this rule)"
-        return "logit 0" + used
+        used = RULES[config.selection.rule].positives_only
+        return "logit 0" + ("" if used else " (not used by this rule)")
     if max(cuts) - min(cuts) > 1e-6:
         return f"cuts of the classes, {min(cuts):.2f} to {max(cuts):.2f}"
     return f"cut at {cuts[0]:.2f}"

@@ -107,11 +107,16 @@ class RunFolder:
 
     def read_record(self, file: RecordFile[T]) -> T:
         """Content of a file whose fields are known; FileNotFoundError if the stage that writes it has not run."""
-        for name in (file.name, *file.older):
-            if self.exists(name):
-                record: T = self.read_json(name)
-                return record
-        raise FileNotFoundError(f"{self.display}/{file.name} is not there: the stage that writes it is not done")
+        record = self.find_record(file)
+        if record is None:
+            raise FileNotFoundError(f"{self.display}/{file.name} is not there: the stage that writes it is not done")
+        return record
+
+    def find_record(self, file: RecordFile[T]) -> T | None:
+        """The same, or None if it is not there."""
+        found = (self.read_json(name) for name in (file.name, *file.older) if self.exists(name))
+        record: T | None = next(found, None)
+        return record
 
     def write_record(self, file: RecordFile[T], record: T) -> None:
         """Write it atomically."""

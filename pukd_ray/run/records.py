@@ -319,3 +319,8 @@ SELECTOR = RecordFile[SelectorRecord]("selector/meta.json")
 SELECTION = RecordFile[SelectionRecord]("selection.json", older=("selected/summary.json",))
 STUDENT = RecordFile[StudentRecord]("student/meta.json")
 METRICS = RecordFile[MetricsRecord]("metrics.json")
+
+
+def selection_in(into: str) -> RecordFile[SelectionRecord]:
+    """The record of the selection in folder `into`: beside the folder, which holds Parquet only."""
+    return SELECTION if into == "selected" else RecordFile(f"{into}.json", older=(f"{into}/summary.json",))

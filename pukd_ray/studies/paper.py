@@ -27,6 +27,7 @@ from pukd_ray.pipeline import open_folder, run_pipeline
 from pukd_ray.preflight.files import weights_exist
 from pukd_ray.resume import StaleResultsError, teacher_inputs
 from pukd_ray.run.folder import RunFolder, changed_inputs
+from pukd_ray.run.records import selection_in
 from pukd_ray.runtime.console import say
 from pukd_ray.runtime.engine import Cluster, cause_of, engine, gpus_per_actor
 from pukd_ray.selection.select import select_images
@@ -251,7 +252,7 @@ def _make_selections(
             taken = summaries["pu_s1"]["n_selected"]
             changes["budget"] = taken if row.budget == "pu_s1" else config.table.budget or max(1, taken // 2)
         selection = SelectionConfig(**{**to_plain(run.selection), **changes})
-        made: dict[str, Any] | None = folder.read_json(f"rows/{row.name}/summary.json")
+        made: dict[str, Any] | None = folder.find_record(selection_in(f"rows/{row.name}"))
         if made is None or made["selection"] != to_plain(selection):
             made = select_images(folder, replace(run, selection=selection), units, f"rows/{row.name}")
         summaries[row.name] = made

@@ -24,10 +24,10 @@ from pukd_ray.networks.actor import teacher_prediction
 from pukd_ray.networks.teacher import Teacher
 from pukd_ray.runtime.console import progress
 from pukd_ray.selection.crossfit import Groups
+from pukd_ray.selection.cuts import precision_count
 from pukd_ray.selection.features import as_half
 from pukd_ray.selection.histogram import bin_edges, bin_scores, estimate_selection
 from pukd_ray.selection.recipe import InProcess, fit_and_calibrate
-from pukd_ray.selection.rules import precision_count
 from pukd_ray.selection.training import Examples, Trunk
 from pukd_ray.selection.views import random_views
 from pukd_ray.studies.pages import describe_machine

@@ -166,7 +166,7 @@ def run(tmp_path: Path) -> tuple[RunFolder, RunConfig]:
     folder.write_json("markers/score/00000.json", {"files": files})
     taken = [r for r in rows if r["error"] is None and r["pu_logit"] > 0]
     folder.write_table("selected/part-00000.parquet", pa.Table.from_pylist(taken, schema=SELECTED_SCHEMA))
-    folder.write_json("selected/summary.json", {"class_counts": [20, 10, 0]})
+    folder.write_json("selection.json", {"class_counts": [20, 10, 0]})
     return folder, config
 
 

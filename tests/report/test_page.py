@@ -128,7 +128,7 @@ def make_run(tmp_path: Path, config: RunConfig) -> RunFolder:
         "selector/held_out.parquet", pa.table({"role": ["positives"] * 30 + ["corpus"] * 90, "logit": logits})
     )
     folder.write_json(
-        "selected/summary.json",
+        "selection.json",
         {
             "n_selected": 20,
             "class_counts": [15, 5, 0],
@@ -279,9 +279,9 @@ def test_without_test_set_and_truth(folder: RunFolder, tmp_path: Path) -> None:
     metrics["selection"] = dict.fromkeys(metrics["selection"])
     metrics |= {"n_rejected": 0, "n_scored": 100, "rejected_by_reason": {}}
     folder.write_json("metrics.json", metrics)
-    summary = folder.read_json("selected/summary.json")
+    summary = folder.read_json("selection.json")
     summary["histogram"]["relevant"] = None
-    update(folder, "selected/summary.json", truth=None, histogram=summary["histogram"])
+    update(folder, "selection.json", truth=None, histogram=summary["histogram"])
     update(folder, "selector/prior.json", true_in_sample=None, warnings=[])
     update(folder, "selector/meta.json", classes=None)
     update(folder, "student/training.json", loss={"student": []})
@@ -298,9 +298,16 @@ def test_without_test_set_and_truth(folder: RunFolder, tmp_path: Path) -> None:
     assert "✓" not in text
 
 
+def test_runs_made_before_have_the_summary_within_the_folder(folder: RunFolder, config: RunConfig) -> None:
+    new = render(folder, config)
+    folder.write_json("selected/summary.json", folder.read_json("selection.json"))
+    folder.delete("selection.json")
+    assert render(folder, config) == new
+
+
 def test_without_warnings(folder: RunFolder, config: RunConfig) -> None:
     update(folder, "selector/prior.json", warnings=[])
-    update(folder, "selected/summary.json", class_counts=[15, 4, 1])
+    update(folder, "selection.json", class_counts=[15, 4, 1])
     update(folder, "metrics.json", n_rejected=5, n_scored=95)
     assert "Warnings None." in " ".join(Tags(render(folder, config)).text.split())
 
@@ -371,7 +378,7 @@ def test_many_classes_are_folded(folder: RunFolder, tmp_path: Path) -> None:
         metrics[name]["per_class"] = [0.5] * 300
     folder.write_json("metrics.json", metrics)
     update(folder, "selector/meta.json", positives_per_class=[1] * 300, classes=None)
-    update(folder, "selected/summary.json", class_counts=list(range(300)))
+    update(folder, "selection.json", class_counts=list(range(300)))
     update(folder, "student/class_weights.json", class_weights=[1.0] * 300)
     html = render(folder, config)
     assert "<details><summary>300 classes</summary>" in html

@@ -1,27 +1,26 @@
 """Each rule against the plain sentence that says what it takes."""
 
+import ast
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
-from pukd_ray.config import SelectionConfig
-from pukd_ray.selection.rules import (
+from pukd_ray.config import NEEDED_BY_RULES, RuleName, SelectionConfig
+from pukd_ray.selection.cuts import (
     EVERYTHING,
     NOTHING,
     Cut,
     Scores,
-    eligible,
-    groups_of,
     ordered_bits,
     precision_count,
-    ranking,
     share_quota,
-    target_counts,
     unit_interval,
-    uses_selector,
 )
+from pukd_ray.selection.rules import RULES, uses_selector
+from pukd_ray.selection.rules.base import Supply
 
 CLASSES = 4
 
@@ -40,16 +39,16 @@ def make_scores(seed: int, n: int = 300) -> Scores:
 
 
 def take(config: SelectionConfig, scores: Scores, prior: float = 0.3) -> set[int]:
-    """What `select.py` does with rules, on one machine: count, cut, admit."""
-    allowed = eligible(config, scores)
-    bits = ordered_bits(ranking(config, scores))
-    groups = groups_of(config, scores)
-    size = CLASSES if config.rule == "quota" else 1
+    """What stage `select` does with rules, on one machine: count, cut, admit."""
+    rule = RULES[config.rule]
+    allowed = rule.eligible(config, scores)
+    bits = ordered_bits(rule.ranking(config, scores))
+    groups = rule.groups(scores)
+    size = CLASSES if rule.per_class else 1
     available = np.bincount(groups[allowed], minlength=size)
     order = np.argsort(-scores.pu_logit[allowed], kind="stable")
-    targets = target_counts(
-        config, available, prior, len(bits), scores.pu_probability[allowed][order], np.ones(len(order), np.int64)
-    )
+    supply = Supply(prior, len(bits), scores.pu_probability[allowed][order], np.ones(len(order), np.int64))
+    targets = rule.targets(config, available, supply)
     taken: set[int] = set()
     for g in range(size):
         mine = np.flatnonzero(allowed & (groups == g))
@@ -78,7 +77,7 @@ def everyone(s: Scores) -> np.ndarray:
     return np.ones(len(s.pu_logit), bool)
 
 
-RULES: dict[str, tuple[dict[str, Any], Callable[[Scores], set[int]]]] = {
+TAKES: dict[str, tuple[dict[str, Any], Callable[[Scores], set[int]]]] = {
     "positive": ({}, lambda s: set(np.flatnonzero(positive(s)).tolist())),
     "threshold": ({"threshold": 0.5}, lambda s: set(np.flatnonzero(s.pu_probability >= 0.5).tolist())),
     "budget": ({"budget": 30}, lambda s: best(s, s.pu_logit, positive(s), 30)),
@@ -90,10 +89,10 @@ RULES: dict[str, tuple[dict[str, Any], Callable[[Scores], set[int]]]] = {
 }
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", TAKES)
 @pytest.mark.parametrize("seed", range(5))
 def test_rules_against_brute_force(rule: str, seed: int) -> None:
-    options, expected = RULES[rule]
+    options, expected = TAKES[rule]
     scores = make_scores(seed)
     assert take(SelectionConfig(rule=rule, **options), scores) == expected(scores)
 
@@ -194,5 +193,46 @@ def test_unit_interval_covers_it_in_the_order_of_unsigned_hashes() -> None:
 
 
 def test_only_the_rivals_do_without_the_selector() -> None:
-    used = {rule: uses_selector(rule) for rule in (*RULES, "quota", "precision")}
+    used = {rule: uses_selector(rule) for rule in RULES}
     assert {rule for rule, yes in used.items() if not yes} == {"random", "teacher_confidence", "all", "truth"}
+
+
+def test_the_config_and_the_rules_say_the_same() -> None:
+    assert set(get_args(RuleName)) == RULES.keys()
+    for key, names in NEEDED_BY_RULES.items():
+        assert set(names) == {rule.name for rule in RULES.values() if key in rule.needs}
+    assert {key for rule in RULES.values() for key in rule.needs} == NEEDED_BY_RULES.keys()
+
+
+def compared_rules(source: str) -> list[str]:
+    """Comparisons of a rule with a name."""
+
+    def says_rule(node: ast.expr) -> bool:
+        return (
+            (isinstance(node, ast.Attribute) and node.attr == "rule")
+            or (isinstance(node, ast.Name) and node.id == "rule")
+            or (isinstance(node, ast.Subscript) and ast.unparse(node.slice) == "'rule'")
+            or (isinstance(node, ast.Attribute) and node.attr == "name" and says_rule(node.value))
+        )
+
+    def has_text(node: ast.expr) -> bool:
+        return any(isinstance(n, ast.Constant) and isinstance(n.value, str) for n in ast.walk(node))
+
+    return [
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Compare)
+        and any(says_rule(side) for side in (node.left, *node.comparators))
+        and any(has_text(side) and not says_rule(side) for side in (node.left, *node.comparators))
+    ]
+
+
+def test_only_the_rules_know_their_names() -> None:
+    for bad in ('a.rule == "x"', 'rule in ("x", "y")', '"x" != c["rule"]', 'job.rule.name in {"x"}'):
+        assert compared_rules(bad), bad
+    assert compared_rules('rule.count is None and row.data == "x" and a.rule in RULES') == []
+    package = Path(__file__).parents[2] / "pukd_ray"
+    modules = {str(f.relative_to(package)): f for f in package.rglob("*.py")}
+    assert "selection/rules/quota.py" in modules
+    found = {n: compared_rules(f.read_text()) for n, f in modules.items() if not n.startswith("selection/rules/")}
+    assert {n: lines for n, lines in found.items() if lines} == {}

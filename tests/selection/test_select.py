@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from pyarrow.dataset import dataset
 from ray.remote_function import RemoteFunction
 
 from pukd_ray.config import RunConfig, SelectionConfig
@@ -19,10 +20,12 @@ from pukd_ray.corpus.plan import list_inputs, plan_inputs
 from pukd_ray.corpus.reading import content_hash
 from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.corpus.units import Unit, units_from_table
+from pukd_ray.errors import RunError
 from pukd_ray.run.folder import SCORES_SCHEMA, SELECTED_SCHEMA, RunFolder
-from pukd_ray.selection import select
+from pukd_ray.run.records import selection_in
+from pukd_ray.selection import copies, select, writing
 from pukd_ray.selection.calibration import Calibration, to_json
-from pukd_ray.selection.rules import share_quota
+from pukd_ray.selection.cuts import share_quota
 from pukd_ray.selection.scoring import sort_key
 
 CLASSES = 3
@@ -105,20 +108,20 @@ def tasks(monkeypatch: pytest.MonkeyPatch) -> Tasks:
 
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a corpus of billions is to the real limits: many tasks, parts, writers and shares."""
-    for name, value in {
-        "FILES_PER_TASK": 1,
-        "ROWS_PER_PART": 7,
-        "PART_BYTES": 6000,
-        "MAX_WRITERS": 4,
-        "COPY_SHUFFLE_ROWS": 50,
-    }.items():
-        monkeypatch.setattr(select, name, value)
+    for module, name, value in (
+        (select, "FILES_PER_TASK", 1),
+        (writing, "ROWS_PER_PART", 7),
+        (writing, "PART_BYTES", 6000),
+        (writing, "MAX_WRITERS", 4),
+        (copies, "COPY_SHUFFLE_ROWS", 50),
+    ):
+        monkeypatch.setattr(module, name, value)
 
 
 def selected(run: Run, into: str, **selection: Any) -> tuple[dict[str, Any], pa.Table]:
     folder, config, units = run
     summary = select.select_images(folder, replace(config, selection=SelectionConfig(**selection)), units, into)
-    names = [f for f in folder.files(into) if f.endswith(".parquet")]
+    names = folder.files(into)  # Parquet only
     assert names == [f"{into}/part-{p:05d}.parquet" for p in range(summary["parts"])]
     table = pa.concat_tables([folder.read_table(name) for name in names])
     assert table.schema.equals(SELECTED_SCHEMA)
@@ -195,12 +198,28 @@ def test_who_is_taken_does_not_depend_on_the_number_of_tasks(
 
 
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("into", ["selected", "rows/x"])
+def test_any_reader_opens_the_folder_and_the_summary_lies_beside_it(run: Run, into: str) -> None:
+    folder, _, _ = run
+    old = f"{into}/summary.json"
+    folder.write_json(old, {"n_selected": 1})
+    assert folder.find_record(selection_in(into)) == {"n_selected": 1}  # of a run made before
+    summary, table = selected(run, into, rule="positive")
+    assert folder.find_record(selection_in(into)) == summary
+    assert folder.read_json({"selected": "selection.json", "rows/x": "rows/x.json"}[into]) == summary
+    assert dataset(folder.path(into)).to_table().equals(table)
+    with pytest.raises(RunError, match="rule threshold takes none of 216 scored images"):
+        selected(run, into, rule="threshold", threshold=1.0)
+    assert folder.find_record(selection_in(into)) is None  # of what is not whole there is none
+
+
+@pytest.mark.usefixtures("ray_cluster")
 def test_no_task_is_handed_rows_of_another(run: Run, monkeypatch: pytest.MonkeyPatch, tasks: Tasks) -> None:
     small(monkeypatch)
     summary, _ = selected(run, "handed", rule="positive")
-    copies = [received(args[2:]) for name, args in tasks if name == "_copies_in"]
-    assert len(copies) == 5  # 216 readable rows, 50 in each
-    assert sum(len(piece) for pieces in copies for piece in pieces) == ROWS * 9 // 10
+    hashed = [received(args[2:]) for name, args in tasks if name == "_copies_in"]
+    assert len(hashed) == 5  # 216 readable rows, 50 in each
+    assert sum(len(piece) for pieces in hashed for piece in pieces) == ROWS * 9 // 10
     writers = [received(args) for name, args in tasks if name.startswith("_write_part")]
     assert len(writers) == 4
     tables = [t for pieces in writers for piece in pieces for t in (piece if isinstance(piece, list) else [piece])]
@@ -245,7 +264,7 @@ def test_quotas_need_one_pass_whatever_the_number_of_classes(
 
 @pytest.mark.parametrize(("parts", "writers"), [(1, 1), (7, 7), (10, 4), (201, 200), (4096, 200)])
 def test_files_are_ranges_of_the_hash_and_writers_ranges_of_files(parts: int, writers: int) -> None:
-    layout = select._Layout(parts, writers)
+    layout = writing.Layout(parts, writers)
     order = np.sort(np.random.default_rng(0).integers(0, 2**64, 500_000, np.uint64))
     order[-1] = 2**64 - 1  # 2.0**64 as floating point
     part = layout.part_of(order)
@@ -263,6 +282,6 @@ def test_kept_images_are_measured_by_footers(tmp_path: Path) -> None:
     folder.write_table("some.parquet", pa.Table.from_pylist(rows, schema=SCORES_SCHEMA))
     folder.write_table("none.parquet", pa.Table.from_pylist(rows[1:4], schema=SCORES_SCHEMA))
     folder.write_table("empty.parquet", SCORES_SCHEMA.empty_table())
-    count, size = select._kept_images(folder, ["some.parquet", "none.parquet", "empty.parquet"]).tolist()
+    count, size = writing._kept_images(folder, ["some.parquet", "none.parquet", "empty.parquet"]).tolist()
     assert count == 8
     assert size == pytest.approx(8 * 9000, rel=0.02)

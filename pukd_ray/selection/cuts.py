@@ -1,8 +1,7 @@
-"""Selection rules: which scored images become training data. Plain NumPy, no images, no Ray.
+"""Keys, cuts and counts: the arithmetic that selection rules share. Plain NumPy, no images, no Ray.
 
-Every rule is a key to rank by, who is eligible, and how many are taken. The k-th best key of a corpus is found
-in two steps, counts by the upper half of the key's bits and then the rows of one bin (`select.py`), so no list
-that grows with the corpus is ever gathered.
+The k-th best key of a corpus is found in two steps, counts by the upper half of the key's bits and then the rows of
+one bin (`find_cuts.py`), so no list that grows with the corpus is ever gathered.
 """
 
 from __future__ import annotations
@@ -10,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-
-from pukd_ray.config import SelectionConfig
 
 
 @dataclass(frozen=True)
@@ -26,31 +23,6 @@ class Scores:
     """Truth, bool; False where it is not known. Only the rule `truth` looks at it."""
     tie_breaker: np.ndarray
     """Seeded hash of the id, int64: random order, and the order among equal keys."""
-
-
-def uses_selector(rule: str) -> bool:
-    """Whether the rule depends on the PU classifier at all."""
-    return rule not in ("random", "teacher_confidence", "all", "truth")
-
-
-def eligible(config: SelectionConfig, scores: Scores) -> np.ndarray:
-    """bool [N]: rows that the rule may take."""
-    if config.rule in ("positive", "budget", "quota"):
-        return scores.pu_logit > 0
-    if config.rule == "threshold":
-        return scores.pu_probability >= config.threshold
-    if config.rule == "truth":
-        return scores.relevant
-    return np.ones(len(scores.pu_logit), bool)
-
-
-def ranking(config: SelectionConfig, scores: Scores) -> np.ndarray:
-    """float32 [N]: higher is taken first."""
-    if config.rule == "random" or (config.rule in ("budget", "quota") and config.order == "random"):
-        return unit_interval(scores.tie_breaker)
-    if config.rule == "teacher_confidence":
-        return scores.teacher_confidence
-    return scores.pu_logit
 
 
 def unit_interval(hashes: np.ndarray) -> np.ndarray:
@@ -79,40 +51,6 @@ class Cut:
 
 EVERYTHING = Cut(-1, 0)
 NOTHING = Cut(1 << 32, 0)
-
-
-def groups_of(config: SelectionConfig, scores: Scores) -> np.ndarray:
-    """int64 [N]: rows compete within their group; one group but for quotas."""
-    return scores.teacher_label.astype(np.int64) if config.rule == "quota" else np.zeros(len(scores.pu_logit), np.int64)
-
-
-def target_counts(
-    config: SelectionConfig,
-    available: np.ndarray,
-    prior: float,
-    n_scored: int,
-    probabilities: np.ndarray,
-    counts: np.ndarray,
-) -> np.ndarray | None:
-    """Rows to take of each group, int64 [G], or None for all that are eligible.
-
-    `available` [G] are eligible rows; `probabilities` and `counts` [M] describe them by falling logit.
-    """
-    if config.rule in ("positive", "threshold", "all", "truth"):
-        return None
-    if config.rule == "quota":
-        assert config.budget is not None
-        return share_quota(available, config.budget)
-    if config.rule == "prior":
-        wanted = round(prior * n_scored)
-    elif config.rule == "precision":
-        assert config.target_precision is not None
-        wanted = precision_count(probabilities, counts, config.target_precision)
-    else:
-        assert config.budget is not None
-        wanted = config.budget
-    taken: np.ndarray = np.minimum(available, wanted)
-    return taken
 
 
 def share_quota(available: np.ndarray, budget: int) -> np.ndarray:
