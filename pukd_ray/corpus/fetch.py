@@ -28,10 +28,7 @@ def fetch_images(folder: RunFolder, config: RunConfig, table: pa.Table) -> pa.Ta
     for unit in units_from_table(folder.read_table("plan.parquet")):
         if unit.role != "corpus" or wanted_files.isdisjoint(unit.files):
             continue
-        if unit.format == "images":
-            positions = [i for i, file in enumerate(unit.files) if (file, 0) in missing]
-        else:
-            positions = [i for i in range(unit.rows) if (unit.files[0], unit.start + i) in missing]
+        positions = [i for i in range(unit.rows) if unit.place(i) in missing]
         if not positions:
             continue
         for block in read_blocks(ReadRequest(unit, np.array(positions)), config.corpus[unit.source]):

@@ -10,6 +10,7 @@ import numpy as np
 import ray
 
 from pukd_ray.config import SourceConfig, TeacherConfig
+from pukd_ray.corpus.formats import FORMATS
 from pukd_ray.corpus.plan import list_inputs, measure_units
 from pukd_ray.corpus.reading import ReadRequest, read_rows
 from pukd_ray.corpus.units import Unit
@@ -125,9 +126,7 @@ def _with_default_label(source: SourceConfig) -> SourceConfig:
 
 
 def _where(role: str, unit: Unit, position: int) -> str:
-    if unit.format == "images":
-        return f"{role}: {unit.files[position]}"
-    return f"{role}: {unit.files[0]} row {unit.start + position}"
+    return f"{role}: {FORMATS[unit.format].where(unit, position)}"
 
 
 def _first_few(names: Sequence[str]) -> str:
@@ -135,8 +134,5 @@ def _first_few(names: Sequence[str]) -> str:
 
 
 def _label_hint(unit: Unit, source: SourceConfig) -> str:
-    if unit.format == "parquet":
-        return f": is label_column {source.label_column!r} right?"
-    if unit.format == "images":
-        return ": put it into a sub-folder named after its class"
-    return ""
+    hint = FORMATS[unit.format].label_hint
+    return f": {hint.format(source=source)}" if hint else ""

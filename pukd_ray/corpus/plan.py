@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,13 @@ import ray
 
 from pukd_ray.config import ConfigError, SourceConfig
 from pukd_ray.corpus.context import RunContext
+from pukd_ray.corpus.faults import BROKEN, one_line, reason_of
+from pukd_ray.corpus.files import FileFacts, SourceFile
+from pukd_ray.corpus.formats import FORMATS
 from pukd_ray.corpus.reading import content_hash, read_rows
-from pukd_ray.corpus.sources import SourceFile, list_source, sources_by_role
-from pukd_ray.corpus.units import FileFacts, Unit, make_units, measure, units_from_table, units_to_table, with_files
+from pukd_ray.corpus.rows import row_id
+from pukd_ray.corpus.sources import list_source, sources_by_role
+from pukd_ray.corpus.units import Measured, Owner, Unit, clip, regroup, units_from_table, units_to_table
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.console import say
 from pukd_ray.runtime.environment import describe_environment
@@ -95,6 +101,30 @@ def compare_listing(planned: pa.Table, listing: pa.Table) -> Drift:
     return Drift(len(added), tuple(faults))
 
 
+def measure(file: SourceFile, format_name: str, source: SourceConfig) -> FileFacts:
+    """Count the rows of `file`, if possible without reading its pixels; one that is no such file is one bad row."""
+    form = FORMATS[format_name]
+    if file.size == 0 and not form.single_images:
+        return FileFacts(((1, 0),), error="empty: the file has no bytes")
+    try:
+        return form.measure(file, source)
+    except (*BROKEN, struct.error, ValueError) as error:
+        reason = reason_of(error).partition(":")[0] if isinstance(error, OSError) else "corrupt"
+        return FileFacts(((1, file.size),), error=f"{reason}: not a readable {format_name} file: {one_line(error)}")
+
+
+def make_units(role: str, index: int, source: SourceConfig, format_name: str, files: Sequence[Measured]) -> list[Unit]:
+    """Cut measured files (with the prefix of their image ids) into units, in order; applies `source.rows`."""
+    owner = Owner(role, index, format_name)
+    units: list[Unit] = []
+    for broken, some in groupby(files, key=lambda measured: measured[1].error is not None):
+        if broken:
+            units += (owner.unit([m], 0, m[1].rows, error=m[1].error) for m in some if m[1].rows)
+        else:
+            units += FORMATS[format_name].cut(owner, list(some))
+    return units if source.rows is None else clip(units, *source.rows)
+
+
 @ray.remote(num_cpus=0.25)
 def _measure_files(files: list[SourceFile], format_name: str, source: SourceConfig) -> list[FileFacts]:
     return [measure(file, format_name, source) for file in files]
@@ -149,7 +179,7 @@ def _not_planned(unit: Unit, planned: set[tuple[str, int, str]]) -> list[Unit]:
     new = [i for i, file in enumerate(unit.files) if (unit.role, unit.source, file) not in planned]
     if len(new) == len(unit.files):
         return [unit]
-    return [with_files(unit, new)] if new else []
+    return [regroup([(unit, i) for i in new])] if new else []
 
 
 def _file_key(row: dict[str, Any]) -> tuple[str, int, str]:
@@ -182,7 +212,7 @@ def measure_units(
 
 
 def _measure_all(files: list[SourceFile], format_name: str, source: SourceConfig) -> list[FileFacts]:
-    if format_name == "images":
+    if FORMATS[format_name].single_images:
         return [measure(file, format_name, source) for file in files]  # one row each: nothing to read
     batches = [files[i : i + FILES_PER_TASK] for i in range(0, len(files), FILES_PER_TASK)]
     return [f for facts in ray.get([_measure_files.remote(b, format_name, source) for b in batches]) for f in facts]
@@ -218,7 +248,7 @@ def _id_hashes(numbers: list[int], units: list[Unit], source: SourceConfig, part
     rows = []
     for number, unit in zip(numbers, units, strict=True):
         for row in read_rows(replace(unit, repeated=()), source, images=False):
-            given = unit.format == "parquet" and row.image_id != f"{unit.ids[0]}#{row.row}"
+            given = FORMATS[unit.format].has_id_column and row.image_id != row_id(unit, row.row)
             rows.append((content_hash(row.image_id.encode()) % 2**64, given, number, row.row))
     table = np.array(rows, dtype=np.uint64).reshape(-1, 4)
     pieces = [table[table[:, 0] % parts == p] for p in range(parts)]

@@ -5,26 +5,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import pyarrow.fs as pafs
 
 from pukd_ray.config import ConfigError, RunConfig, SourceConfig
-from pukd_ray.corpus.pixels import IMAGE_EXTENSIONS
+from pukd_ray.corpus.files import SourceFile
+from pukd_ray.corpus.formats import FORMATS
 from pukd_ray.storage import is_local, list_files, open_storage, split_uri
-
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """One file of a source; `relative` is its path relative to the source's `uri`."""
-
-    uri: str
-    relative: str
-    size: int
-    mtime: str
 
 
 def sources_by_role(config: RunConfig) -> dict[str, tuple[SourceConfig, ...]]:
@@ -35,18 +23,12 @@ def sources_by_role(config: RunConfig) -> dict[str, tuple[SourceConfig, ...]]:
 
 def format_of(name: str) -> str | None:
     """Format that a file name stands for, or None."""
-    base = PurePosixPath(name).name.lower()
-    if base.endswith((".parquet", ".pq")):
-        return "parquet"
-    if base.endswith(TAR_SUFFIXES):
-        return "webdataset"
-    if "idx3-ubyte" in base:
-        return "idx"
-    if base.endswith(".bin"):
-        return "cifar"
-    if PurePosixPath(base).suffix in IMAGE_EXTENSIONS:
-        return "images"
-    return None
+    base = _base(name)
+    return next((each.name for each in FORMATS.values() if each.claims(base)), None)
+
+
+def _base(name: str) -> str:
+    return PurePosixPath(name).name.lower()
 
 
 def _split_glob(uri: str) -> tuple[str, str | None]:
@@ -146,14 +128,11 @@ def list_source(source: SourceConfig, key: str) -> tuple[str, list[SourceFile], 
     left_out = Counter(
         PurePosixPath(f.relative).suffix.lower() or PurePosixPath(f.relative).name
         for f in found.values()
-        if f.uri not in chosen and not (format_name == "idx" and "idx1-ubyte" in f.relative)
+        if f.uri not in chosen and not FORMATS[format_name].side_file(_base(f.relative))
     )
     return format_name, files, left_out
 
 
 def _belongs(file: SourceFile, format_name: str, *, explicit: bool) -> bool:
     kind = format_of(file.relative)
-    if kind == format_name:
-        return True
-    # A format that the user names covers unusual file names too, as long as no other format claims them.
-    return explicit and format_name in ("parquet", "webdataset", "cifar") and kind is None
+    return kind == format_name or (explicit and kind is None and FORMATS[format_name].any_name)

@@ -15,12 +15,13 @@ import pyarrow.compute as pc
 import ray.data
 
 from pukd_ray.config import RunConfig, SourceConfig
+from pukd_ray.corpus.formats import FORMATS
 from pukd_ray.corpus.labelled import index_labelled
 from pukd_ray.corpus.pixels import PixelSpec, pixel_spec
 from pukd_ray.corpus.reading import ReadRequest, read_blocks, read_units
 from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.corpus.streaming import DecodeImages
-from pukd_ray.corpus.units import UNIT_FILES, Unit
+from pukd_ray.corpus.units import UNIT_FILES, Unit, regroup
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.devices import Worker
 
@@ -96,24 +97,21 @@ class TrainingSet:
 def mix_units(wanted: Sequence[ReadRequest], seed: int) -> list[ReadRequest]:
     """The same labelled rows, units in random order and single images in random units: folders come class by class."""
     rng = np.random.default_rng([seed, 9])
-    mixed = [w for w in wanted if w.unit.format != "images" or w.unit.error]
+    mixed = []
     singles: defaultdict[tuple[str, int], list[tuple[Unit, int, int]]] = defaultdict(list)
     for w in wanted:
-        if w.unit.format == "images" and not w.unit.error:
-            assert w.positions is not None
-            assert w.labels is not None
-            for position, label in zip(w.positions, w.labels, strict=True):
-                singles[w.unit.role, w.unit.source].append((w.unit, int(position), int(label)))
+        if w.unit.error or not FORMATS[w.unit.format].single_images:
+            mixed.append(w)
+            continue
+        assert w.positions is not None
+        assert w.labels is not None
+        for position, label in zip(w.positions, w.labels, strict=True):
+            singles[w.unit.role, w.unit.source].append((w.unit, int(position), int(label)))
     for images in singles.values():
         order = rng.permutation(len(images))
         for part in np.array_split(order, -(-len(order) // UNIT_FILES)):
             chosen = [images[i] for i in part]
-            unit = replace(
-                chosen[0][0],
-                files=tuple(unit.files[position] for unit, position, _ in chosen),
-                ids=tuple(unit.ids[position] for unit, position, _ in chosen),
-                rows=len(chosen),
-            )
+            unit = regroup([(unit, position) for unit, position, _ in chosen])
             mixed.append(ReadRequest(unit, np.arange(len(chosen)), np.array([label for *_, label in chosen], np.int64)))
     return [mixed[i] for i in rng.permutation(len(mixed))]
 

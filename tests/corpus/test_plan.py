@@ -14,7 +14,8 @@ from pukd_ray.config import ConfigError, SourceConfig
 from pukd_ray.corpus import units as units_module
 from pukd_ray.corpus.pixels import encode_png
 from pukd_ray.corpus.plan import compare_listing, list_inputs, measure_units, plan_inputs
-from pukd_ray.corpus.reading import Row, read_rows
+from pukd_ray.corpus.reading import read_rows
+from pukd_ray.corpus.rows import ImageRow
 from pukd_ray.corpus.units import Unit, units_from_table
 from pukd_ray.run.folder import RunFolder
 
@@ -46,7 +47,7 @@ def planned(folder: RunFolder, sources: Sources) -> list[Unit]:
     return units_from_table(folder.read_table("plan.parquet"))
 
 
-def rows_of(units: list[Unit], sources: Sources, role: str = "corpus") -> list[Row]:
+def rows_of(units: list[Unit], sources: Sources, role: str = "corpus") -> list[ImageRow]:
     return [r for u in units if u.role == role for r in read_rows(u, sources[role][u.source])]
 
 

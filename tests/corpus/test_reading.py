@@ -1,11 +1,5 @@
 """Reading: every row of a unit once, in order, with its id, bytes, label, truth, or the reason why not."""
 
-import gzip
-import io
-import json
-import struct
-import tarfile
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain, cycle, repeat
 from pathlib import Path
@@ -16,32 +10,30 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from flaky import Flaky
+from small_files import MEMBERS, PNG, every_format, many_formats, on_flaky, units_of, write_idx, write_tar
 
 from pukd_ray import storage
 from pukd_ray.config import SourceConfig
+from pukd_ray.corpus import files as files_module
 from pukd_ray.corpus import reading, units
-from pukd_ray.corpus.pixels import PixelSpec, decode, encode_png
-from pukd_ray.corpus.reading import ROW_SCHEMA, ReadRequest, Row, content_hash, read_blocks, read_rows, read_units
+from pukd_ray.corpus.formats import images as images_module
+from pukd_ray.corpus.formats import parquet
+from pukd_ray.corpus.pixels import PixelSpec, decode
+from pukd_ray.corpus.plan import measure
+from pukd_ray.corpus.reading import ROW_SCHEMA, ReadRequest, content_hash, read_blocks, read_rows, read_units
+from pukd_ray.corpus.rows import ImageRow
 from pukd_ray.corpus.sources import list_source
-from pukd_ray.corpus.units import Unit, make_units, measure
+from pukd_ray.corpus.units import Unit
 from pukd_ray.errors import RunError
 from pukd_ray.storage import read_bytes
 
-PNG = [encode_png(np.full((1, 4, 4), i, np.uint8)) for i in range(40)]
 
-
-def units_of(source: SourceConfig) -> list[Unit]:
-    format_name, files, _ = list_source(source, "corpus")
-    measured = [(f, measure(f, format_name, source), f.relative) for f in files]
-    return make_units("corpus", 0, source, format_name, measured)
-
-
-def read(uri: Path | str, *, images: bool = True, **more: Any) -> list[Row]:
+def read(uri: Path | str, *, images: bool = True, **more: Any) -> list[ImageRow]:
     source = SourceConfig(uri=str(uri), **more)
     return [row for unit in units_of(source) for row in read_rows(unit, source, images=images)]
 
 
-def ids(rows: list[Row]) -> list[str]:
+def ids(rows: list[ImageRow]) -> list[str]:
     return [row.image_id for row in rows]
 
 
@@ -60,11 +52,11 @@ def test_parquet_rows(tmp_path: Path) -> None:
     pq.write_table(table, path, row_group_size=2)
     rows = read(tmp_path, label_column="label", relevant_column="truth")
     assert rows == [
-        Row("a.parquet#0", str(path), 0, PNG[0], 3, True),
-        Row("a.parquet#1", str(path), 1, None, None, False),
-        Row("a.parquet#2", str(path), 2, b"", 0, None),
-        Row("a.parquet#3", str(path), 3, PNG[3], 1, True),
-        Row("a.parquet#4", str(path), 4, PNG[4], 2, False),
+        ImageRow("a.parquet#0", str(path), 0, PNG[0], 3, True),
+        ImageRow("a.parquet#1", str(path), 1, None, None, False),
+        ImageRow("a.parquet#2", str(path), 2, b"", 0, None),
+        ImageRow("a.parquet#3", str(path), 3, PNG[3], 1, True),
+        ImageRow("a.parquet#4", str(path), 4, PNG[4], 2, False),
     ]
     light = read(tmp_path, label_column="label", relevant_column="truth", images=False)
     assert [(r.image_id, r.row, r.image, r.label, r.relevant, r.error) for r in light] == [
@@ -162,11 +154,11 @@ def test_a_folder_of_images(tmp_path: Path) -> None:
     image_folder(tmp_path)
     rows = read(tmp_path)
     assert rows == [
-        Row("5.png", str(tmp_path / "5.png"), 0, PNG[5], None),
-        Row("cat/1.png", str(tmp_path / "cat/1.png"), 0, PNG[1], "cat"),
-        Row("cat/deep/2.png", str(tmp_path / "cat/deep/2.png"), 0, PNG[2], "deep"),
-        Row("dog/3.png", str(tmp_path / "dog/3.png"), 0, b"", "dog"),
-        Row("dog/4.jpg", str(tmp_path / "dog/4.jpg"), 0, b"this is no picture", "dog"),
+        ImageRow("5.png", str(tmp_path / "5.png"), 0, PNG[5], None),
+        ImageRow("cat/1.png", str(tmp_path / "cat/1.png"), 0, PNG[1], "cat"),
+        ImageRow("cat/deep/2.png", str(tmp_path / "cat/deep/2.png"), 0, PNG[2], "deep"),
+        ImageRow("dog/3.png", str(tmp_path / "dog/3.png"), 0, b"", "dog"),
+        ImageRow("dog/4.jpg", str(tmp_path / "dog/4.jpg"), 0, b"this is no picture", "dog"),
     ]
     assert [(r.image_id, r.label) for r in read(tmp_path, images=False)] == [(r.image_id, r.label) for r in rows]
 
@@ -191,37 +183,6 @@ def test_constant_truth_and_truth_by_label(tmp_path: Path) -> None:
 # -- tars -------------------------------------------------------------------------------------------------------
 
 
-def write_tar(path: Path, members: list[tuple[str, bytes]], mode: str = "w") -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as tar:
-        for name, data in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    path.write_bytes(buffer.getvalue())
-    return buffer.getvalue()
-
-
-MEMBERS = [
-    ("a/0.png", PNG[0]),
-    ("a/0.cls", b"3\n"),
-    ("a/1.json", json.dumps({"label": "cat", "ok": True, "kind": 4.0}).encode()),
-    ("a/1.png", PNG[1]),
-    ("2.png", PNG[2]),
-    ("3.png", PNG[3]),
-    ("2.cls", b"5"),  # not next to its image: no label
-    ("4.left.png", PNG[4]),
-    ("4.right.PNG", PNG[5]),
-    ("4.cls", b"bird"),
-    ("5.png", b""),
-    ("5.json", b"{no json"),
-    ("6.png", PNG[6]),
-    ("6.cls", "²".encode()),
-    ("3.png", PNG[7]),
-    ("7.txt", b"no image"),
-    ("8.png", PNG[8]),
-    ("8.cls", b"-1"),
-]
 TAR_IDS = ["a/0.png", "a/1.png", "2.png", "3.png", "4.left.png", "4.right.PNG", "5.png", "6.png", "3.png#8", "8.png"]
 
 
@@ -287,18 +248,8 @@ def test_rows_within_a_tar(tmp_path: Path) -> None:
 # -- IDX and CIFAR ----------------------------------------------------------------------------------------------
 
 
-def pixels_of(row: Row, size: int, channels: int) -> np.ndarray:
+def pixels_of(row: ImageRow, size: int, channels: int) -> np.ndarray:
     return decode(row.image, PixelSpec(size, channels, "squash"))
-
-
-def write_idx(folder: Path, images: np.ndarray, labels: list[int] | None, suffix: str = "") -> Path:
-    pack: Callable[[bytes], bytes] = gzip.compress if suffix else bytes
-    path = folder / f"train-images-idx3-ubyte{suffix}"
-    path.write_bytes(pack(struct.pack(">IIII", 0x0803, *images.shape) + images.tobytes()))
-    if labels is not None:
-        name = f"train-labels-idx1-ubyte{suffix}"
-        (folder / name).write_bytes(pack(struct.pack(">II", 0x0801, len(labels)) + bytes(labels)))
-    return path
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -349,25 +300,10 @@ def test_cifar_and_a_partial_record(tmp_path: Path, fine: bool, monkeypatch: pyt
     cut = read(tmp_path)
     assert cut[:4] == rows[:4]
     error = "truncated: the file ends within this record"
-    assert cut[4:] == [Row("train.bin#4", str(path), 4, None, labels[4], error=error)]
+    assert cut[4:] == [ImageRow("train.bin#4", str(path), 4, None, labels[4], error=error)]
 
 
 # -- the same rows, however they are cut --------------------------------------------------------------------------
-
-
-def every_format(folder: Path) -> dict[str, SourceConfig]:
-    for name in ("parquet", "images", "tar", "idx", "cifar"):
-        (folder / name).mkdir()
-    for i in range(2):
-        table = pa.table({"image": PNG[20 * i : 20 * i + 20], "key": [f"k{20 * i + j}" for j in range(20)]})
-        pq.write_table(table, folder / f"parquet/{i}.parquet", row_group_size=7)
-        write_tar(folder / f"tar/{i}.tar", MEMBERS[: 8 + 10 * i])
-    for i, png in enumerate(PNG):
-        (folder / f"images/{i:02d}.png").write_bytes(png)
-    write_idx(folder / "idx", np.arange(30 * 4, dtype=np.uint8).reshape(30, 2, 2), list(range(30)))
-    (folder / "cifar/b.bin").write_bytes(b"".join(bytes([i]) + bytes([i + 50]) * 3072 for i in range(9)))
-    found = {name: SourceConfig(uri=str(folder / name)) for name in ("parquet", "images", "tar", "idx", "cifar")}
-    return found | {"ids": SourceConfig(uri=str(folder / "parquet"), id_column="key")}
 
 
 def test_rows_do_not_depend_on_the_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,7 +313,7 @@ def test_rows_do_not_depend_on_the_cut(tmp_path: Path, monkeypatch: pytest.Monke
         for rows, files, batch in ((1, 1, 2), (6, 7, 3), (10**6, 10**6, 1000)):
             monkeypatch.setattr(units, "UNIT_ROWS", rows)
             monkeypatch.setattr(units, "UNIT_FILES", files)
-            monkeypatch.setattr(reading, "BATCH_ROWS", batch)
+            monkeypatch.setattr(parquet, "BATCH_ROWS", batch)
             found = units_of(source)
             results.append([row for unit in found for row in read_rows(unit, source)])
             assert sum(u.rows for u in found) == len(results[-1])
@@ -388,18 +324,6 @@ def test_rows_do_not_depend_on_the_cut(tmp_path: Path, monkeypatch: pytest.Monke
 # -- remote storage that fails ------------------------------------------------------------------------------------
 
 DROPPED = ConnectionResetError(104, "Connection reset by peer")
-
-
-def many_formats(folder: Path) -> dict[str, SourceConfig]:
-    sources = every_format(folder)
-    (folder / "zipped").mkdir()
-    write_idx(folder / "zipped", np.arange(9 * 4, dtype=np.uint8).reshape(9, 2, 2), list(range(9)), ".gz")
-    write_tar(folder / "zipped.tar.gz", MEMBERS, "w:gz")
-    return sources | {name: SourceConfig(uri=str(folder / name)) for name in ("zipped", "zipped.tar.gz")}
-
-
-def on_flaky(source: SourceConfig) -> SourceConfig:
-    return replace(source, uri=f"flaky://{source.uri}")
 
 
 def test_faults_that_pass_leave_no_trace(tmp_path: Path, flaky: type[Flaky]) -> None:
@@ -466,7 +390,7 @@ def test_a_bad_spot_of_a_local_disk_is_a_row(tmp_path: Path, monkeypatch: pytest
             raise OSError(5, "Input/output error")
         return read_bytes(fs, path)
 
-    monkeypatch.setattr(reading, "read_bytes", fail)
+    monkeypatch.setattr(files_module, "read_bytes", fail)
     rows = list(read_rows(unit, source))
     assert [r.error for r in rows] == [None, "io: [Errno 5] Input/output error", None, None, None]
 
@@ -497,8 +421,8 @@ def test_a_sample_of_a_folder_opens_no_other_file(tmp_path: Path, monkeypatch: p
     source = SourceConfig(uri=str(tmp_path))
     (unit,) = units_of(source)
     opened: list[str] = []
-    load = reading._read_or_reason
-    monkeypatch.setattr(reading, "_read_or_reason", lambda uri: opened.append(uri) or load(uri))
+    load = images_module.read_whole
+    monkeypatch.setattr(images_module, "read_whole", lambda uri: opened.append(uri) or load(uri))
     (block,) = read_blocks(ReadRequest(unit, np.array([1, 3])), source)
     assert sorted(opened) == [str(tmp_path / "cat/1.png"), str(tmp_path / "dog/3.png")]
     assert block.column("image_id").to_pylist() == ["cat/1.png", "dog/3.png"]

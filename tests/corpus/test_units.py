@@ -12,8 +12,10 @@ import pytest
 
 from pukd_ray.config import SourceConfig
 from pukd_ray.corpus import units as module
-from pukd_ray.corpus.sources import SourceFile
-from pukd_ray.corpus.units import FileFacts, Unit, cifar_record, make_units, measure, units_from_table, units_to_table
+from pukd_ray.corpus.files import FileFacts, SourceFile
+from pukd_ray.corpus.formats.cifar import cifar_record
+from pukd_ray.corpus.plan import make_units, measure
+from pukd_ray.corpus.units import Unit, units_from_table, units_to_table
 
 
 def on_disk(path: Path) -> SourceFile:
