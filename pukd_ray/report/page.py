@@ -17,7 +17,16 @@ from pukd_ray.report import plots
 from pukd_ray.report.gallery import MAX_CLASSES, ClassGallery, Gallery, collect_gallery, takes_highest
 from pukd_ray.report.summary import NAMES
 from pukd_ray.run.folder import RunFolder
-from pukd_ray.run.records import SELECTION
+from pukd_ray.run.records import (
+    METRICS,
+    PRIOR,
+    SELECTION,
+    SELECTOR,
+    MetricsRecord,
+    PriorRecord,
+    SelectionRecord,
+    SelectorRecord,
+)
 from pukd_ray.run.stages import STAGE_NAMES
 from pukd_ray.selection.calibration import carry_over, from_json
 from pukd_ray.selection.rules import RULES
@@ -103,8 +112,9 @@ def track(value: float, bounds: Sequence[float], truth: float | None) -> Markup:
 
 
 def _content(folder: RunFolder, config: RunConfig, gallery: Gallery) -> dict[str, Any]:
-    metrics, prior, meta = (folder.read_json(f) for f in ("metrics.json", "selector/prior.json", "selector/meta.json"))
-    summary, weights = folder.read_record(SELECTION), folder.read_json("student/class_weights.json")
+    metrics, prior = folder.read_record(METRICS), folder.read_record(PRIOR)
+    meta, summary = folder.read_record(SELECTOR), folder.read_record(SELECTION)
+    weights = folder.read_json("student/class_weights.json")
     names = class_names(meta["classes"], config.teacher.num_classes)
     markers = {stage: marker for stage in STAGE_NAMES if (marker := folder.marker(stage)) is not None}
     finished = max((m["finished"] for s, m in markers.items() if s != "report"), default=None)
@@ -154,7 +164,7 @@ def class_names(classes: Any, count: int) -> list[str]:
     return [f"class {k}" for k in range(count)]
 
 
-def _networks(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+def _networks(metrics: MetricsRecord) -> list[dict[str, Any]]:
     size = metrics["teacher"]["parameters"]
     return [
         {"name": name, **metrics[key], "factor": size / metrics[key]["parameters"]}
@@ -163,7 +173,7 @@ def _networks(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _quality(metrics: dict[str, Any], prior: dict[str, Any]) -> list[dict[str, Any]]:
+def _quality(metrics: MetricsRecord, prior: PriorRecord) -> list[dict[str, Any]]:
     estimated = metrics["selection_estimated"]
     rows = [
         ("precision", metrics["selection"]["precision"], estimated["precision"], estimated["precision_interval"]),
@@ -184,7 +194,7 @@ def _quality(metrics: dict[str, Any], prior: dict[str, Any]) -> list[dict[str, A
 
 
 def _warnings(
-    metrics: dict[str, Any], prior: dict[str, Any], meta: dict[str, Any], summary: dict[str, Any], names: list[str]
+    metrics: MetricsRecord, prior: PriorRecord, meta: SelectorRecord, summary: SelectionRecord, names: list[str]
 ) -> list[str]:
     warnings = list(prior["warnings"])
     if meta["teacher_agreement"] < 0.7:
@@ -217,7 +227,7 @@ def _warnings(
     return warnings
 
 
-def _flow(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+def _flow(metrics: MetricsRecord) -> list[dict[str, Any]]:
     """What became of the corpus, each step with its share."""
     not_taken = metrics["n_scored"] - metrics["n_duplicates"] - metrics["n_selected"]
     rows = [
@@ -233,7 +243,7 @@ def _flow(metrics: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _classes(
-    metrics: dict[str, Any], meta: dict[str, Any], summary: dict[str, Any], weights: dict[str, Any], names: list[str]
+    metrics: MetricsRecord, meta: SelectorRecord, summary: SelectionRecord, weights: dict[str, Any], names: list[str]
 ) -> list[dict[str, Any]]:
     arms = [metrics[key] for key in NAMES if key in metrics]
     return [
@@ -264,9 +274,9 @@ def _plots(
     folder: RunFolder,
     config: RunConfig,
     gallery: Gallery,
-    prior: dict[str, Any],
-    meta: dict[str, Any],
-    summary: dict[str, Any],
+    prior: PriorRecord,
+    meta: SelectorRecord,
+    summary: SelectionRecord,
     weights: dict[str, Any],
     names: list[str],
 ) -> dict[str, Any]:
@@ -308,7 +318,7 @@ def _cut_label(config: RunConfig, cuts: list[float]) -> str:
     return f"cut at {cuts[0]:.2f}"
 
 
-def truth_is_complete(summary: dict[str, Any]) -> bool:
+def truth_is_complete(summary: SelectionRecord) -> bool:
     """Whether all selected images have truth; the histogram cannot tell irrelevant from unknown ones."""
     truth = summary["truth"]
     if not truth or not truth["precision"]:

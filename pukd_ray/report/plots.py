@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from pukd_ray.run.records import Histogram, PriorRecord
 from pukd_ray.selection.calibration import Calibration
 
 P = ParamSpec("P")
@@ -107,7 +108,7 @@ def shorten(name: str, width: int = 18) -> str:
 # -- scores -----------------------------------------------------------------------------------------------------
 
 
-def _outer_edges(histogram: dict[str, Any]) -> np.ndarray:
+def _outer_edges(histogram: Histogram) -> np.ndarray:
     """Edges of all bins; the outermost, open ones end as far beyond their mean as it is from their finite edge."""
     edges, logit, count = (np.array(histogram[k], float) for k in ("edges", "logit", "all"))
     low = 2 * logit[0] - edges[0] if count[0] else edges[0]
@@ -116,7 +117,7 @@ def _outer_edges(histogram: dict[str, Any]) -> np.ndarray:
     return outer
 
 
-def even_bins(histogram: dict[str, Any], bins: int = HISTOGRAM_BINS) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def even_bins(histogram: Histogram, bins: int = HISTOGRAM_BINS) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """(edges [bins + 1], counts [bins] of each kind): the summary's uneven bins on an even axis.
 
     Images are taken as spread evenly within a bin. The ends hold what lies beyond, so totals are kept.
@@ -126,9 +127,11 @@ def even_bins(histogram: dict[str, Any], bins: int = HISTOGRAM_BINS) -> tuple[np
     ends = np.interp([0.0005 * total[-1], 0.9995 * total[-1]], total, edges)
     even = np.linspace(ends[0], max(ends[1], ends[0] + 1e-6), bins + 1)
     counts = {}
-    for kind in ("all", "selected", "relevant"):
-        if histogram.get(kind) is not None:
-            cumulated = np.r_[0.0, np.cumsum(histogram[kind])]
+    kinds: tuple[Literal[all, selected, relevant], ...] = ("all", "selected", "relevant")
+    for kind in kinds:
+        images = histogram[kind]
+        if images is not None:
+            cumulated = np.r_[0.0, np.cumsum(images)]
             at = np.interp(even, edges, cumulated)
             at[0], at[-1] = 0.0, cumulated[-1]
             counts[kind] = np.diff(at)
@@ -137,7 +140,7 @@ def even_bins(histogram: dict[str, Any], bins: int = HISTOGRAM_BINS) -> tuple[np
 
 @_drawing
 def score_histogram(
-    histogram: dict[str, Any], cuts: Sequence[float], cut_label: str, *, log: bool = False
+    histogram: Histogram, cuts: Sequence[float], cut_label: str, *, log: bool = False
 ) -> tuple[Figure, str]:
     """Logits of all, selected and, where known, relevant images, with the rule's cut."""
     edges, counts = even_bins(histogram)
@@ -162,7 +165,7 @@ def score_histogram(
 # -- calibration ------------------------------------------------------------------------------------------------
 
 
-def reliability(histogram: dict[str, Any], calibration: Calibration, bins: int = 10) -> list[dict[str, float]]:
+def reliability(histogram: Histogram, calibration: Calibration, bins: int = 10) -> list[dict[str, float]]:
     """Predicted probability against relevant share in bins of equal width of the prediction; empty bins left out."""
     logit, count, relevant = (np.array(histogram[k], float) for k in ("logit", "all", "relevant"))
     predicted = calibration(logit)
@@ -229,7 +232,7 @@ def calibration_plot(
 
 
 @_drawing
-def prior_plot(prior: dict[str, Any]) -> tuple[Figure, str]:
+def prior_plot(prior: PriorRecord) -> tuple[Figure, str]:
     """All that is known of the share of relevant images, one line each."""
     estimate = prior["estimate"]
     rows: list[tuple[str, list[float], str, str]] = [

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pukd_ray.run.folder import RunFolder
+from pukd_ray.run.records import METRICS, MetricsRecord, NetworkName
 
-NAMES = {
+NAMES: dict[NetworkName, str] = {
     "teacher": "teacher",
     "student": "student (P + selected)",
     "student_last": "student (last weights)",
@@ -22,7 +21,7 @@ def _interval(bounds: list[float]) -> str:
     return f"[{bounds[0]:.3f}, {bounds[1]:.3f}]"
 
 
-def _times(metrics: dict[str, Any]) -> str:
+def _times(metrics: MetricsRecord) -> str:
     seconds, computing = metrics.get("seconds", {}), metrics.get("computing_seconds", {})
     split = ", ".join(f"{stage} {s:.0f} ({computing[stage]:.0f})" for stage, s in seconds.items())
     total, busy = sum(seconds.values()), sum(computing.values())
@@ -31,7 +30,7 @@ def _times(metrics: dict[str, Any]) -> str:
 
 def summary_lines(folder: RunFolder) -> list[str]:
     """Networks, prior, selection and time of a finished run, and where its report is."""
-    metrics: dict[str, Any] = folder.read_json("metrics.json")
+    metrics = folder.read_record(METRICS)
     prior, selection, estimated = metrics["prior"], metrics["selection"], metrics["selection_estimated"]
     true_prior = (folder.read_json("selector/prior.json") or {}).get("true_in_sample")
     lines = ["", f"{'network':<32}{'top-1':>8}{'top-5':>8}{'parameters':>14}"]
@@ -45,10 +44,11 @@ def summary_lines(folder: RunFolder) -> list[str]:
         f"{'prior (' + prior['source'] + ')':<32}{_share(true_prior):>8}{prior['value']:>11.4f}  "
         + _interval([prior["lower"], prior["upper"]]),
     ]
-    for key in ("precision", "recall"):
-        lines.append(
-            f"{key:<32}{_share(selection[key]):>8}{estimated[key]:>11.4f}  {_interval(estimated[key + '_interval'])}"
-        )
+    for name, truth, value, bounds in (
+        ("precision", selection["precision"], estimated["precision"], estimated["precision_interval"]),
+        ("recall", selection["recall"], estimated["recall"], estimated["recall_interval"]),
+    ):
+        lines.append(f"{name:<32}{_share(truth):>8}{value:>11.4f}  {_interval(bounds)}")
     rejected = ", ".join(f"{n} {reason}" for reason, n in metrics["rejected_by_reason"].items()) or "none"
     lines += [
         f"{'average precision':<32}{_share(selection['average_precision']):>8}",

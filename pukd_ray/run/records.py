@@ -112,8 +112,8 @@ class CalibrationRecord(TypedDict):
 # -- selection --------------------------------------------------------------------------------------------------
 
 
-class SelectionRecord(TypedDict):
-    """`selection.json`: what the rule took."""
+class SelectionCounts(TypedDict):
+    """What the rule took, counted."""
 
     n_scored: int
     n_duplicates: int
@@ -130,6 +130,11 @@ class SelectionRecord(TypedDict):
     histogram: Histogram
     parts: int
     """Files of `selected/`."""
+
+
+class SelectionRecord(SelectionCounts):
+    """`selection.json`: what the rule took, and what that is worth."""
+
     estimated: EstimatedQuality
     rule: str
     selection: dict[str, Any]
@@ -168,6 +173,9 @@ class EstimatedQuality(TypedDict):
     precision_interval: Interval
     recall: float
     recall_interval: Interval
+
+
+NetworkName = Literal["teacher", "student", "student_last", "baseline_positives"]
 
 
 # -- student ----------------------------------------------------------------------------------------------------

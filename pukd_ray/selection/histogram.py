@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
+from pukd_ray.run.records import EstimatedQuality
 from pukd_ray.selection.calibration import Calibration
 from pukd_ray.selection.quality import estimate_quality
 
 BINS = 512
+BINNED = ("all", "selected", "logit_sum")
+"""What `bin_scores` counts in each bin."""
 
 
 def bin_edges(held_out_logits: np.ndarray) -> np.ndarray:
@@ -44,7 +46,7 @@ def estimate_selection(
     p_weights: np.ndarray,
     calibration: Calibration,
     bootstrap: list[Calibration],
-) -> dict[str, Any]:
+) -> EstimatedQuality:
     """`estimate_quality` of a selection whose corpus was binned by `bin_scores`; the other arguments are its own.
 
     `p_weights` in float32, as `selector/held_out.parquet` keeps them.

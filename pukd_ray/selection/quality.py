@@ -9,10 +9,9 @@ By two estimators, which fail in different ways (docs/method.md, "Quality of a s
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from pukd_ray.run.records import EstimatedQuality
 from pukd_ray.selection.calibration import Calibration, resample_weights
 
 
@@ -24,7 +23,7 @@ def estimate_quality(
     p_weights: np.ndarray,
     calibration: Calibration,
     bootstrap: list[Calibration],
-) -> dict[str, Any]:
+) -> EstimatedQuality:
     """`precision` and `recall` of this selection from this corpus, each with its `_interval`.
 
     Args:

@@ -76,10 +76,11 @@ class ScoredRows:
     def taken(self, cuts: dict[int, Cut]) -> np.ndarray:
         """Rows that the cuts of their groups admit, bool [N]."""
         bits, groups = self.bits, self.groups
-        taken = np.zeros(len(bits), bool)
+        taken: np.ndarray = np.zeros(len(bits), bool)
         for group, cut in cuts.items():
             taken |= (groups == group) & cut.admits(bits, self.scores.tie_breaker)
-        return taken & self.allowed
+        taken &= self.allowed
+        return taken
 
 
 def read_tables(folder: RunFolder, files: list[str], columns: list[str]) -> pa.Table:

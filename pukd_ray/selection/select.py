@@ -13,14 +13,13 @@ from pukd_ray.corpus.context import RunContext
 from pukd_ray.corpus.units import Unit
 from pukd_ray.errors import RunError
 from pukd_ray.run.folder import RunFolder
-from pukd_ray.run.records import selection_in
+from pukd_ray.run.records import SelectionRecord, selection_in
 from pukd_ray.runtime.console import progress, say
 from pukd_ray.runtime.metrics import record
 from pukd_ray.selection.calibration import from_json
 from pukd_ray.selection.copies import find_copies
 from pukd_ray.selection.find_cuts import find_cuts
-from pukd_ray.selection.histogram import bin_edges
-from pukd_ray.selection.quality import estimate_quality
+from pukd_ray.selection.histogram import bin_edges, estimate_selection
 from pukd_ray.selection.rows import SelectJob
 from pukd_ray.selection.scoring import score_files
 from pukd_ray.selection.writing import write_selected
@@ -41,7 +40,7 @@ def run_select(run: RunContext) -> dict[str, Any]:
 
 def select_images(
     folder: RunFolder, config: RunConfig, units: Sequence[Unit], into: str = "selected"
-) -> dict[str, Any]:
+) -> SelectionRecord:
     """Select, writing to folder `into` of the run; returns what its summary, a file beside it, says."""
     if folder.exists(selection_in(into).name):  # first: a summary stands for a folder that is whole
         folder.delete(selection_in(into).name)
@@ -58,18 +57,20 @@ def select_images(
         bar.update(len(groups))
         cuts = find_cuts(job, groups, dropped, n_scored)
         bar.update(len(groups))
-        summary = write_selected(job, groups, dropped, cuts)
+        counts, binned = write_selected(job, groups, dropped, cuts)
         bar.update(len(groups))
-    summary["estimated"] = estimate_quality(
-        np.array(summary["histogram"]["all"]),
-        np.array(summary["histogram"]["selected"]),
-        np.array(summary["histogram"]["logit"]),
+    estimated = estimate_selection(
+        binned,
         logits[of_p],
-        held_out.column("weight").to_numpy()[of_p].astype(np.float64),
+        held_out.column("weight").to_numpy()[of_p],
         *from_json(folder.read_json("selector/calibration.json")),
     )
-    summary["rule"] = config.selection.rule
-    summary["selection"] = to_plain(config.selection)
+    summary: SelectionRecord = {
+        **counts,
+        "estimated": estimated,
+        "rule": config.selection.rule,
+        "selection": to_plain(config.selection),
+    }
     if summary["n_selected"] == 0:
         raise RunError(
             f"selection: rule {job.rule.name} takes none of {n_scored:,} scored images: "

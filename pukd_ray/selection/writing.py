@@ -13,9 +13,10 @@ import ray
 
 from pukd_ray.corpus.fetch import fetch_images
 from pukd_ray.run.folder import SCORES_SCHEMA, SELECTED_SCHEMA, RunFolder
+from pukd_ray.run.records import SelectionCounts, SelectionTruth
 from pukd_ray.runtime.engine import IO_CPUS
 from pukd_ray.selection.cuts import Cut
-from pukd_ray.selection.histogram import bin_scores
+from pukd_ray.selection.histogram import BINNED, bin_scores
 from pukd_ray.selection.rows import SelectJob, as_results, by_part, load_rows
 
 # The shuffle makes tasks x writers objects, and the driver knows each of them.
@@ -27,8 +28,8 @@ IMAGE_BYTES = 100_000  # of one image, where the pass kept none
 
 def write_selected(
     job: SelectJob, groups: list[list[str]], dropped: list[ray.ObjectRef], cuts: dict[int, Cut]
-) -> dict[str, Any]:
-    """Write the selected rows of `groups` of score files; returns the counts of the selection's summary."""
+) -> tuple[SelectionCounts, dict[str, np.ndarray]]:
+    """Write the selected rows of `groups` of score files; returns the counts, and the scores as of `bin_scores`."""
     refs = [_summarise.remote(job, g, t, cuts, *dropped) for t, g in enumerate(groups)]
     average_precision = _average_precision.remote(*(keys for _, keys in refs))
     counted = ray.get([counts for counts, _ in refs])
@@ -40,7 +41,7 @@ def write_selected(
     if written != total["n_selected"]:
         raise RuntimeError(f"{written} of {total['n_selected']} selected images were written: start again")
     in_bin = np.maximum(total["all"], 1)
-    truth = None
+    truth: SelectionTruth | None = None
     if total["truth"]:
         truth = {
             "precision": total["selected_relevant"] / total["selected_truth"] if total["selected_truth"] else None,
@@ -49,8 +50,12 @@ def write_selected(
             "relevant": total["relevant"],
             "selected_relevant": total["selected_relevant"],
         }
-    return {
-        **{k: int(total[k]) for k in ("n_scored", "n_duplicates", "n_selected", "n_positive", "n_above_half")},
+    counts: SelectionCounts = {
+        "n_scored": int(total["n_scored"]),
+        "n_duplicates": int(total["n_duplicates"]),
+        "n_selected": int(total["n_selected"]),
+        "n_positive": int(total["n_positive"]),
+        "n_above_half": int(total["n_above_half"]),
         "class_counts": total["class_counts"].tolist(),
         "truth": truth,
         "histogram": {
@@ -62,6 +67,7 @@ def write_selected(
         },
         "parts": parts,
     }
+    return counts, {name: total[name] for name in BINNED}
 
 
 @ray.remote(num_cpus=IO_CPUS, num_returns=2)
@@ -183,7 +189,7 @@ def _write_parts(job: SelectJob, to: Layout, writer: int, *pieces: pa.Table) -> 
         job.folder.write_table(
             f"{job.into}/part-{part:05d}.parquet", rows.select(SELECTED_SCHEMA.names).cast(SELECTED_SCHEMA)
         )
-    return table.num_rows
+    return int(table.num_rows)
 
 
 def _shuffle(

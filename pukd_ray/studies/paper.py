@@ -27,7 +27,7 @@ from pukd_ray.pipeline import open_folder, run_pipeline
 from pukd_ray.preflight.files import weights_exist
 from pukd_ray.resume import StaleResultsError, teacher_inputs
 from pukd_ray.run.folder import RunFolder, changed_inputs
-from pukd_ray.run.records import selection_in
+from pukd_ray.run.records import SelectionRecord, selection_in
 from pukd_ray.runtime.console import say
 from pukd_ray.runtime.engine import Cluster, cause_of, engine, gpus_per_actor
 from pukd_ray.selection.select import select_images
@@ -209,15 +209,15 @@ def _jobs_of_run(
         assert data is not None
         own_steps = max(1, round(steps * data.count / reference)) if student.epochs else steps
         distill = DistillConfig(**{**to_plain(config.distill), "steps": own_steps, **row.distill})
-        truth = (made or {}).get("truth") or {}
+        truth = made["truth"] if made else None
         facts = {
             "row": row.name,
             "title": row.title,
             "positives_per_class": student.per_class,
             "seed": student.seed,
             "equal": "epochs" if student.epochs else "steps",
-            "precision": truth.get("precision"),
-            "recall": truth.get("recall"),
+            "precision": truth["precision"] if truth else None,
+            "recall": truth["recall"] if truth else None,
             "inputs": {
                 "distill": {k: v for k, v in to_plain(distill).items() if k not in NOT_OF_A_STUDENT},
                 "student": run.student.arch,
@@ -231,9 +231,10 @@ def _jobs_of_run(
             },
         }
         jobs.append(StudentJob(student.key, replace(run, distill=distill), data, folder, facts))
+    of_scores = selections["pu_s1"]["truth"] if selections else None
     known = {
         "prior": run_folder.read_json("selector/prior.json"),
-        "average_precision": (selections.get("pu_s1", {}).get("truth") or {}).get("average_precision"),
+        "average_precision": of_scores["average_precision"] if of_scores else None,
         "seconds": {stage: run_folder.spent(stage) for stage in ("selector", "score")},
     }
     return jobs, known
@@ -241,9 +242,9 @@ def _jobs_of_run(
 
 def _make_selections(
     config: PaperConfig, run: RunConfig, folder: RunFolder, units: list[Unit], rows: list[TableRow]
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, SelectionRecord]:
     """{row: summary} of the rows that select, and `pu_s1` with them; what is there is not made again."""
-    summaries: dict[str, dict[str, Any]] = {}
+    summaries: dict[str, SelectionRecord] = {}
     selecting = {row.name: row for row in rows if row.data == "selection"}
     # What other rows take depends on what pu_s1 takes.
     for row in ({"pu_s1": BUILT_IN["pu_s1"]} | selecting).values() if selecting else ():
@@ -252,7 +253,7 @@ def _make_selections(
             taken = summaries["pu_s1"]["n_selected"]
             changes["budget"] = taken if row.budget == "pu_s1" else config.table.budget or max(1, taken // 2)
         selection = SelectionConfig(**{**to_plain(run.selection), **changes})
-        made: dict[str, Any] | None = folder.find_record(selection_in(f"rows/{row.name}"))
+        made = folder.find_record(selection_in(f"rows/{row.name}"))
         if made is None or made["selection"] != to_plain(selection):
             made = select_images(folder, replace(run, selection=selection), units, f"rows/{row.name}")
         summaries[row.name] = made

@@ -143,9 +143,9 @@ def measure(
         "feature_seconds": cache.cpu_seconds_per_image * (len(pool.corpus) + p.shape[0] * p.shape[1]),
         "fit_seconds": fit_seconds,
     }
-    for name in ("precision", "recall"):
-        figures[f"{name}_estimated"] = estimated[name]
-        figures[f"{name}_lower"], figures[f"{name}_upper"] = estimated[f"{name}_interval"]
+    figures["precision_estimated"], figures["recall_estimated"] = estimated["precision"], estimated["recall"]
+    figures["precision_lower"], figures["precision_upper"] = estimated["precision_interval"]
+    figures["recall_lower"], figures["recall_upper"] = estimated["recall_interval"]
     return figures
 
 
