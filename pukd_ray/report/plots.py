@@ -6,7 +6,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, ParamSpec
+from typing import Any, Literal, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
@@ -127,7 +127,7 @@ def even_bins(histogram: Histogram, bins: int = HISTOGRAM_BINS) -> tuple[np.ndar
     ends = np.interp([0.0005 * total[-1], 0.9995 * total[-1]], total, edges)
     even = np.linspace(ends[0], max(ends[1], ends[0] + 1e-6), bins + 1)
     counts = {}
-    kinds: tuple[Literal[all, selected, relevant], ...] = ("all", "selected", "relevant")
+    kinds: tuple[Literal["all", "selected", "relevant"], ...] = ("all", "selected", "relevant")
     for kind in kinds:
         images = histogram[kind]
         if images is not None:
