@@ -126,7 +126,7 @@ def even_bins(histogram: Histogram, bins: int = HISTOGRAM_BINS) -> tuple[np.ndar
     total = np.r_[0.0, np.cumsum(histogram["all"])]
     ends = np.interp([0.0005 * total[-1], 0.9995 * total[-1]], total, edges)
     even = np.linspace(ends[0], max(ends[1], ends[0] + 1e-6), bins + 1)
-    counts = {}
+    counts: dict[str, np.ndarray] = {}
     kinds: tuple[Literal["all", "selected", "relevant"], ...] = ("all", "selected", "relevant")
     for kind in kinds:
         images = histogram[kind]
