@@ -212,6 +212,18 @@ class SelectorConfig:
         return value
 
 
+# Selection rules by the key that they need; `pukd_ray.selection.rules` has a module for each.
+NeedsThreshold = Literal["threshold"]
+NeedsPrecision = Literal["precision"]
+NeedsBudget = Literal["budget", "quota", "random", "teacher_confidence"]
+RuleName = Literal["positive", "prior", NeedsThreshold, NeedsPrecision, NeedsBudget, "all", "truth"]
+NEEDED_BY_RULES: dict[str, tuple[str, ...]] = {
+    "threshold": get_args(NeedsThreshold),
+    "budget": get_args(NeedsBudget),
+    "target_precision": get_args(NeedsPrecision),
+}
+
+
 @dataclass(frozen=True, kw_only=True, config=_OPTIONS)
 class ScoreConfig:
     """The one pass over the corpus."""
@@ -224,18 +236,8 @@ class ScoreConfig:
     """Images per chunk, the unit of restart; null: about ten minutes' worth on the cluster at hand."""
     max_rejected: Annotated[Float, Field(ge=0, le=1)] = 0.2
     """Share of unreadable images that stops the run."""
-
-
-# Selection rules by the key that they need; `pukd_ray.selection.rules` has a module for each.
-NeedsThreshold = Literal["threshold"]
-NeedsPrecision = Literal["precision"]
-NeedsBudget = Literal["budget", "quota", "random", "teacher_confidence"]
-RuleName = Literal["positive", "prior", NeedsThreshold, NeedsPrecision, NeedsBudget, "all", "truth"]
-NEEDED_BY_RULES: dict[str, tuple[str, ...]] = {
-    "threshold": get_args(NeedsThreshold),
-    "budget": get_args(NeedsBudget),
-    "target_precision": get_args(NeedsPrecision),
-}
+    also: Listed(RuleName) = ()  # type: ignore[valid-type]
+    """Rules, beside selection.rule, whose own column the pass writes too, so that one pass serves several."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_OPTIONS)

@@ -1,0 +1,129 @@
+"""Rules that rank by a column of their own: what they are fitted to, and what tells that a pass did not write it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pukd_ray import RunError
+from pukd_ray.config import RunConfig
+from pukd_ray.resume import check_progress
+from pukd_ray.run.folder import RunFolder
+from pukd_ray.run.stages import STAGES
+from pukd_ray.selection import chunks
+from pukd_ray.selection.features import as_half, load_last_tap
+from pukd_ray.selection.rules import RULES
+from pukd_ray.selection.rules.base import Rule, Scorer, by_column, moments
+
+
+@pytest.fixture
+def rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of the rules as if they had a column of their own."""
+    scorer = Scorer(lambda *_: {}, lambda *given: given[2].max(1))
+    of_their_own = {
+        name: Rule(name=name, text="", rank_by=by_column(name), reads=(name,), scorer=scorer)
+        for name in ("all", "prior")
+    }
+    monkeypatch.setattr(chunks, "RULES", {**RULES, **of_their_own})
+
+
+def run_config(folder: Path, **more: Any) -> RunConfig:
+    teacher = {"arch": "lenet5", "weights": str(folder / "t.pt"), "num_classes": 3, "channels": 1, "input_size": 28}
+    (folder / "t.pt").write_bytes(b"weights")
+    (folder / "x.parquet").write_bytes(b"x")
+    return RunConfig(
+        output=str(folder / "run"),
+        teacher=teacher | {"mean": [0.5], "std": [0.5]},
+        positives={"uri": str(folder / "x.parquet")},
+        corpus={"uri": str(folder / "x.parquet")},
+        **more,
+    )
+
+
+@pytest.mark.usefixtures("rules")
+def test_the_pass_writes_what_the_config_asks_for(tmp_path: Path) -> None:
+    def wanted(**more: Any) -> tuple[str, ...]:
+        return chunks.rules_of_pass(run_config(tmp_path, **more))
+
+    assert wanted() == wanted(score={"also": ["positive", "truth"]}) == ()  # these need no column
+    assert wanted(selection={"rule": "prior"}) == ("prior",)
+    assert wanted(selection={"rule": "prior"}, score={"also": ["all", "prior"]}) == ("all", "prior")
+
+
+@pytest.mark.usefixtures("rules")
+def test_scores_without_the_column_of_the_rule_are_told_before_anything_moves(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path / "run"))
+    folder.write_json("markers/score/00000.json", {"files": [], "columns": ["all", "prior"]})
+    folder.write_text("selected/part", "")
+    assert chunks.missing_columns(folder, ["all", "positive", "prior"]) == []
+    folder.write_json("markers/score/00001.json", {"files": []})  # a chunk of an older version
+    assert chunks.missing_columns(folder, ["all", "positive", "prior"]) == ["all", "prior"]
+    check_progress(folder, run_config(tmp_path), "distill", STAGES)  # asks for none
+    config = run_config(tmp_path, selection={"rule": "prior"}, score={"also": ["all"]})
+    for redo in (None, "select"):
+        with pytest.raises(Exception, match="--redo score") as caught:
+            check_progress(folder, config, redo, STAGES)
+        assert [f.partition(":")[0] for f in caught.value.faults] == ["score.also", "selection.rule", "output"]
+        assert "rule prior" in caught.value.faults[1]
+        assert not folder.exists("old")
+    check_progress(folder, config, "score", STAGES)
+    assert folder.exists("old")
+    assert chunks.missing_columns(folder, ["all"]) == []  # nothing is scored yet
+
+
+def cache(folder: RunFolder, last_tap: bool) -> dict[str, np.ndarray]:
+    """Three files of a feature cache, rows in any order; rows that cannot be read in each."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(30):
+        is_p = i % 3 == 0
+        views = rng.normal(size=(4 if is_p else 1, 5))
+        row = {"role": "positives" if is_p else "corpus", "unit": f"u{i % 2}", "source_row": i, "image_id": f"i{i:02d}"}
+        row |= {"error": None, "label": str(i % 4) if is_p else None, "last_tap": as_half(views[0])}
+        rows.append(row if i % 10 else row | {"error": "corrupt: by hand", "last_tap": None})
+    for start in range(3):
+        names = [n for n in rows[0] if last_tap or n != "last_tap"]
+        part = [{n: r[n] for n in names} for r in rows[start::3][::-1]]
+        for r in part:
+            if r.get("last_tap") is not None:
+                r["last_tap"] = r["last_tap"].tobytes()
+        schema = [
+            (n, pa.int64() if n == "source_row" else pa.binary() if n == "last_tap" else pa.string()) for n in names
+        ]
+        folder.write_table(f"selector/features/{start}.parquet", pa.Table.from_pylist(part, schema=pa.schema(schema)))
+    return {r["image_id"]: r["last_tap"] for r in rows if r["error"] is None}
+
+
+def test_scorers_are_fitted_to_the_last_tap_in_the_order_of_ids(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path))
+    taps = cache(folder, last_tap=True)
+    files = folder.files("selector/features")
+    p, u, labels = load_last_tap(folder, files)
+    p_ids = [i for unit in (0, 1) for i in range(30) if i % 3 == 0 and i % 10 and i % 2 == unit]
+    u_ids = [i for unit in (0, 1) for i in range(30) if i % 3 and i % 10 and i % 2 == unit]
+    assert p.dtype == u.dtype == np.float32
+    np.testing.assert_array_equal(p, [taps[f"i{i:02d}"] for i in p_ids])
+    np.testing.assert_array_equal(u, [taps[f"i{i:02d}"] for i in u_ids])
+    assert labels.tolist() == [i % 4 for i in p_ids]
+    for one, again in zip((p, u, labels), load_last_tap(folder, files[::-1]), strict=True):
+        np.testing.assert_array_equal(one, again)
+
+
+def test_a_cache_without_it_says_what_to_do(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path))
+    cache(folder, last_tap=False)
+    with pytest.raises(RunError, match="--redo selector"):
+        load_last_tap(folder, folder.files("selector/features"))
+
+
+def test_moments_standardise_and_spare_what_never_varies() -> None:
+    features = np.random.default_rng(0).normal(3, 2, (500, 4)).astype(np.float32)
+    features[:, 1] = 7
+    found = moments(features)
+    z = (features - found["mean"]) / found["std"]
+    np.testing.assert_allclose(z.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(z.std(0), [1, 0, 1, 1], atol=1e-5)
