@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from pukd_ray import RunError
 from pukd_ray.config import RunConfig
@@ -127,3 +128,33 @@ def test_moments_standardise_and_spare_what_never_varies() -> None:
     z = (features - found["mean"]) / found["std"]
     np.testing.assert_allclose(z.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(z.std(0), [1, 0, 1, 1], atol=1e-5)
+
+
+def sample(n_p: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """P, which differs from U by three dimensions of six, U, and images of both kinds."""
+    rng = np.random.default_rng(seed)
+    shift = np.array([3, 3, 3, 0, 0, 0])
+    relevant = rng.random(400) < 0.3
+    u = rng.normal(size=(400, 6)) * [1, 1, 1, 9, 1, 1] + relevant[:, None] * shift
+    p = rng.normal(size=(n_p, 6)) * [1, 1, 1, 9, 1, 1] + shift
+    return p.astype(np.float32), u.astype(np.float32), relevant
+
+
+@pytest.mark.parametrize("n_p", [3, 10, 40])
+def test_knn_is_the_cosine_to_the_tenth_nearest_positive(n_p: int) -> None:
+    p, u, relevant = sample(n_p)
+    scorer = RULES["knn"].scorer
+    assert scorer is not None
+    scores = scorer.score(scorer.fit(p, u, np.zeros(n_p, np.int64)), u, np.zeros((400, 3)))
+    assert scores.dtype == np.float32
+    mean, std = u.mean(0), u.std(0)
+
+    def cosine(a: np.ndarray, b: np.ndarray) -> float:
+        a, b = (a - mean) / std, (b - mean) / std
+        return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+    expected = [sorted((cosine(x, q) for q in p), reverse=True)[min(10, n_p) - 1] for x in u]
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    if n_p == 40:
+        assert roc_auc_score(relevant, scores) > 0.9
+    assert np.isfinite(scorer.score(scorer.fit(p, u, np.zeros(n_p)), u.mean(0, keepdims=True), np.zeros((1, 3)))).all()
