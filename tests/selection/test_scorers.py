@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from pukd_ray import RunError
@@ -158,3 +159,16 @@ def test_knn_is_the_cosine_to_the_tenth_nearest_positive(n_p: int) -> None:
     if n_p == 40:
         assert roc_auc_score(relevant, scores) > 0.9
     assert np.isfinite(scorer.score(scorer.fit(p, u, np.zeros(n_p)), u.mean(0, keepdims=True), np.zeros((1, 3)))).all()
+
+
+def test_a_linear_probe_is_logistic_regression_of_p_against_u() -> None:
+    p, u, relevant = sample(40)
+    scorer = RULES["linear_probe"].scorer
+    assert scorer is not None
+    scores = scorer.score(scorer.fit(p, u, np.zeros(40)), u, np.zeros((400, 3)))
+    assert scores.dtype == np.float32
+    z = np.concatenate([p, u]) - u.mean(0)
+    z /= u.std(0)
+    probe = LogisticRegression(class_weight="balanced").fit(z, [1] * 40 + [0] * 400)
+    np.testing.assert_allclose(scores, probe.decision_function(z[40:]), atol=1e-2)
+    assert roc_auc_score(relevant, scores) > 0.9
