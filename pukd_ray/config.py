@@ -213,6 +213,18 @@ class SelectorConfig:
         return value
 
 
+# Selection rules by the key that they need; `pukd_ray.selection.rules` has a module for each.
+NeedsThreshold = Literal["threshold"]
+NeedsPrecision = Literal["precision"]
+NeedsBudget = Literal["budget", "quota", "random", "teacher_confidence", "knn", "linear_probe"]
+RuleName = Literal["positive", "prior", NeedsThreshold, NeedsPrecision, NeedsBudget, "all", "truth"]
+NEEDED_BY_RULES: dict[str, tuple[str, ...]] = {
+    "threshold": get_args(NeedsThreshold),
+    "budget": get_args(NeedsBudget),
+    "target_precision": get_args(NeedsPrecision),
+}
+
+
 @dataclass(frozen=True, kw_only=True, config=OPTIONS)
 class ScoreConfig:
     """The one pass over the corpus."""
@@ -225,18 +237,8 @@ class ScoreConfig:
     """Images per chunk, the unit of restart; null: about ten minutes' worth on the cluster at hand."""
     max_rejected: Annotated[Float, Field(ge=0, le=1)] = 0.2
     """Share of unreadable images that stops the run."""
-
-
-# Selection rules by the key that they need; `pukd_ray.selection.rules` has a module for each.
-NeedsThreshold = Literal["threshold"]
-NeedsPrecision = Literal["precision"]
-NeedsBudget = Literal["budget", "quota", "random", "teacher_confidence"]
-RuleName = Literal["positive", "prior", NeedsThreshold, NeedsPrecision, NeedsBudget, "all", "truth"]
-NEEDED_BY_RULES: dict[str, tuple[str, ...]] = {
-    "threshold": get_args(NeedsThreshold),
-    "budget": get_args(NeedsBudget),
-    "target_precision": get_args(NeedsPrecision),
-}
+    also: Listed(RuleName) = ()  # type: ignore[valid-type]
+    """Rules, beside selection.rule, whose own column the pass writes too, so that one pass serves several."""
 
 
 @dataclass(frozen=True, kw_only=True, config=OPTIONS)
@@ -246,12 +248,14 @@ class SelectionConfig:
     rule: RuleName = "positive"
     """positive: pu_logit > 0. threshold: on pu_probability. budget: that many of the positives. quota: a budget
     shared evenly over teacher classes. prior: the top share that the prior says is relevant. precision: the most
-    images whose estimated precision is target_precision. random, teacher_confidence: rivals, a budget without
-    the selector. all, truth: rivals without a budget, the whole corpus and what truth says is relevant."""
+    images whose estimated precision is target_precision. random, teacher_confidence, knn, linear_probe: rivals,
+    a budget without the selector; knn takes what is nearest to P in the teacher's features, linear_probe what logistic
+    regression tells from U there. all, truth: rivals without a budget, the
+    whole corpus and what truth says is relevant."""
     threshold: Annotated[Annotated[Float, Field(ge=0, le=1)] | None, Field(validate_default=True)] = None
     """On pu_probability, for rule `threshold`."""
     budget: Annotated[Count | None, Field(validate_default=True)] = None
-    """Images, for rules budget, quota, random and teacher_confidence."""
+    """Images, for rules budget, quota, random, teacher_confidence, knn and linear_probe."""
     order: Literal["top", "random"] = "top"
     """Which of the positives a budget takes."""
     target_precision: Annotated[Share | None, Field(validate_default=True)] = None

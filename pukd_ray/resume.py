@@ -13,6 +13,7 @@ from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.run.folder import RunFolder, changed_inputs
 from pukd_ray.run.stages import STAGE_NAMES, STAGES, Stage, stages_from
 from pukd_ray.runtime.console import say
+from pukd_ray.selection.chunks import missing_column, missing_columns, rules_of_pass
 from pukd_ray.storage import open_storage, read_bytes
 
 
@@ -78,7 +79,7 @@ def check_progress(folder: RunFolder, config: RunConfig, redo: str | None, stage
     inputs = fingerprints(config, weights)
     listing = list_inputs(sources_by_role(config))
     done = {name for name in STAGE_NAMES if folder.marker(name) is not None}
-    stale = _changed_keys(folder, inputs)
+    stale = _changed_keys(folder, config, inputs)
     drift = Drift(0, ())
     if "plan" in done and "plan" not in stale:
         drift = compare_listing(folder.read_table("files.parquet"), listing.table)
@@ -105,7 +106,7 @@ def check_progress(folder: RunFolder, config: RunConfig, redo: str | None, stage
     return Progress(pending, inputs, listing, weights)
 
 
-def _changed_keys(folder: RunFolder, inputs: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+def _changed_keys(folder: RunFolder, config: RunConfig, inputs: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
     """By stage: the keys in which what it was made with, or began with, differs from what it would be made with."""
     changed = {}
     for stage in STAGES:
@@ -115,6 +116,9 @@ def _changed_keys(folder: RunFolder, inputs: dict[str, dict[str, Any]]) -> dict[
             before = folder.read_json(f"markers/{stage.name}.inputs.json")
         if before is not None and (keys := changed_inputs(before, inputs[stage.name])):
             changed[stage.name] = keys
+    for rule in missing_columns(folder, rules_of_pass(config)):  # columns that are there and not asked for do no harm
+        key = "selection.rule" if rule == config.selection.rule else "score.also"
+        changed.setdefault("score", []).append(f"{key}: {missing_column(folder, rule)}")
     return changed
 
 

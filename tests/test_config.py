@@ -65,7 +65,13 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "views": 8,
         "augment": "crop_flip",
     }
-    assert plain["score"] == {"keep_images": "likely", "keep_above": 0.2, "chunk_images": None, "max_rejected": 0.2}
+    assert plain["score"] == {
+        "keep_images": "likely",
+        "keep_above": 0.2,
+        "chunk_images": None,
+        "max_rejected": 0.2,
+        "also": [],
+    }
     assert plain["selection"] == {
         "rule": "positive",
         "threshold": None,

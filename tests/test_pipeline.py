@@ -222,6 +222,36 @@ def test_other_chunks_give_the_same_scores(finished: Path, tmp_path: Path) -> No
     assert list((again / "old").rglob("scores/*.parquet")), "--redo must keep the old part"
 
 
+def test_one_pass_writes_the_columns_of_several_rules(finished: Path, tmp_path: Path) -> None:
+    budget = {"selection.rule": "knn", "selection.budget": 200}
+    config, again = copy_of(finished, tmp_path, **budget)
+    before = {p for p in again.rglob("*") if p.is_file()}
+    with pytest.raises(ConfigError, match=r"selection\.rule: .* rule knn ranks by: --redo score") as caught:
+        run_pipeline(config, redo="select")
+    assert "--redo score" in caught.value.faults[-1]
+    assert {p for p in again.rglob("*") if p.is_file()} == before, "nothing may have moved"
+    config = load_config(
+        finished.parent / "config.yaml", {"output": str(again), **budget, "score.also": ["linear_probe", "positive"]}
+    )
+    run_pipeline(config, redo="score", until="select")
+    table = scores(again)
+    assert table.column_names == [*SCORES_SCHEMA.names, "knn", "linear_probe"]
+    logits = [t.column("pu_logit").drop_null().to_numpy() for t in (table, scores(finished))]
+    np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-4)
+    for name in ("knn", "linear_probe"):
+        assert table.column(name).null_count == 4
+    summaries = {"knn": json.loads((again / "selection.json").read_text())}
+    other = load_config(
+        finished.parent / "config.yaml", {"output": str(again), **budget, "selection.rule": "linear_probe"}
+    )
+    run_pipeline(other, redo="select", until="select")  # the scores have its column
+    summaries["linear_probe"] = json.loads((again / "selection.json").read_text())
+    for rule, summary in summaries.items():
+        assert (summary["rule"], summary["n_selected"]) == (rule, 200)
+        assert summary["truth"]["precision"] > 0.8
+        assert summary["truth"]["average_precision"] > 0.8
+
+
 def test_two_workers_train_the_same_head_and_stream_what_is_too_large_for_memory(
     finished: Path, tmp_path: Path
 ) -> None:

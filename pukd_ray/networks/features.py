@@ -64,6 +64,7 @@ class MultiScaleExtractor(nn.Module):
     Attributes:
         taps: tuple[str, ...], in the order of the features.
         channels: int, the total width C.
+        last_tap: (channels, grid cells) of the last tap: the last of the features, all cells of a channel together.
 
     Raises ValueError if the network does not take such images and, naming the config key `teacher.taps`, if
     a tap does not exist or has no usable output, or if none can be found.
@@ -84,6 +85,7 @@ class MultiScaleExtractor(nn.Module):
 
     taps: tuple[str, ...]
     channels: int
+    last_tap: tuple[int, int]
 
     def __init__(
         self,
@@ -119,6 +121,8 @@ class MultiScaleExtractor(nn.Module):
         self._prefix_tokens = _prefix_tokens(model)
         self._grids = {tap: _grid_of(shape, self._channel_axis[tap], grid) for tap, shape in shapes.items()}
         self.channels = sum(shape[self._channel_axis[tap]] * self._grids[tap] ** 2 for tap, shape in shapes.items())
+        last = self.taps[-1]
+        self.last_tap = (shapes[last][self._channel_axis[last]], self._grids[last] ** 2)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, channels, H, W] float -> features [B, C]."""

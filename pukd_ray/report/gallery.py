@@ -21,8 +21,9 @@ from pukd_ray.corpus.pixels import PixelSpec, Unreadable, decode, encode_png
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.run.records import SELECTION
 from pukd_ray.runtime.engine import IO_CPUS
+from pukd_ray.selection.chunks import score_files
 from pukd_ray.selection.rules import RULES
-from pukd_ray.selection.scoring import score_files, sort_key
+from pukd_ray.selection.scoring import sort_key
 from pukd_ray.selection.select import FILES_PER_TASK
 
 MAX_CLASSES = 12

@@ -37,6 +37,12 @@ SCORES_SCHEMA = pa.schema(
     ]
 )
 
+
+def scores_schema(rules: Sequence[str]) -> pa.Schema:
+    """SCORES_SCHEMA and, at its end, a column for each of the rules that rank by one of their own."""
+    return pa.schema([*SCORES_SCHEMA, *(pa.field(rule, pa.float32()) for rule in rules)])
+
+
 SELECTED_SCHEMA = pa.schema(
     [
         SCORES_SCHEMA.field(name)

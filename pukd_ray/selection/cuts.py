@@ -6,7 +6,8 @@ one bin (`find_cuts.py`), so no list that grows with the corpus is ever gathered
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -23,6 +24,8 @@ class Scores:
     """Truth, bool; False where it is not known. Only the rule `truth` looks at it."""
     tie_breaker: np.ndarray
     """Seeded hash of the id, int64: random order, and the order among equal keys."""
+    more: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Further columns of the score table that the rule reads, by name."""
 
 
 def unit_interval(hashes: np.ndarray) -> np.ndarray:

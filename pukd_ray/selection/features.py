@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pukd_ray.config import SelectorConfig, TeacherConfig
 from pukd_ray.corpus.streaming import scatter_rows
+from pukd_ray.errors import RunError
 from pukd_ray.networks.actor import TeacherActor, teacher_prediction
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.selection.views import random_views
@@ -43,6 +45,7 @@ class ExtractFeatures(TeacherActor):
                 shown[i], cached[i] = view, row
         columns = {
             "features": _as_bytes(cached, readable),
+            "last_tap": _as_bytes(list(as_half(self.last_tap(features))), readable),
             "pixels": _as_bytes(shown if self._selector.trunk == "finetune" else None, readable),
             "teacher_label": scatter_rows(label, readable, pa.int32()),
             "teacher_confidence": scatter_rows(confidence, readable, pa.float32()),
@@ -111,12 +114,7 @@ class Features:
 
 def load_features(folder: RunFolder, files: list[str]) -> Features:
     """Read the feature cache; sorted by id, so that nothing depends on the order in which blocks came."""
-    table = pa.concat_tables([folder.read_table(f) for f in files])
-    table = table.filter(pc.is_null(table.column("error")))
-    table = table.sort_by(
-        [("role", "ascending"), ("unit", "ascending"), ("source_row", "ascending"), ("image_id", "ascending")]
-    )
-    is_p = np.array(table.column("role").to_pylist()) == "positives"
+    table, is_p = _read_cache(folder, files, "features", "pixels", "label", "teacher_label", "relevant", "unit")
     p, u = _stacked(table, "features", is_p, np.float16)
     p_pixels, u_pixels = _stacked(table, "pixels", is_p, np.uint8)
     assert p is not None
@@ -126,6 +124,36 @@ def load_features(folder: RunFolder, files: list[str]) -> Features:
     truth = np.array([-1 if v is None else int(v) for v in table.column("relevant").to_pylist()])
     units = np.array(table.column("unit").to_pylist())
     return Features(p, u, p_pixels, u_pixels, labels[is_p], teacher[is_p], teacher[~is_p], units[~is_p], truth[~is_p])
+
+
+def load_last_tap(folder: RunFolder, files: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(P float32 [n_p, C], U [n_u, C], labels of P int64 [n_p]): the teacher's last tap, averaged over its grid cells.
+
+    RunError if the cache was made by a version that did not keep it.
+    """
+    with folder.fs.open_input_file(folder.path(files[0])) as source:
+        if "last_tap" not in pq.read_schema(source).names:
+            raise RunError(
+                f"selector: the features in {folder.display} are of an older version, without what this selection.rule "
+                "is fitted to: --redo selector makes them anew"
+            )
+    table, is_p = _read_cache(folder, files, "last_tap", "label")
+    p, u = _stacked(table, "last_tap", is_p, np.float16)
+    assert p is not None
+    assert u is not None
+    labels = np.array([int(v) for v in table.column("label").filter(pa.array(is_p)).to_pylist()], np.int64)
+    return p[:, 0].astype(np.float32), u.astype(np.float32), labels
+
+
+_ORDER = ("role", "unit", "source_row", "image_id")
+
+
+def _read_cache(folder: RunFolder, files: list[str], *columns: str) -> tuple[pa.Table, np.ndarray]:
+    """(`columns` of the readable rows, sorted by id; which of them are P, bool [n])."""
+    names = [*dict.fromkeys([*_ORDER, "error", *columns])]
+    table = pa.concat_tables([folder.read_table(f, names) for f in files])
+    table = table.filter(pc.is_null(table.column("error"))).sort_by([(name, "ascending") for name in _ORDER])
+    return table, np.array(table.column("role").to_pylist()) == "positives"
 
 
 def _stacked(table: pa.Table, name: str, is_p: np.ndarray, kind: type) -> tuple[np.ndarray | None, np.ndarray | None]:

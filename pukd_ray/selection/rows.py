@@ -90,7 +90,7 @@ def read_tables(folder: RunFolder, files: list[str], columns: list[str]) -> pa.T
 
 def load_rows(job: SelectJob, files: list[str], task: int, dropped: tuple[np.ndarray, ...]) -> ScoredRows:
     """The rows of task number `task`; `dropped` are the places, sorted, that `find_copies` found."""
-    table = read_tables(job.folder, files, list(_COLUMNS))
+    table = read_tables(job.folder, files, [*_COLUMNS, *job.rule.reads])
     index = np.flatnonzero(table.column("error").is_null().to_numpy(zero_copy_only=False))
     good = table.take(index)
     names = ("pu_logit", "pu_probability", "teacher_label", "teacher_confidence")
@@ -99,6 +99,7 @@ def load_rows(job: SelectJob, files: list[str], task: int, dropped: tuple[np.nda
         **{n: good.column(n).to_numpy() for n in names},
         relevant=good.column("relevant").fill_null(False).to_numpy(zero_copy_only=False),
         tie_breaker=np.array(hashes, np.int64),
+        more={n: good.column(n).to_numpy() for n in job.rule.reads},
     )
     mine = [slice(*np.searchsorted(places, [task << 32, (task + 1) << 32])) for places in dropped]
     gone = np.concatenate([places[here] for places, here in zip(dropped, mine, strict=True)]) - (task << 32)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import uuid
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 
 from pukd_ray.config import RunConfig, TeacherConfig
 from pukd_ray.corpus.context import RunContext, Shared
@@ -19,12 +21,14 @@ from pukd_ray.corpus.streaming import Pass, scatter_rows, stream
 from pukd_ray.corpus.units import Unit
 from pukd_ray.errors import RunError
 from pukd_ray.networks.actor import TeacherActor, teacher_prediction
-from pukd_ray.run.folder import SCORES_SCHEMA, RunFolder
+from pukd_ray.run.folder import RunFolder, scores_schema
 from pukd_ray.runtime.console import progress, say
 from pukd_ray.runtime.metrics import record
 from pukd_ray.runtime.timing import Span, Stopwatch, covered_seconds
 from pukd_ray.selection.calibration import Calibration, from_json, rescale_logits
-from pukd_ray.selection.features import as_half
+from pukd_ray.selection.chunks import chunk_markers, rules_of_pass
+from pukd_ray.selection.features import as_half, load_last_tap
+from pukd_ray.selection.rules import RULES
 
 CHUNK_SECONDS = 600.0
 KEPT_OF_THE_REST = 1e-4
@@ -43,6 +47,7 @@ class ScoreImages(TeacherActor):
         calibration: Calibration,
         keep: str,
         keep_above: float,
+        fitted: Mapping[str, Shared],
     ) -> None:
         super().__init__(teacher, weights, grid)
         from pukd_ray.networks.selector import SelectorHead
@@ -55,13 +60,18 @@ class ScoreImages(TeacherActor):
         self._head.to(self.teacher.device).eval()
         self._trunk = None if trunk is None else Teacher(teacher, trunk, self.teacher.device, grid)
         self._calibration, self._kept, self._keep_above = calibration, keep, keep_above
+        self._fitted = {rule: arrays.get() for rule, arrays in fitted.items()}
 
     def extract(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Features of the fine-tuned trunk, if there is one; the opinion is always the teacher's."""
+        """Features of the fine-tuned trunk, if there is one; all else is the teacher's.
+
+        Where rules have a scorer, its last tap comes after the features.
+        """
         features, logits = super().extract(pixels)
+        last_tap = self.last_tap(features) if self._fitted else None
         if self._trunk is not None:
             features = self._trunk(pixels)[0].cpu().numpy()
-        return features, logits
+        return (features if last_tap is None else np.concatenate([features, last_tap], 1)), logits
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """PU logits float32 [n] of features [n, C]."""
@@ -79,6 +89,7 @@ class ScoreImages(TeacherActor):
     def work(self, table: pa.Table) -> pa.Table:
         """Same rows, with scores or the reason why there are none."""
         table, readable, _, features, logits = self.forward(table)
+        features, last_tap = np.split(features, [self._head.channels], 1)
         pu_logit = self.logits(features)
         probability = self._calibration(pu_logit).astype(np.float32)
         label, confidence, entropy = teacher_prediction(logits)
@@ -88,6 +99,10 @@ class ScoreImages(TeacherActor):
             "teacher_label": scatter_rows(label, readable, pa.int32()),
             "teacher_confidence": scatter_rows(confidence, readable, pa.float32()),
             "teacher_entropy": scatter_rows(entropy, readable, pa.float32()),
+            **{
+                rule: scatter_rows(self._scores(rule, last_tap, logits), readable, pa.float32())
+                for rule in self._fitted
+            },
         }
         kept = np.zeros(len(readable), bool)
         if self._kept == "all":
@@ -100,7 +115,31 @@ class ScoreImages(TeacherActor):
             table = table.append_column(name, column)
         image = pc.if_else(pa.array(kept), table.column("image"), pa.scalar(None, pa.binary()))
         table = table.set_column(table.schema.get_field_index("image"), "image", image)
-        return table.select([*SCORES_SCHEMA.names, "unit"])
+        return table.select([*scores_schema(list(self._fitted)).names, "unit"])
+
+    def _scores(self, rule: str, last_tap: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        """A rule's own scores float32 [n] of the last tap [n, C] and the teacher's logits [n, K]."""
+        scorer = RULES[rule].scorer
+        assert scorer is not None
+        # Through float16 as the features that the scorer was fitted to.
+        seen = as_half(last_tap).astype(np.float32)
+        return scorer.score(self._fitted[rule], seen, logits) if len(seen) else np.zeros(0, np.float32)
+
+
+@ray.remote(num_cpus=1, num_returns=2)
+def _fit_scorer(folder: RunFolder, files: list[str], rule: str) -> tuple[dict[str, np.ndarray], bool]:
+    """(what the rule's scorer needs, True)."""
+    scorer = RULES[rule].scorer
+    assert scorer is not None
+    return scorer.fit(*load_last_tap(folder, files)), True
+
+
+def fit_scorers(folder: RunFolder, rules: Sequence[str]) -> dict[str, Shared]:
+    """What the scorers of `rules` learnt from P and the sample of U, by rule; it stays in the object store."""
+    files = folder.read_json("selector/features.json")["files"]
+    fits = {rule: _fit_scorer.remote(folder, files, rule) for rule in rules}
+    ray.get([done for _, done in fits.values()])  # one that fails does so here, not in every actor of the pass
+    return {rule: Shared(fitted) for rule, (fitted, _) in fits.items()}
 
 
 _LEDGER_SCHEMA = pa.schema([("file", pa.string()), ("units", pa.string()), ("reasons", pa.string())])
@@ -112,22 +151,20 @@ class WriteScores:
 
     folder: RunFolder
     chunk: str
+    rules: tuple[str, ...]
+    """Those with a column of their own."""
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Score rows -> one ledger row."""
         # A retried task writes under another name; files that no ledger row names are deleted.
         name = f"scores/{self.chunk}-{uuid.uuid4().hex[:12]}.parquet"
-        self.folder.write_table(name, table.select(SCORES_SCHEMA.names).cast(SCORES_SCHEMA))
+        schema = scores_schema(self.rules)
+        self.folder.write_table(name, table.select(schema.names).cast(schema))
         units = Counter(table.column("unit").to_pylist())
         reasons = Counter(e.partition(":")[0] for e in table.column("error").to_pylist() if e is not None)
         return pa.table(
             {"file": [name], "units": [json.dumps(units)], "reasons": [json.dumps(reasons)]}, schema=_LEDGER_SCHEMA
         )
-
-
-def chunk_markers(folder: RunFolder) -> list[dict[str, Any]]:
-    """Markers of the finished chunks, in order."""
-    return [folder.read_json(name) for name in folder.files("markers/score") if name.endswith(".json")]
 
 
 def score_corpus(run: RunContext) -> dict[str, Any]:
@@ -147,6 +184,7 @@ def score_corpus(run: RunContext) -> dict[str, Any]:
     if finished and pending:
         say(f"          {done:,} of {total:,} images are scored already, in {len(markers)} chunks")
     calibration, _ = from_json(folder.read_json("selector/calibration.json"))
+    rules = rules_of_pass(config)
     arguments = (
         config.teacher,
         run.weights,
@@ -156,6 +194,7 @@ def score_corpus(run: RunContext) -> dict[str, Any]:
         calibration,
         config.score.keep_images,
         config.score.keep_above,
+        fit_scorers(folder, rules) if pending else {},
     )
     rate = _first_rate(folder)
     with progress("score", total, "images", done) as bar:
@@ -168,7 +207,7 @@ def score_corpus(run: RunContext) -> dict[str, Any]:
             rows: Counter[str] = Counter()
             reasons: Counter[str] = Counter()
             spans: list[Span] = []
-            work = Pass("score", ScoreImages, arguments, WriteScores(folder, name))
+            work = Pass("score", ScoreImages, arguments, WriteScores(folder, name, rules))
             for part in stream(run, work, [ReadRequest(u) for u in chunk]):
                 spans += part.spans
                 for entry in part.entries:
@@ -185,6 +224,7 @@ def score_corpus(run: RunContext) -> dict[str, Any]:
                 "chunk": name,
                 "units": [u.unit_id for u in chunk],
                 "files": sorted(files),
+                "columns": list(rules),
                 "n_rows": sum(rows.values()),
                 "rejected_by_reason": dict(reasons),
                 "seconds": round(watch.seconds, 3),
@@ -214,11 +254,6 @@ def summarise(markers: list[dict[str, Any]]) -> dict[str, Any]:
         "chunks": len(markers),
         "computing_seconds": round(sum(m["computing_seconds"] for m in markers), 3),
     }
-
-
-def score_files(folder: RunFolder) -> list[str]:
-    """Files of finished chunks."""
-    return [file for marker in chunk_markers(folder) for file in marker["files"]]
 
 
 def _first_rate(folder: RunFolder) -> float:

@@ -17,11 +17,11 @@ from pukd_ray.run.records import SelectionRecord, selection_in
 from pukd_ray.runtime.console import progress, say
 from pukd_ray.runtime.metrics import record
 from pukd_ray.selection.calibration import from_json
+from pukd_ray.selection.chunks import missing_column, missing_columns, score_files
 from pukd_ray.selection.copies import find_copies
 from pukd_ray.selection.find_cuts import find_cuts
 from pukd_ray.selection.histogram import bin_edges, estimate_selection
 from pukd_ray.selection.rows import SelectJob
-from pukd_ray.selection.scoring import score_files
 from pukd_ray.selection.writing import write_selected
 
 FILES_PER_TASK = 64
@@ -42,6 +42,8 @@ def select_images(
     folder: RunFolder, config: RunConfig, units: Sequence[Unit], into: str = "selected"
 ) -> SelectionRecord:
     """Select, writing to folder `into` of the run; returns what its summary, a file beside it, says."""
+    for rule in missing_columns(folder, [config.selection.rule]):
+        raise RunError(f"selection.rule: {missing_column(folder, rule)}")
     if folder.exists(selection_in(into).name):  # first: a summary stands for a folder that is whole
         folder.delete(selection_in(into).name)
     folder.delete_folder(into)

@@ -421,6 +421,7 @@ def test_a_grid_pools_cells_and_one_cell_is_the_mean() -> None:
     images = torch.randn(2, 3, 32, 32)
     whole, cells = MultiScaleExtractor(network), MultiScaleExtractor(network, grid=2)
     assert (whole.channels, cells.channels) == (112, 448)
+    assert (whole.last_tap, cells.last_tap) == ((64, 1), (64, 4))
     pooled = cells(images)
     # Maps of even sides: the mean over the cells is the mean over the map.
     means = [part.reshape(2, -1, 4).mean(2) for part in pooled.split([64, 128, 256], dim=1)]
@@ -438,6 +439,7 @@ def test_a_grid_pools_cells_and_one_cell_is_the_mean() -> None:
 def test_maps_smaller_than_the_grid_and_vectors_are_pooled_as_a_whole() -> None:
     network = build_network("lenet5", num_classes=4, channels=1, input_size=28).eval()
     assert MultiScaleExtractor(network, grid=2).channels == 4 * (6 + 16) + 120 + 84
+    assert MultiScaleExtractor(network, grid=2).last_tap == (84, 1)
     assert MultiScaleExtractor(network, grid=6).channels == 36 * 6 + 16 + 120 + 84  # pool2 is 5 x 5
     with pytest.raises(ValueError, match="grid must be at least 1"):
         MultiScaleExtractor(network, grid=0)

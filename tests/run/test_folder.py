@@ -10,7 +10,14 @@ from synthetic import write_config, write_task
 
 from pukd_ray import ConfigError, load_config
 from pukd_ray.resume import check_progress, fingerprints
-from pukd_ray.run.folder import SCORES_SCHEMA, SELECTED_SCHEMA, RunFolder, absolute, changed_inputs
+from pukd_ray.run.folder import (
+    SCORES_SCHEMA,
+    SELECTED_SCHEMA,
+    RunFolder,
+    absolute,
+    changed_inputs,
+    scores_schema,
+)
 from pukd_ray.run.stages import STAGE_NAMES, STAGES, stages_from
 
 
@@ -67,6 +74,13 @@ def test_the_schemas_are_those_of_the_contract() -> None:
         ("relevant", "bool"),
         ("image", "binary"),
     ]
+    assert scores_schema([]) == SCORES_SCHEMA
+    more = scores_schema(["some_rule"])  # nullable, and at the end
+    assert (more.names, str(more.types[-1]), more.field(-1).nullable) == (
+        [*SCORES_SCHEMA.names, "some_rule"],
+        "float",
+        True,
+    )
     assert SELECTED_SCHEMA.names == [
         *("image_id", "source", "source_row", "pu_logit", "pu_probability", "teacher_label", "teacher_confidence"),
         "image",

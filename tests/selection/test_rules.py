@@ -194,7 +194,14 @@ def test_unit_interval_covers_it_in_the_order_of_unsigned_hashes() -> None:
 
 def test_only_the_rivals_do_without_the_selector() -> None:
     used = {rule: uses_selector(rule) for rule in RULES}
-    assert {rule for rule, yes in used.items() if not yes} == {"random", "teacher_confidence", "all", "truth"}
+    assert {rule for rule, yes in used.items() if not yes} == {
+        "random",
+        "teacher_confidence",
+        "all",
+        "truth",
+        "knn",
+        "linear_probe",
+    }
 
 
 def test_the_config_and_the_rules_say_the_same() -> None:

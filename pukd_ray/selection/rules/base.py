@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,11 +47,42 @@ def by_tie_breaker(scores: Scores) -> np.ndarray:
     return unit_interval(scores.tie_breaker)
 
 
+def by_column(name: str) -> Callable[[Scores], np.ndarray]:
+    """Further column `name` of the score table, float32 [N]."""
+
+    def column(scores: Scores) -> np.ndarray:
+        return scores.more[name]
+
+    return column
+
+
 def the_budget(selection: SelectionConfig, supply: Supply) -> int:
     """As many as `selection.budget` says."""
     del supply
     assert selection.budget is not None
     return selection.budget
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """How the pass computes a column of a rule's own, from the teacher's last tap, averaged over its grid cells.
+
+    Both run on the cluster, where imports that take their time belong into the functions.
+    """
+
+    fit: Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]
+    """(P float32 [n_p, C], sample of U [n_u, C], labels of P int64 [n_p]) -> what `score` needs."""
+    score: Callable[[Mapping[str, np.ndarray], np.ndarray, np.ndarray], np.ndarray]
+    """(what `fit` returned, images float32 [n, C], the teacher's logits for them [n, K]) -> float32 [n], finite."""
+
+
+def moments(features: np.ndarray) -> dict[str, np.ndarray]:
+    """`mean` and `std` float32 [C] of features [n, C] to standardise by; a dimension that never varies keeps its 1."""
+    std = features.std(0, dtype=np.float64)
+    return {
+        "mean": features.mean(0, dtype=np.float64).astype(np.float32),
+        "std": np.where(std > 1e-4, std, 1.0).astype(np.float32),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +109,10 @@ class Rule:
     """False for rivals: a selector that fails then does not stop the run."""
     takes_highest: bool = True
     """Whether it takes the highest logits, of all or of each class: only then has the report a cut to show."""
+    reads: tuple[str, ...] = ()
+    """Columns of the score table that it reads beside the fields of `Scores`; they come in `Scores.more`."""
+    scorer: Scorer | None = None
+    """For a rule whose key is none of the columns that every run has: the pass writes it as column `name`."""
     if_empty: str = ""
     """What else to check where it takes nothing."""
 
