@@ -120,15 +120,16 @@ class SourceConfig:
 
     uri: Text | Listed(Text)  # type: ignore[valid-type]
     """File, folder, glob, or a list of them; local path or URI."""
-    format: Literal["auto", "parquet", "images", "webdataset", "idx", "cifar"] = "auto"
-    """auto goes by file name. images: a folder of files whose sub-folder is the label; cifar: the binary version."""
+    format: Literal["auto", "parquet", "images", "webdataset", "idx", "cifar", "jsonl"] = "auto"
+    """auto goes by file name. images: a folder of files whose sub-folder is the label; cifar: the binary version;
+    jsonl: one JSON object a line, with the image as base64 or a path in the file's own folder."""
     image_column: str = "image"
-    """Parquet column with encoded images: binary, or struct{bytes, path}."""
+    """Parquet column with encoded images: binary, or struct{bytes, path}; JSON key (jsonl) of base64 text."""
     label_column: str | None = None
-    """Column (Parquet) or JSON key (webdataset) of the label: a teacher index or a class name; for
+    """Column (Parquet) or JSON key (webdataset, jsonl) of the label: a teacher index or a class name; for
     `positives`, `test` and `train` it defaults to `label`."""
     id_column: str | None = None
-    """Parquet column of unique ids; null: `<path>#<row>`."""
+    """Parquet column or JSON key (jsonl) of unique ids; null: `<path>#<row>`."""
     relevant_column: str | None = None
     """Boolean truth column, only ever used for evaluation."""
     relevant: Bool | None = None

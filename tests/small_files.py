@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import io
 import json
@@ -73,8 +74,20 @@ def write_idx(folder: Path, images: np.ndarray, labels: list[int] | None, suffix
     return path
 
 
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def write_jsonl(path: Path, lines: list[object]) -> Path:
+    """Text stands for itself."""
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
 def every_format(folder: Path) -> dict[str, SourceConfig]:
-    for name in ("parquet", "images", "tar", "idx", "cifar"):
+    for name in ("parquet", "images", "tar", "idx", "cifar", "jsonl"):
         (folder / name).mkdir()
     for i in range(2):
         table = pa.table({"image": PNG[20 * i : 20 * i + 20], "key": [f"k{20 * i + j}" for j in range(20)]})
@@ -84,7 +97,11 @@ def every_format(folder: Path) -> dict[str, SourceConfig]:
         (folder / f"images/{i:02d}.png").write_bytes(png)
     write_idx(folder / "idx", np.arange(30 * 4, dtype=np.uint8).reshape(30, 2, 2), list(range(30)))
     (folder / "cifar/b.bin").write_bytes(b"".join(bytes([i]) + bytes([i + 50]) * 3072 for i in range(9)))
-    found = {name: SourceConfig(uri=str(folder / name)) for name in ("parquet", "images", "tar", "idx", "cifar")}
+    lines = [{"image": b64(png), "label": i} for i, png in enumerate(PNG[:25])]
+    write_jsonl(folder / "jsonl/a.jsonl", lines[:15])
+    write_jsonl(folder / "jsonl/b.jsonl", lines[15:])
+    names = ("parquet", "images", "tar", "idx", "cifar", "jsonl")
+    found = {name: SourceConfig(uri=str(folder / name)) for name in names}
     return found | {"ids": SourceConfig(uri=str(folder / "parquet"), id_column="key")}
 
 
@@ -93,7 +110,11 @@ def many_formats(folder: Path) -> dict[str, SourceConfig]:
     (folder / "zipped").mkdir()
     write_idx(folder / "zipped", np.arange(9 * 4, dtype=np.uint8).reshape(9, 2, 2), list(range(9)), ".gz")
     write_tar(folder / "zipped.tar.gz", MEMBERS, "w:gz")
-    return sources | {name: SourceConfig(uri=str(folder / name)) for name in ("zipped", "zipped.tar.gz")}
+    (folder / "lines").mkdir()
+    for i in range(2):
+        write_jsonl(folder / f"lines/{i}.jsonl.gz", [{"image": b64(png)} for png in PNG[: 9 + i]])
+    names = ("zipped", "zipped.tar.gz", "lines")
+    return sources | {name: SourceConfig(uri=str(folder / name)) for name in names}
 
 
 def on_flaky(source: SourceConfig) -> SourceConfig:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from flaky import Flaky
-from small_files import MEMBERS, PNG, many_formats, on_flaky, units_of, write_idx, write_tar
+from small_files import MEMBERS, PNG, b64, many_formats, on_flaky, units_of, write_idx, write_jsonl, write_tar
 
 import pukd_ray
 from pukd_ray.config import SourceConfig
@@ -116,7 +116,9 @@ def damaged_formats(folder: Path) -> dict[str, SourceConfig]:
         file = write_idx(folder / f"idx{suffix}", many, list(range(25)), suffix)
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     (folder / "cut.bin").write_bytes(b"".join(bytes([i]) + bytes([i]) * 3072 for i in range(7))[:-100])
-    names = ("damaged.parquet", "cut.tar", "cut.tar.gz", "idx", "idx.gz", "cut.bin")
+    lines = write_jsonl(folder / "cut.jsonl.gz", [{"image": b64(image)} for image in images])
+    lines.write_bytes(lines.read_bytes()[: lines.stat().st_size // 2])
+    names = ("damaged.parquet", "cut.tar", "cut.tar.gz", "idx", "idx.gz", "cut.bin", "cut.jsonl.gz")
     return {name: SourceConfig(uri=str(folder / name)) for name in names}
 
 
@@ -158,9 +160,9 @@ def test_files_that_broke_after_planning(tmp_path: Path) -> None:
             if unit.format == "idx":
                 file = file.with_name(file.name.replace("images-idx3", "labels-idx1"))
             kept = file.read_bytes()
-            if unit.format not in ("cifar", "parquet"):
+            if unit.format not in ("cifar", "parquet", "jsonl"):
                 file.write_bytes(kept[: len(kept) // 2 - 100])
-            elif unit.format == "parquet":
+            elif unit.format != "cifar":
                 file.unlink()
             check_positions(unit, source, rng)
             file.write_bytes(kept)

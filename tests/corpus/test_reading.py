@@ -307,7 +307,7 @@ def test_cifar_and_a_partial_record(tmp_path: Path, fine: bool, monkeypatch: pyt
 
 
 def test_rows_do_not_depend_on_the_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    counts = {"parquet": 40, "images": 40, "tar": 15, "idx": 30, "cifar": 9, "ids": 40}
+    counts = {"parquet": 40, "images": 40, "tar": 15, "idx": 30, "cifar": 9, "jsonl": 25, "ids": 40}
     for name, source in every_format(tmp_path).items():
         results = []
         for rows, files, batch in ((1, 1, 2), (6, 7, 3), (10**6, 10**6, 1000)):

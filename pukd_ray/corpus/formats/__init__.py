@@ -8,6 +8,7 @@ from pukd_ray.corpus.formats.base import Format
 from pukd_ray.corpus.formats.cifar import CIFAR
 from pukd_ray.corpus.formats.idx import IDX
 from pukd_ray.corpus.formats.images import IMAGES
+from pukd_ray.corpus.formats.jsonl import JSONL
 from pukd_ray.corpus.formats.parquet import PARQUET
 from pukd_ray.corpus.formats.webdataset import WEBDATASET
 
@@ -18,6 +19,7 @@ FORMATS: Mapping[str, Format] = {
         WEBDATASET,
         IDX,
         CIFAR,
+        JSONL,
         IMAGES,
     )
 }
