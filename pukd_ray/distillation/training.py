@@ -24,11 +24,11 @@ from pukd_ray.distillation.weights import class_weights
 from pukd_ray.networks.teacher import Normalise, load_network, new_network
 from pukd_ray.runtime.devices import Worker, to_fastest_layout
 
-SMOOTHING = 1e-3
-CLIP = (0.1, 10.0)
-WARM_UP = 0.05
-CHECKPOINTS = 5
-LOG_POINTS = 200
+SMOOTHING = 1e-3  # of the class sums: a class that the teacher never sees gets a large weight, not an infinite one
+CLIP = (0.1, 10.0)  # of the class weights, before they are rescaled
+WARM_UP = 0.05  # share of the steps in which the learning rate rises
+CHECKPOINTS = 5  # parts that a training is cut into; a state is handed over between them
+LOG_POINTS = 200  # losses that are kept, about
 
 
 def total_steps(config: DistillConfig, images: int) -> int:
@@ -103,7 +103,6 @@ class Distillation:
     """One student's training."""
 
     config: RunConfig
-    name: str
     images: Images
     teacher: nn.Module
     """uint8 or float pixels of 0 to 255 -> logits."""

@@ -53,7 +53,7 @@ def train_loop(setup: dict[str, Any]) -> dict[str, Any] | None:
         # All arms take the steps of the first: what differs is what they learn from.
         steps = report[arms[0].name]["steps"] if report else total_steps(config.distill, images.count)
         weights, sums = measure_classes(teacher, images, config.distill, config.teacher.num_classes, worker)
-        run = Distillation(config, arm.name, images, teacher, normalise, weights, steps, worker)
+        run = Distillation(config, images, teacher, normalise, weights, steps, worker)
 
         def save(state: dict[str, Any], number: int = number) -> None:
             _save_checkpoint({"number": number, "finished": dict(report), **state}, worker)

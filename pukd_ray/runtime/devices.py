@@ -1,4 +1,4 @@
-"""The one module that knows accelerators: which device a process was assigned, its threads, memory layout, precision.
+"""The one module that knows accelerators: which device a process was assigned, its threads, its memory layout.
 
 Everything else asks it. torch is imported where it is used: most processes of a run need none.
 """
@@ -98,6 +98,12 @@ class Worker:
         """This rank's part of the rows of a global batch."""
         return slice(self.rank, None, self.world)
 
+    @property
+    def _on_cpu(self) -> bool:
+        import torch
+
+        return torch.device(self.device).type == "cpu"
+
     def prepare(self, network: nn.Module) -> nn.Module:
         """`network` for data-parallel training: on the device, gradients averaged over the group."""
         network = network.to(self.device)
@@ -107,17 +113,16 @@ class Worker:
         from torch.nn.parallel import DistributedDataParallel
 
         # Not Ray's `prepare_model`, which goes by what the node has.
-        if torch.device(self.device).type == "cpu":
+        if self._on_cpu:
             return DistributedDataParallel(network)
         torch.cuda.set_device(self.device)
         return DistributedDataParallel(network, device_ids=[self.device])
 
     def share_batch_statistics(self, network: nn.Module) -> nn.Module:
         """BatchNorm over the global batch, where the device can (synchronised BatchNorm needs a GPU)."""
-        import torch
         from torch import nn
 
-        if self.world == 1 or torch.device(self.device).type == "cpu":
+        if self.world == 1 or self._on_cpu:
             return network
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         return converted

@@ -115,7 +115,7 @@ def _train_student(job: StudentJob, weights: bytes) -> None:
         torch.save({**state, "inputs": job.training, "seconds": before + time.monotonic() - began}, sink)
         write_bytes(folder.fs, folder.path(state_file), sink.getvalue())
 
-    run = Distillation(config, job.key, images, teacher, normalise, class_weights, settings.steps, worker)
+    run = Distillation(config, images, teacher, normalise, class_weights, settings.steps, worker)
     history, students = distil(run, resume, save)
     write_bytes(folder.fs, folder.path(f"students/{job.key}.pt"), dump_state(students[""]))
     result = {

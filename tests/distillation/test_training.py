@@ -56,7 +56,7 @@ def distillation(examples: Batch, worker: Worker = ALONE, steps: int = 40, **set
     )  # fmt: skip
     images = InMemory(examples, config.distill.batch_size, config.seed, worker)
     weights = torch.ones(3, dtype=torch.float64)
-    return Distillation(config, "student", images, Bright(), Normalise(TEACHER), weights, steps, worker)
+    return Distillation(config, images, Bright(), Normalise(TEACHER), weights, steps, worker)
 
 
 def student_of(state: dict[str, torch.Tensor]) -> Any:

@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from pukd_ray.config import DistillConfig
 from pukd_ray.distillation.data import Batch, InMemory
@@ -150,7 +149,8 @@ def worker(rank, folder):
     group = dist.group.WORLD
     rows = slice(0, SPLIT) if rank == 0 else slice(SPLIT, None)
     results = {
-        name: step(name, DistributedDataParallel(network(outputs)), rows, group) for name, (outputs, _) in CASES.items()
+        name: step(name, Worker(rank, RANKS).prepare(network(outputs)), rows, group)
+        for name, (outputs, _) in CASES.items()
     }
     results["golden"] = golden_step(rank, group)
     results["teacher's answers"] = teacher_answers(rank, RANKS)
