@@ -49,3 +49,9 @@ def test_all_metrics_are_listed() -> None:
 
     listed = re.findall(r"^\| `ray_pukd_(\w+)` \|", (ROOT / "docs/cluster.md").read_text(), re.MULTILINE)
     assert listed == [name + "_total" * (kind is Counter) for name, (kind, *_) in LABELS.items()]
+
+
+def test_files_that_contributing_names_are_there() -> None:
+    named = re.findall(r"`((?:pukd_ray|tests|jobs|docs|cluster)/[\w./-]*)`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(named) > 30
+    assert [name for name in named if not (ROOT / name).exists()] == []
