@@ -15,6 +15,7 @@ from synthetic import write_task
 from pukd_ray import load_config, run_pipeline
 from pukd_ray.config import SelectorConfig
 from pukd_ray.run.folder import RunFolder
+from pukd_ray.run.records import SELECTION
 from pukd_ray.selection.calibration import to_json
 from pukd_ray.selection.crossfit import Groups, PriorReport
 from pukd_ray.selection.features import load_features
@@ -59,7 +60,7 @@ def test_stage_and_study_find_the_same(tmp_path: Path) -> None:
     logits, selected = np.array(list(scored.values()), np.float32), np.array([i in taken for i in scored])
     binned = bin_scores(logits, selected, bin_edges(np.r_[fit.p_logits, fit.u_logits]))
     estimated = estimate_selection(binned, fit.p_logits, fit.p_weights, fitted.calibration, fitted.bootstrap)
-    summary = folder.read_json("selected/summary.json")
+    summary = folder.read_record(SELECTION)
     assert summary["histogram"]["all"] == binned["all"].tolist()
     assert summary["estimated"] == estimated
 
