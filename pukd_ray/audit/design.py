@@ -84,8 +84,9 @@ def _bands(bins: Bins) -> list[Bins]:
     if not len(bins.bits):
         return []
     p = np.clip(bins.probability, 0.0, 1.0)
-    spread = np.cumsum(bins.count * np.sqrt(p * (1 - p)) + 1e-12 * bins.count)
-    band = np.minimum((BANDS * (spread - spread[0] / 2) / spread[-1]).astype(int), BANDS - 1)
+    spread = bins.count * (np.sqrt(p * (1 - p)) + 1e-12)
+    middle = np.cumsum(spread) - spread / 2
+    band = np.minimum((BANDS * middle / spread.sum()).astype(int), BANDS - 1)
     pieces = [np.flatnonzero(band == k) for k in np.unique(band)]
     return [Bins(bins.bits[i], bins.count[i], bins.probability[i]) for i in pieces]
 
