@@ -21,6 +21,7 @@ ORDER = (
     "networks",
     "preflight",
     "selection",
+    "audit",
     "distillation",
     "report",
     "resume",
