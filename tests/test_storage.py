@@ -14,9 +14,9 @@ from flaky import Flaky
 
 from pukd_ray import storage
 from pukd_ray.config import SourceConfig
+from pukd_ray.corpus.plan import make_units, measure
 from pukd_ray.corpus.reading import read_rows
 from pukd_ray.corpus.sources import check_reachable, list_source
-from pukd_ray.corpus.units import make_units, measure
 from pukd_ray.errors import RunError
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.run.stages import STAGES

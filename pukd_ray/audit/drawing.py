@@ -25,8 +25,9 @@ from pukd_ray.corpus.fetch import fetch_images
 from pukd_ray.errors import RunError
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.engine import IO_CPUS
-from pukd_ray.selection.rules import ordered_bits
-from pukd_ray.selection.scoring import score_files, sort_key
+from pukd_ray.selection.chunks import score_files
+from pukd_ray.selection.cuts import ordered_bits
+from pukd_ray.selection.scoring import sort_key
 
 FILES_PER_TASK = 64
 IMAGES_PER_TASK = 50  # each task reads the plan
@@ -101,7 +102,8 @@ def _by_bin(table: pa.Table) -> pa.Table:
 
 
 def _bin(logits: np.ndarray) -> np.ndarray:
-    return (ordered_bits(logits) >> 16).astype(np.int64)
+    bins: np.ndarray = (ordered_bits(logits) >> 16).astype(np.int64)
+    return bins
 
 
 def _summed(counts: list[pa.Table]) -> pa.Table:

@@ -147,4 +147,5 @@ class _Draws:
         p = rng.beta(np.maximum(a, 1e-9), np.maximum(b, 1e-9), (DRAWS, len(size)))
         p = np.where(a <= 0, 0.0, np.where(b <= 0, 1.0, p))
         count = hits + rng.binomial(unseen, p)
-        return np.where(up, count, size - count).astype(np.float64)
+        totals: np.ndarray = np.where(up, count, size - count).astype(np.float64)
+        return totals

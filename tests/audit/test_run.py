@@ -17,6 +17,7 @@ from pukd_ray.audit import drawing
 from pukd_ray.audit.commands import draw, take_back
 from pukd_ray.audit.record import SAMPLE_SCHEMA, load_audit, load_sample
 from pukd_ray.run.folder import RunFolder
+from pukd_ray.run.records import SELECTION
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(400)]
 
@@ -120,7 +121,7 @@ def test_labels_taken_back_hold_the_truth(
     (tmp_path / "labels.json").write_text(json.dumps({"audit": design["audit"], "labels": labels}))
     record = take_back(audited, str(tmp_path / "labels.json"))
     readable = truth.filter(truth.column("error").is_null())
-    summary = audited.read_json("selected/summary.json")["truth"]
+    summary = audited.read_record(SELECTION)["truth"]
     n_relevant = pc.sum(readable.column("relevant")).as_py()
     true = {
         "prior": n_relevant / len(readable),

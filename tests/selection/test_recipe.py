@@ -17,11 +17,11 @@ from pukd_ray.config import SelectorConfig
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.run.records import SELECTION
 from pukd_ray.selection.calibration import to_json
+from pukd_ray.selection.chunks import score_files
 from pukd_ray.selection.crossfit import Groups, PriorReport
 from pukd_ray.selection.features import load_features
 from pukd_ray.selection.histogram import bin_edges, bin_scores, estimate_selection
 from pukd_ray.selection.recipe import InProcess, fit_and_calibrate
-from pukd_ray.selection.scoring import score_files
 from pukd_ray.selection.training import Examples
 
 
