@@ -10,7 +10,7 @@ from scipy.stats import hypergeom
 from pukd_ray.audit import estimate
 from pukd_ray.audit.design import Bins, plan_strata
 from pukd_ray.audit.estimate import Counted, Figure, estimate_strata
-from pukd_ray.selection.rules import ordered_bits
+from pukd_ray.selection.cuts import ordered_bits
 
 
 def bounds(figure: Figure) -> tuple[float, float, float]:
