@@ -35,6 +35,7 @@ def make_scores(seed: int, n: int = 300) -> Scores:
         teacher_confidence=np.round(rng.random(n), 1).astype(np.float32),
         relevant=rng.random(n) < 0.3,
         tie_breaker=rng.integers(-(2**63), 2**63, n, dtype=np.int64),
+        more={"teacher_entropy": np.round(rng.random(n), 1).astype(np.float32)},
     )
 
 
@@ -84,6 +85,7 @@ TAKES: dict[str, tuple[dict[str, Any], Callable[[Scores], set[int]]]] = {
     "prior": ({}, lambda s: best(s, s.pu_logit, everyone(s), round(0.3 * len(s.pu_logit)))),
     "random": ({"budget": 40}, lambda s: best(s, unit_interval(s.tie_breaker), everyone(s), 40)),
     "teacher_confidence": ({"budget": 40}, lambda s: best(s, s.teacher_confidence, everyone(s), 40)),
+    "entropy": ({"budget": 40}, lambda s: best(s, -s.more["teacher_entropy"], everyone(s), 40)),
     "all": ({}, lambda s: set(range(len(s.pu_logit)))),
     "truth": ({}, lambda s: set(np.flatnonzero(s.relevant).tolist())),
 }
@@ -210,6 +212,7 @@ def test_only_the_rivals_do_without_the_selector() -> None:
         "random",
         "teacher_confidence",
         "teacher_topk_per_class",
+        "entropy",
         "all",
         "truth",
         "knn",
