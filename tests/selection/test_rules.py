@@ -213,6 +213,7 @@ def test_only_the_rivals_do_without_the_selector() -> None:
         "teacher_confidence",
         "teacher_topk_per_class",
         "entropy",
+        "energy",
         "all",
         "truth",
         "knn",
