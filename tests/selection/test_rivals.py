@@ -31,3 +31,12 @@ def test_energy_is_the_log_of_the_sum_of_exponentials() -> None:
     assert np.argsort(-found).tolist() == [1, 2, 0, 3]  # the largest logit says 2 first, the softmax 0
     np.testing.assert_allclose(by_logits("energy", LOGITS + 500), np.log([10, 18, 12, 1]) + 500, rtol=1e-6)
     np.testing.assert_allclose(by_logits("energy", LOGITS - 500), np.log([10, 18, 12, 1]) - 500, rtol=1e-6)
+
+
+def test_the_largest_logit_is_no_softmax() -> None:
+    found = by_logits("max_logit", LOGITS)
+    np.testing.assert_allclose(found, np.log([8, 6, 9, 0.5]), atol=1e-6)
+    assert np.argsort(-found).tolist() == [2, 0, 1, 3]
+    softmax = np.exp(LOGITS).max(1) / np.exp(LOGITS).sum(1)
+    assert np.argsort(-softmax).tolist() == [0, 2, 3, 1]
+    assert by_logits("max_logit", -LOGITS)[0] == 0  # not the one furthest from 0

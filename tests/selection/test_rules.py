@@ -214,6 +214,7 @@ def test_only_the_rivals_do_without_the_selector() -> None:
         "teacher_topk_per_class",
         "entropy",
         "energy",
+        "max_logit",
         "all",
         "truth",
         "knn",
