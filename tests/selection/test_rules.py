@@ -215,6 +215,7 @@ def test_only_the_rivals_do_without_the_selector() -> None:
         "entropy",
         "energy",
         "max_logit",
+        "rmds",
         "all",
         "truth",
         "knn",
