@@ -217,7 +217,19 @@ class SelectorConfig:
 # Selection rules by the key that they need; `pukd_ray.selection.rules` has a module for each.
 NeedsThreshold = Literal["threshold"]
 NeedsPrecision = Literal["precision"]
-NeedsBudget = Literal["budget", "quota", "random", "teacher_confidence", "knn", "linear_probe"]
+NeedsBudget = Literal[
+    "budget",
+    "quota",
+    "random",
+    "teacher_confidence",
+    "teacher_topk_per_class",
+    "entropy",
+    "energy",
+    "max_logit",
+    "knn",
+    "linear_probe",
+    "rmds",
+]
 RuleName = Literal["positive", "prior", NeedsThreshold, NeedsPrecision, NeedsBudget, "all", "truth"]
 NEEDED_BY_RULES: dict[str, tuple[str, ...]] = {
     "threshold": get_args(NeedsThreshold),
@@ -247,16 +259,19 @@ class SelectionConfig:
     """The rule that turns scores into a training set."""
 
     rule: RuleName = "positive"
-    """positive: pu_logit > 0. threshold: on pu_probability. budget: that many of the positives. quota: a budget
-    shared evenly over teacher classes. prior: the top share that the prior says is relevant. precision: the most
-    images whose estimated precision is target_precision. random, teacher_confidence, knn, linear_probe: rivals,
-    a budget without the selector; knn takes what is nearest to P in the teacher's features, linear_probe what logistic
-    regression tells from U there. all, truth: rivals without a budget, the
-    whole corpus and what truth says is relevant."""
+    """positive: pu_logit > 0. threshold: on pu_probability. budget: that many of the positives. quota: a budget shared
+    evenly over teacher classes. prior: the top share that the prior says is relevant. precision: the most images whose
+    estimated precision is target_precision. random, teacher_confidence, teacher_topk_per_class, entropy, energy,
+    max_logit, knn, linear_probe, rmds: rivals, a budget without the selector; teacher_topk_per_class shares it evenly
+    over teacher classes, entropy takes the lowest of the teacher's softmax, energy the lowest free energy and max_logit
+    the largest of the teacher's logits, knn takes what is nearest to P in the teacher's features, rmds the same by
+    Mahalanobis distance relative to U, linear_probe what logistic regression tells from U there. all, truth: rivals
+    without a budget, the whole corpus and what truth says is relevant."""
     threshold: Annotated[Annotated[Float, Field(ge=0, le=1)] | None, Field(validate_default=True)] = None
     """On pu_probability, for rule `threshold`."""
     budget: Annotated[Count | None, Field(validate_default=True)] = None
-    """Images, for rules budget, quota, random, teacher_confidence, knn and linear_probe."""
+    """Images, for rules budget, quota, random, teacher_confidence, teacher_topk_per_class, entropy, energy, max_logit,
+    knn, linear_probe and rmds."""
     order: Literal["top", "random"] = "top"
     """Which of the positives a budget takes."""
     target_precision: Annotated[Share | None, Field(validate_default=True)] = None

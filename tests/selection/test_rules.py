@@ -35,6 +35,7 @@ def make_scores(seed: int, n: int = 300) -> Scores:
         teacher_confidence=np.round(rng.random(n), 1).astype(np.float32),
         relevant=rng.random(n) < 0.3,
         tie_breaker=rng.integers(-(2**63), 2**63, n, dtype=np.int64),
+        more={"teacher_entropy": np.round(rng.random(n), 1).astype(np.float32)},
     )
 
 
@@ -84,6 +85,7 @@ TAKES: dict[str, tuple[dict[str, Any], Callable[[Scores], set[int]]]] = {
     "prior": ({}, lambda s: best(s, s.pu_logit, everyone(s), round(0.3 * len(s.pu_logit)))),
     "random": ({"budget": 40}, lambda s: best(s, unit_interval(s.tie_breaker), everyone(s), 40)),
     "teacher_confidence": ({"budget": 40}, lambda s: best(s, s.teacher_confidence, everyone(s), 40)),
+    "entropy": ({"budget": 40}, lambda s: best(s, -s.more["teacher_entropy"], everyone(s), 40)),
     "all": ({}, lambda s: set(range(len(s.pu_logit)))),
     "truth": ({}, lambda s: set(np.flatnonzero(s.relevant).tolist())),
 }
@@ -105,7 +107,7 @@ def test_a_random_budget_is_a_random_part_of_the_positives(seed: int) -> None:
     assert taken != best(scores, scores.pu_logit, positive(scores), 30)
 
 
-@pytest.mark.parametrize("rule", ["budget", "random", "teacher_confidence", "quota"])
+@pytest.mark.parametrize("rule", ["budget", "random", "teacher_confidence", "teacher_topk_per_class", "quota"])
 def test_a_budget_beyond_the_supply_takes_all_there_is(rule: str) -> None:
     scores = make_scores(1)
     supply = positive(scores) if rule in ("budget", "quota") else everyone(scores)
@@ -122,6 +124,18 @@ def test_a_quota_is_the_best_of_each_class(order: str, seed: int) -> None:
     shares = share_quota(np.array([m.sum() for m in of_class]), 40)
     assert shares.sum() == 40
     assert taken == set().union(*(best(scores, key, m, int(n)) for m, n in zip(of_class, shares, strict=True)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_budget_of_the_surest_of_each_class(seed: int) -> None:
+    scores = make_scores(seed)
+    taken = take(SelectionConfig(rule="teacher_topk_per_class", budget=60), scores)
+    of_class = [scores.teacher_label == k for k in range(CLASSES)]
+    shares = share_quota(np.array([m.sum() for m in of_class]), 60)
+    key = scores.teacher_confidence
+    assert taken == set().union(*(best(scores, key, m, int(n)) for m, n in zip(of_class, shares, strict=True)))
+    assert taken != best(scores, key, everyone(scores), 60)  # not the surest of all
+    assert taken - set(np.flatnonzero(positive(scores)).tolist())  # whatever the selector says
 
 
 @pytest.mark.parametrize("target", [0.55, 0.7, 0.9])
@@ -197,6 +211,11 @@ def test_only_the_rivals_do_without_the_selector() -> None:
     assert {rule for rule, yes in used.items() if not yes} == {
         "random",
         "teacher_confidence",
+        "teacher_topk_per_class",
+        "entropy",
+        "energy",
+        "max_logit",
+        "rmds",
         "all",
         "truth",
         "knn",
