@@ -31,16 +31,21 @@ from pukd_ray.run.stages import STAGE_NAMES
 from pukd_ray.selection.calibration import carry_over, from_json
 from pukd_ray.selection.rules import RULES
 
+REPORT = "report.html"
 MISSING = "–"
 MANY_CLASSES = 40  # a longer table is folded
 
 
 def write_report(run: RunContext) -> dict[str, Any]:
     """Write `report.html`."""
-    folder, config = run.folder, run.config
+    return {"page": REPORT, "pictures": write_page(run.folder, run.config)}
+
+
+def write_page(folder: RunFolder, config: RunConfig) -> int:
+    """The same for a finished run, on the cluster that is at hand; the number of pictures."""
     gallery = collect_gallery(folder, config)
-    folder.write_text("report.html", render_page(folder, config, gallery))
-    return {"page": "report.html", "pictures": gallery.count}
+    folder.write_text(REPORT, render_page(folder, config, gallery))
+    return gallery.count
 
 
 def render_page(folder: RunFolder, config: RunConfig, gallery: Gallery) -> str:
