@@ -129,7 +129,7 @@ def even_bins(histogram: Histogram, bins: int = HISTOGRAM_BINS) -> tuple[np.ndar
     counts: dict[str, np.ndarray] = {}
     kinds: tuple[Literal["all", "selected", "relevant"], ...] = ("all", "selected", "relevant")
     for kind in kinds:
-        images = histogram[kind]
+        images = histogram.get(kind)
         if images is not None:
             cumulated = np.r_[0.0, np.cumsum(images)]
             at = np.interp(even, edges, cumulated)

@@ -321,6 +321,8 @@ class ChunkMarker(TypedDict):
     """Their ids."""
     files: list[str]
     """Of the run folder, that hold their rows."""
+    columns: NotRequired[list[str]]
+    """Rules that have a column of their own in these files; of older runs none."""
     n_rows: int
     rejected_by_reason: dict[str, int]
     seconds: float
