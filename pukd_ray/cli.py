@@ -30,6 +30,8 @@ class Arguments:
     overrides: dict[str, Any]
     flags: argparse.Namespace
     """`redo`, and whatever the command adds."""
+    operand: str = ""
+    """What the command is about, if it takes that."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,8 +49,12 @@ def parse_arguments(
     prog: str | None = None,
     demo: bool = False,
     add_flags: Callable[[argparse.ArgumentParser], None] | None = None,
+    operand: str | None = None,
 ) -> Arguments:
-    """`[--config FILE] [--key.sub VALUE ...]` and what `add_flags` adds; ConfigError for anything else."""
+    """`[--config FILE] [--key.sub VALUE ...]` and what `add_flags` adds; ConfigError for anything else.
+
+    `operand` names one more argument without a flag, which must be there.
+    """
     parser = Parser(
         prog=prog,
         description=description,
@@ -60,10 +66,16 @@ def parse_arguments(
     )
     if add_flags:
         add_flags(parser)
+    if operand:  # argparse would take the value of the first --key for it
+        parser.usage = f"{parser.format_usage().removeprefix('usage: ').rstrip()} {operand}"
     known, rest = parser.parse_known_args(argv)
     overrides: dict[str, Any] = {}
+    operands: list[str] = []
     while rest:
         flag = rest.pop(0)
+        if operand and not operands and not flag.startswith("-"):
+            operands.append(flag)
+            continue
         if not re.match(r"--\w", flag):
             raise ConfigError([f"arguments: unexpected {flag!r}"])
         key, equals, value = flag[2:].partition("=")
@@ -72,10 +84,12 @@ def parse_arguments(
                 raise ConfigError([f"arguments: --{key} needs a value"])
             value = rest.pop(0)
         overrides[key] = parse_value(value)
+    if operand and not operands:
+        raise ConfigError([f"arguments: the following arguments are required: {operand}"])
     if known.config is None and "output" not in overrides and under_job():
         # The demo under a job: its working directory vanishes with the job.
         overrides["output"] = str(Path.home() / "pukd_ray" / "runs" / "demo")
-    return Arguments(known.config or DEMO_CONFIG, overrides, known)
+    return Arguments(known.config or DEMO_CONFIG, overrides, known, "".join(operands))
 
 
 def parse_flags(

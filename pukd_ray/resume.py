@@ -106,6 +106,17 @@ def check_progress(folder: RunFolder, config: RunConfig, redo: str | None, stage
     return Progress(pending, inputs, listing, weights)
 
 
+def check_unchanged(folder: RunFolder, config: RunConfig) -> None:
+    """StaleResultsError if the folder's results are of other keys or weights; looks at no listing, moves nothing.
+
+    For those who only read a run: results of earlier versions are fine.
+    """
+    stale = _changed_keys(folder, config, fingerprints(config, read_bytes(*open_storage(config.teacher.weights))))
+    for first in STAGE_NAMES:
+        if keys := [key for key in stale.get(first, []) if not key.startswith("format.")]:
+            raise _stale_results(folder, first, keys)
+
+
 def _changed_keys(folder: RunFolder, config: RunConfig, inputs: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
     """By stage: the keys in which what it was made with, or began with, differs from what it would be made with."""
     changed = {}

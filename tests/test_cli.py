@@ -64,6 +64,28 @@ def test_arguments_that_are_faults(line: str, fault: str) -> None:
     assert caught.value.faults[0].startswith(fault)
 
 
+@pytest.mark.parametrize(
+    "line", ["f.json --config a --seed 3", "--config a f.json --seed=3", "--config a --seed 3 f.json"]
+)
+def test_an_operand_stands_anywhere(line: str) -> None:
+    arguments = parse_arguments(line.split(), "A job.", operand="FILE")
+    assert (arguments.config, arguments.operand, arguments.overrides) == (Path("a"), "f.json", {"seed": 3})
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("--config a", "arguments: the following arguments are required: FILE"),
+        ("--config a --seed 3", "arguments: the following arguments are required: FILE"),
+        ("--config a one two", "arguments: unexpected 'two'"),
+    ],
+)
+def test_an_operand_must_be_there_once(line: str, fault: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_arguments(line.split(), "A job.", operand="FILE")
+    assert caught.value.faults == [fault]
+
+
 def test_redo_is_no_key_where_a_job_has_none() -> None:
     assert parse_arguments(["--config", "a", "--redo", "score"], "A job.").overrides == {"redo": "score"}
 

@@ -24,6 +24,7 @@ from pukd_ray.config import RunConfig
 from pukd_ray.corpus.fetch import fetch_images
 from pukd_ray.errors import RunError
 from pukd_ray.run.folder import RunFolder
+from pukd_ray.run.records import StageMarker
 from pukd_ray.runtime.engine import IO_CPUS
 from pukd_ray.selection.chunks import score_files
 from pukd_ray.selection.cuts import ordered_bits
@@ -39,9 +40,7 @@ def draw_sample(folder: RunFolder, config: RunConfig, images: int, seed: int) ->
 
     RunError where the run has no finished selection, or an image of the sample cannot be found again.
     """
-    marker = folder.marker("select")
-    if folder.marker("score") is None or marker is None:
-        raise RunError(f"{folder.display}: an audit needs finished stages score and select: run the pipeline first")
+    marker = check_selection(folder)
     scored = _groups(score_files(folder), FILES_PER_TASK)
     taken = _groups([f for f in folder.files("selected") if f.endswith(".parquet")], FILES_PER_TASK)
     everything, unreadable = _count_all(folder, scored)
@@ -63,6 +62,14 @@ def draw_sample(folder: RunFolder, config: RunConfig, images: int, seed: int) ->
         "select_finished": marker["finished"],
     }
     return table, design
+
+
+def check_selection(folder: RunFolder) -> StageMarker:
+    """The marker of stage select; RunError if the run has no finished selection."""
+    marker = folder.marker("select")
+    if folder.marker("score") is None or marker is None:
+        raise RunError(f"{folder.display}: an audit needs finished stages score and select: run the pipeline first")
+    return marker
 
 
 def save_sample(folder: RunFolder, sample: pa.Table, design: Design) -> None:

@@ -13,6 +13,7 @@ from pukd_ray.audit.estimate import AuditEstimate, Counted, estimate_strata
 from pukd_ray.corpus.reading import content_hash
 from pukd_ray.errors import RunError
 from pukd_ray.run.folder import RunFolder
+from pukd_ray.run.records import AuditSummary, Interval
 
 SAMPLE = "audit/sample.parquet"
 DESIGN = "audit/design.json"
@@ -173,6 +174,33 @@ def load_audit(folder: RunFolder) -> AuditLabels | None:
     sample = folder.read_table(SAMPLE, ["image_id", "image"])
     images = dict(zip(*(sample.column(c).to_pylist() for c in ("image_id", "image")), strict=True))
     column = pa.array([images[i] for i in labels.column("image_id").to_pylist()], pa.binary())
+    return AuditLabels(record, labels.append_column("image", column), is_current(folder, record["design"]))
+
+
+def is_current(folder: RunFolder, design: Design) -> bool:
+    """Whether the sample was drawn from the selection that the folder holds now."""
     marker = folder.marker("select")
-    current = marker is not None and marker["finished"] == record["design"]["select_finished"]
-    return AuditLabels(record, labels.append_column("image", column), current)
+    return marker is not None and marker["finished"] == design["select_finished"]
+
+
+def summarise_audit(folder: RunFolder) -> AuditSummary | None:
+    """The figures of the audit whose labels were read back last, for `metrics.json`; None if there is none."""
+    record: AuditRecord | None = folder.read_json(RECORD)
+    if record is None:
+        return None
+    prior, precision, recall = record["prior"], record["precision"], record["recall"]
+    return {
+        "prior": prior["value"],
+        "prior_interval": _interval(prior),
+        "precision": precision["value"],
+        "precision_interval": _interval(precision),
+        "recall": recall["value"],
+        "recall_interval": _interval(recall),
+        "n_labelled": record["labelled"],
+        "current": is_current(folder, record["design"]),
+    }
+
+
+def _interval(figure: FigureRecord) -> Interval | None:
+    lower, upper = figure["lower"], figure["upper"]
+    return None if lower is None or upper is None else [lower, upper]

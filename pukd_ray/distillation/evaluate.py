@@ -8,6 +8,7 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 import pyarrow as pa
 
+from pukd_ray.audit.record import summarise_audit
 from pukd_ray.config import TeacherConfig
 from pukd_ray.corpus.context import RunContext, Shared
 from pukd_ray.corpus.labelled import index_labelled
@@ -170,6 +171,7 @@ def evaluate_run(run: RunContext) -> dict[str, Any]:
             "average_precision": truth["average_precision"] if truth else None,
         },
         "selection_estimated": selection["estimated"],
+        "audit": summarise_audit(folder),
         "images_per_second": {"score": counts["images_per_second"]},
     }
     for arm in FURTHER:

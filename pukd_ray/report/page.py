@@ -15,7 +15,7 @@ from pukd_ray.config import RunConfig, SelectionConfig, to_plain
 from pukd_ray.corpus.context import RunContext
 from pukd_ray.report import plots
 from pukd_ray.report.gallery import MAX_CLASSES, ClassGallery, Gallery, collect_gallery, takes_highest
-from pukd_ray.report.summary import NAMES
+from pukd_ray.report.summary import NAMES, audited
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.run.records import (
     METRICS,
@@ -31,16 +31,21 @@ from pukd_ray.run.stages import STAGE_NAMES
 from pukd_ray.selection.calibration import carry_over, from_json
 from pukd_ray.selection.rules import RULES
 
+REPORT = "report.html"
 MISSING = "–"
 MANY_CLASSES = 40  # a longer table is folded
 
 
 def write_report(run: RunContext) -> dict[str, Any]:
     """Write `report.html`."""
-    folder, config = run.folder, run.config
+    return {"page": REPORT, "pictures": write_page(run.folder, run.config)}
+
+
+def write_page(folder: RunFolder, config: RunConfig) -> int:
+    """The same for a finished run, on the cluster that is at hand; the number of pictures."""
     gallery = collect_gallery(folder, config)
-    folder.write_text("report.html", render_page(folder, config, gallery))
-    return {"page": "report.html", "pictures": gallery.count}
+    folder.write_text(REPORT, render_page(folder, config, gallery))
+    return gallery.count
 
 
 def render_page(folder: RunFolder, config: RunConfig, gallery: Gallery) -> str:
@@ -88,8 +93,10 @@ def duration(value: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{value / 60:.1f} min"
 
 
-def track(value: float, bounds: Sequence[float], truth: float | None) -> Markup:
-    """A line from 0 to 1 with the interval, the estimate and, where known, the truth."""
+def track(
+    value: float, bounds: Sequence[float], truth: float | None, audit: tuple[float, Sequence[float]] | None = None
+) -> Markup:
+    """A line from 0 to 1 with the interval, the estimate and, where known, the truth and an audit with its interval."""
 
     def x(v: float) -> str:
         return f"{4 + 192 * min(max(v, 0.0), 1.0):.1f}"
@@ -101,6 +108,12 @@ def track(value: float, bounds: Sequence[float], truth: float | None) -> Markup:
         f'<line x1="{left}" x2="{right}" y1="10" y2="10" stroke="var(--blue)" stroke-width="6" opacity="0.5"/>',
         f'<circle cx="{x(value)}" cy="10" r="4" fill="var(--blue)"/>',
     ]
+    if audit is not None:
+        at, (left, right) = x(audit[0]), map(x, audit[1])
+        parts.append(
+            f'<line x1="{left}" x2="{right}" y1="17" y2="17" stroke="var(--green)" stroke-width="4" opacity="0.6"/>'
+            f'<circle cx="{at}" cy="17" r="2.5" fill="var(--green)"/>'
+        )
     if truth is not None:
         parts.append(
             f'<line x1="{x(truth)}" x2="{x(truth)}" y1="1" y2="19" stroke="var(--orange)" stroke-width="2.5"/>'
@@ -130,6 +143,7 @@ def _content(folder: RunFolder, config: RunConfig, gallery: Gallery) -> dict[str
         "rule_text": explain_rule(config.selection),
         "uses_selector": RULES[config.selection.rule].uses_selector,
         "quality": _quality(metrics, prior),
+        "audit": metrics.get("audit"),
         "warnings": _warnings(metrics, prior, meta, summary, names),
         "prior": prior,
         "sensitivity_classes": names,
@@ -174,7 +188,7 @@ def _networks(metrics: MetricsRecord) -> list[dict[str, Any]]:
 
 
 def _quality(metrics: MetricsRecord, prior: PriorRecord) -> list[dict[str, Any]]:
-    estimated = metrics["selection_estimated"]
+    estimated, audit = metrics["selection_estimated"], audited(metrics)
     rows = [
         ("precision", metrics["selection"]["precision"], estimated["precision"], estimated["precision_interval"]),
         ("recall", metrics["selection"]["recall"], estimated["recall"], estimated["recall_interval"]),
@@ -186,6 +200,7 @@ def _quality(metrics: MetricsRecord, prior: PriorRecord) -> list[dict[str, Any]]
             "true": true,
             "estimated": value,
             "interval": bounds,
+            "audit": audit.get(name),
             "inside": None if true is None else bounds[0] <= true <= bounds[1],
             "given": name == "prior" and prior["source"] == "config",
         }
@@ -201,6 +216,16 @@ def _warnings(
         warnings.append(
             f"The teacher agrees with only {meta['teacher_agreement']:.0%} of P's labels: check labels, "
             "teacher.weights and the preprocessing (teacher.mean, std, channels, resize)."
+        )
+    apart = [
+        q["name"]
+        for q in _quality(metrics, prior)
+        if q["audit"] and (q["audit"][1][1] < q["interval"][0] or q["audit"][1][0] > q["interval"][1])
+    ]
+    if apart:
+        warnings.append(
+            f"The audit contradicts the estimate of {' and '.join(apart)}: believe the audit, which assumes nothing; P "
+            "does not look like the relevant part of the corpus."
         )
     for counts, what in (
         (meta["positives_per_class"], "P has no image of {}: give some, images of such classes are hardly selected."),

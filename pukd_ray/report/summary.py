@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pukd_ray.run.folder import RunFolder
-from pukd_ray.run.records import METRICS, MetricsRecord, NetworkName
+from pukd_ray.run.records import METRICS, Interval, MetricsRecord, NetworkName
 
 NAMES: dict[NetworkName, str] = {
     "teacher": "teacher",
@@ -19,6 +19,18 @@ def _share(value: float | None) -> str:
 
 def _interval(bounds: list[float]) -> str:
     return f"[{bounds[0]:.3f}, {bounds[1]:.3f}]"
+
+
+def audited(metrics: MetricsRecord) -> dict[str, tuple[float, Interval]]:
+    """Figures of the run's audit by name: those that its labels can tell, of the selection that the run has."""
+    audit = metrics.get("audit")
+    if audit is None:
+        return {}
+    figures = {"prior": (audit["prior"], audit["prior_interval"])}
+    if audit["current"]:
+        figures["precision"] = audit["precision"], audit["precision_interval"]
+        figures["recall"] = audit["recall"], audit["recall_interval"]
+    return {name: (value, bounds) for name, (value, bounds) in figures.items() if value is not None and bounds}
 
 
 def _times(metrics: MetricsRecord) -> str:
@@ -38,17 +50,19 @@ def summary_lines(folder: RunFolder) -> list[str]:
         if key in metrics:
             n = metrics[key]
             lines.append(f"{name:<32}{_share(n['top1']):>8}{_share(n['top5']):>8}{n['parameters']:>14,}")
+    audit, labelled = audited(metrics), metrics.get("audit")
     lines += [
         "",
-        f"{'selection':<32}{'true':>8}{'estimated':>11}  90 % interval",
-        f"{'prior (' + prior['source'] + ')':<32}{_share(true_prior):>8}{prior['value']:>11.4f}  "
-        + _interval([prior["lower"], prior["upper"]]),
+        f"{'selection':<32}{'true':>8}{'estimated':>11}  90 % interval"
+        + (f"   audit ({labelled['n_labelled']:,} labels)" if labelled else ""),
     ]
-    for name, truth, value, bounds in (
-        ("precision", selection["precision"], estimated["precision"], estimated["precision_interval"]),
-        ("recall", selection["recall"], estimated["recall"], estimated["recall_interval"]),
+    for name, shown, truth, value, bounds in (
+        ("prior", f"prior ({prior['source']})", true_prior, prior["value"], [prior["lower"], prior["upper"]]),
+        ("precision", "precision", selection["precision"], estimated["precision"], estimated["precision_interval"]),
+        ("recall", "recall", selection["recall"], estimated["recall"], estimated["recall_interval"]),
     ):
-        lines.append(f"{name:<32}{_share(truth):>8}{value:>11.4f}  {_interval(bounds)}")
+        known = f"  {audit[name][0]:.4f}  {_interval(audit[name][1])}" if name in audit else ""
+        lines.append(f"{shown:<32}{_share(truth):>8}{value:>11.4f}  {_interval(bounds)}{known}")
     rejected = ", ".join(f"{n} {reason}" for reason, n in metrics["rejected_by_reason"].items()) or "none"
     lines += [
         f"{'average precision':<32}{_share(selection['average_precision']):>8}",

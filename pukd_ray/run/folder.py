@@ -183,8 +183,6 @@ class RunFolder:
 
     def retire(self, stages: Sequence[Stage]) -> str:
         """Rename what `stages` left to `old/<time>/`; returns that name."""
-        now = time.strftime("%Y%m%d-%H%M%S")
-        old = next(n for i in count(1) if not self.exists(n := f"old/{now}" + (f"-{i}" if i > 1 else "")))
         # Markers go first, the last stage's before the others': what is left by a crash is not taken for done.
         names = [
             f"markers/{stage.name}{suffix}" for stage in reversed(stages) for suffix in (".json", ".attempts.json", "")
@@ -192,6 +190,12 @@ class RunFolder:
         names += [name for stage in stages for name in stage.outputs]
         # What a stage began with goes last: what it left half done must not be taken for that of other settings.
         names += [f"markers/{stage.name}.inputs.json" for stage in stages]
+        return self.set_aside(names)
+
+    def set_aside(self, names: Sequence[str]) -> str:
+        """Rename those of the files and folders `names` that are there, in this order, to `old/<time>/`; that name."""
+        now = time.strftime("%Y%m%d-%H%M%S")
+        old = next(n for i in count(1) if not self.exists(n := f"old/{now}" + (f"-{i}" if i > 1 else "")))
         for name in names:
             if self.exists(name):
                 self.fs.create_dir(self.path(f"{old}/{name}").rpartition("/")[0], recursive=True)

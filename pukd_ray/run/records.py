@@ -250,6 +250,21 @@ class SelectionQuality(TypedDict):
     average_precision: float | None
 
 
+class AuditSummary(TypedDict):
+    """What a person's labels say of the scored images, `audit/audit.json`; a figure that they cannot tell is null."""
+
+    prior: float | None
+    prior_interval: Interval | None
+    precision: float | None
+    precision_interval: Interval | None
+    recall: float | None
+    recall_interval: Interval | None
+    n_labelled: int
+    """Images with a yes or a no."""
+    current: bool
+    """Whether precision and recall are of the selection that the run has; if not, of an earlier one."""
+
+
 class ScoreRate(TypedDict):
     """Throughput."""
 
@@ -272,6 +287,8 @@ class MetricsRecord(NetworkRecords):
     prior: PriorSummary
     selection: SelectionQuality
     selection_estimated: EstimatedQuality
+    audit: NotRequired[AuditSummary | None]
+    """Null without one; runs of earlier versions lack it."""
     images_per_second: ScoreRate
     seconds: NotRequired[dict[str, float]]
     """By stage, of all its attempts; added when the run ends."""

@@ -150,3 +150,20 @@ def test_a_second_draw_would_overwrite_and_is_refused(config: RunConfig, audited
 def test_a_run_without_selection_is_refused(config: RunConfig, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="needs finished stages score and select: run the pipeline first"):
         draw(RunFolder(str(tmp_path)), config)
+
+
+def test_an_audit_of_an_earlier_selection_moves_aside(
+    config: RunConfig, audited: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, design = load_sample(audited)
+    marker = audited.marker("select")
+    assert marker is not None
+    audited.write_json("markers/select.json", marker | {"finished": "2100-01-01T00:00:00+00:00"})
+    draw(audited, config, images=100)
+    (moved,) = Path(audited.path("old")).iterdir()
+    assert f"the audit of an earlier selection moved to old/{moved.name}" in capsys.readouterr().out
+    assert audited.read_table(f"old/{moved.name}/audit/sample.parquet").equals(before)
+    sample, again = load_sample(audited)
+    assert len(sample) == 100
+    assert again["select_finished"] != design["select_finished"]
+    assert load_audit(audited) is None

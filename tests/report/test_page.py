@@ -14,6 +14,7 @@ import pytest
 from pukd_ray.config import RunConfig, SelectionConfig
 from pukd_ray.report import page
 from pukd_ray.report.gallery import ClassGallery, Gallery, Picture
+from pukd_ray.report.summary import summary_lines
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.selection.calibration import Calibration, to_json
 
@@ -252,6 +253,67 @@ def test_names_ids_and_warnings_are_escaped(tmp_path: Path) -> None:
     assert "Set selector.prior &amp; &lt;i&gt;look&lt;/i&gt;." in html
     assert "$x_$" in html  # no formula
     assert Tags(html).open == []
+
+
+AUDIT = {
+    "prior": 0.2611,
+    "prior_interval": [0.221, 0.311],
+    "precision": 0.8888,
+    "precision_interval": [0.841, 0.931],
+    "recall": 0.4444,
+    "recall_interval": [0.401, 0.641],
+    "n_labelled": 300,
+    "current": True,
+}
+
+
+def test_an_audit_stands_beside_the_estimates(folder: RunFolder, config: RunConfig) -> None:
+    without = render(folder, config)
+    assert "Audit" not in without
+    assert "labels)" not in without
+    update(folder, "metrics.json", audit=None)
+    assert render(folder, config) == without
+    update(folder, "metrics.json", audit=AUDIT)
+    html = render(folder, config)
+    tags = Tags(html)
+    text = " ".join(tags.text.split())
+    assert tags.open == []
+    assert "true estimated 90 % interval audit(300 labels) 90 % interval" in text
+    assert "precision 0.9000 0.9111 0.871 to 0.951 0.8888 0.841 to 0.931 truth inside" in text
+    assert "prior 0.2555 0.2500 0.200 to 0.300 0.2611 0.221 to 0.311 truth inside" in text
+    assert html.count('fill="var(--green)"') == 3
+    assert "The audit contradicts the estimate of recall: believe the audit" in text  # 0.641 is below 0.681
+
+
+def test_an_audit_of_an_earlier_selection_tells_the_prior_alone(folder: RunFolder, config: RunConfig) -> None:
+    update(folder, "metrics.json", audit=AUDIT | {"current": False})
+    html = render(folder, config)
+    text = " ".join(Tags(html).text.split())
+    assert "precision 0.9000 0.9111 0.871 to 0.951 – truth inside" in text
+    assert "0.2611 0.221 to 0.311" in text
+    assert "of an earlier selection: draw another" in text
+    assert "contradicts" not in text
+
+
+def test_what_an_audit_cannot_tell_is_a_dash(folder: RunFolder, config: RunConfig) -> None:
+    update(folder, "metrics.json", audit=AUDIT | {"recall": None, "recall_interval": None})
+    text = " ".join(Tags(render(folder, config)).text.split())
+    assert "recall 0.6666 0.7222 0.681 to 0.761 – truth outside" in text
+    assert "too few labels to tell" in text
+    assert "contradicts" not in text
+
+
+def test_the_last_lines_show_an_audit(folder: RunFolder) -> None:
+    update(folder, "metrics.json", seconds={"score": 75.0}, computing_seconds={"score": 70.0})
+    before = summary_lines(folder)
+    update(folder, "metrics.json", audit=AUDIT | {"recall": None, "recall_interval": None})
+    after = summary_lines(folder)
+    added = [new.removeprefix(old) for old, new in zip(before, after, strict=True) if old != new]
+    assert added == [
+        "   audit (300 labels)",
+        "  0.2611  [0.221, 0.311]",
+        "  0.8888  [0.841, 0.931]",
+    ]
 
 
 def test_warnings_say_what_to_do(folder: RunFolder, config: RunConfig) -> None:

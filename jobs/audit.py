@@ -1,0 +1,8 @@
+"""`pukd audit`, for `ray job submit`."""
+
+import sys
+
+from pukd_ray.commands import main
+
+if __name__ == "__main__":
+    sys.exit(main(["audit", *sys.argv[1:]]))
