@@ -224,8 +224,7 @@ def _warnings(
     ]
     if apart:
         warnings.append(
-            f"The audit contradicts the estimate of {' and '.join(apart)}: believe the audit, which assumes nothing; P "
-            "does not look like the relevant part of the corpus."
+            f"The audit contradicts the {' and the '.join(apart)} that the run assumes or estimates: believe the audit."
         )
     for counts, what in (
         (meta["positives_per_class"], "P has no image of {}: give some, images of such classes are hardly selected."),

@@ -282,7 +282,9 @@ def test_an_audit_stands_beside_the_estimates(folder: RunFolder, config: RunConf
     assert "precision 0.9000 0.9111 0.871 to 0.951 0.8888 0.841 to 0.931 truth inside" in text
     assert "prior 0.2555 0.2500 0.200 to 0.300 0.2611 0.221 to 0.311 truth inside" in text
     assert html.count('fill="var(--green)"') == 3
-    assert "The audit contradicts the estimate of recall: believe the audit" in text  # 0.641 is below 0.681
+    assert (
+        "The audit contradicts the recall that the run assumes or estimates: believe the audit." in text
+    )  # 0.641 is below 0.681
 
 
 def test_an_audit_of_an_earlier_selection_tells_the_prior_alone(folder: RunFolder, config: RunConfig) -> None:
