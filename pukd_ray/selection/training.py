@@ -80,9 +80,13 @@ class Training:
 
     def prior_at(self, step: int) -> float:
         """nnPU's prior at a step (1, 2, ...): falls geometrically from `first_prior`."""
-        start = max(self.prior, self.first_prior)
+        return self.falling(self.prior, step)
+
+    def falling(self, prior: float, step: int) -> float:
+        """The same for another prior to end with."""
+        start = max(prior, self.first_prior)
         done = min(1.0, step / (FALLING * (self.horizon or self.steps)))
-        return float(start * (self.prior / start) ** done)
+        return float(start * (prior / start) ** done)
 
     def finetuning(self) -> Training:
         """The same for the trunk and its head, after the head."""
