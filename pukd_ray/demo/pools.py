@@ -95,11 +95,14 @@ def _render(kind: str) -> list[bytes]:
     return render_glyphs(RENDERED[kind], seed=0, distort=0.0 if kind == "glyph" else DISTORTION)
 
 
-def draw_pool(bank: Bank, name: str, *, seed: int, per_class: int = 100, tuning: bool = False) -> Pool:
+def draw_pool(
+    bank: Bank, name: str, *, seed: int, per_class: int = 100, tuning: bool = False, bias: float = 0.0
+) -> Pool:
     """Draw P and a corpus; another seed draws other images of the same part.
 
     P: `per_class` images of each class that the teacher knows, from those that it was trained on. Relevant corpus
-    images are of these classes and unknown to the teacher.
+    images are of these classes and unknown to the teacher. With a `bias` P is drawn with probability proportional to
+    exp(bias * z), z the standardised mean pixel of the class's images: bright ones are preferred, in P alone.
     """
     rng = np.random.default_rng([seed, list(POOLS).index(name), tuning])
     taught = np.isin(bank.kinds, CLASSES) & (np.arange(len(bank.ids)) < TEACHER_IMAGES)
@@ -113,8 +116,19 @@ def draw_pool(bank: Bank, name: str, *, seed: int, per_class: int = 100, tuning:
     corpus = rng.permutation(corpus)
     of_class = [_part(taught & (bank.kinds == label), tuning) for label in CLASSES]
     # Nested: the 20 of a class are among its 100 of the same seed.
-    positives = np.concatenate([np.random.default_rng([seed, 9]).permutation(rows)[:per_class] for rows in of_class])
+    positives = np.concatenate([_draw(bank, rows, seed, bias)[:per_class] for rows in of_class])
     return Pool(positives, np.repeat(np.arange(len(CLASSES)), per_class), corpus, np.isin(bank.kinds[corpus], CLASSES))
+
+
+def _draw(bank: Bank, rows: np.ndarray, seed: int, bias: float) -> np.ndarray:
+    """`rows` in random order; with a bias as drawn one by one with these probabilities (Gumbel's trick)."""
+    rng = np.random.default_rng([seed, 9])
+    if not bias:
+        return rng.permutation(rows)
+    mean = bank.images[rows].mean((1, 2))
+    z = (mean - mean.mean()) / mean.std()
+    order: np.ndarray = rows[np.argsort(-(bias * z + rng.gumbel(size=len(rows))), kind="stable")]
+    return order
 
 
 def _part(members: np.ndarray, tuning: bool) -> np.ndarray:

@@ -171,6 +171,7 @@ def evaluate_run(run: RunContext) -> dict[str, Any]:
             "average_precision": truth["average_precision"] if truth else None,
         },
         "selection_estimated": selection["estimated"],
+        "trust": {"level": prior["trust"], "reasons": prior["reasons"]},
         "audit": summarise_audit(folder),
         "images_per_second": {"score": counts["images_per_second"]},
     }

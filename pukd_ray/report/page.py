@@ -58,7 +58,7 @@ def render_page(folder: RunFolder, config: RunConfig, gallery: Gallery) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"share": share, "percent": percent, "number": number, "times": times}
-    environment.filters |= {"seconds": duration, "track": track}
+    environment.filters |= {"seconds": duration, "track": track, "zip": zip}
     return environment.get_template("page.html.j2").render(_content(folder, config, gallery))
 
 
@@ -146,7 +146,6 @@ def _content(folder: RunFolder, config: RunConfig, gallery: Gallery) -> dict[str
         "audit": metrics.get("audit"),
         "warnings": _warnings(metrics, prior, meta, summary, names),
         "prior": prior,
-        "sensitivity_classes": names,
         "meta": meta,
         "flow": _flow(metrics),
         "classes": _classes(metrics, meta, summary, weights, names),
@@ -192,7 +191,12 @@ def _quality(metrics: MetricsRecord, prior: PriorRecord) -> list[dict[str, Any]]
     rows = [
         ("precision", metrics["selection"]["precision"], estimated["precision"], estimated["precision_interval"]),
         ("recall", metrics["selection"]["recall"], estimated["recall"], estimated["recall_interval"]),
-        ("prior", prior["true_in_sample"], prior["value"], [prior["lower"], prior["upper"]]),
+        (
+            "prior",
+            prior["true_in_sample"],
+            prior["value"] if prior["trust"] != "none" else None,
+            [prior["lower"], prior["upper"]] if prior["trust"] != "none" else None,
+        ),
     ]
     return [
         {
@@ -201,7 +205,7 @@ def _quality(metrics: MetricsRecord, prior: PriorRecord) -> list[dict[str, Any]]
             "estimated": value,
             "interval": bounds,
             "audit": audit.get(name),
-            "inside": None if true is None else bounds[0] <= true <= bounds[1],
+            "inside": None if true is None or bounds is None else bounds[0] <= true <= bounds[1],
             "given": name == "prior" and prior["source"] == "config",
         }
         for name, true, value, bounds in rows
@@ -317,6 +321,7 @@ def _plots(
     return {
         "histograms": [plots.score_histogram(histogram, cuts, label, log=log) for log in (False, True)],
         "prior_plot": plots.prior_plot(prior),
+        "valley_plot": plots.valley_plot(prior["evidence"], prior) if prior["evidence"] else None,
         "calibration": saved,
         "calibration_plot": _calibration_plot(folder, saved, prior["value"]),
         "reliability": rows,

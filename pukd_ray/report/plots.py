@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pukd_ray.run.records import Histogram, PriorRecord
+from pukd_ray.run.records import EvidenceRecord, Histogram, PriorRecord
 from pukd_ray.selection.calibration import Calibration
 
 P = ParamSpec("P")
@@ -233,36 +233,55 @@ def calibration_plot(
 
 @_drawing
 def prior_plot(prior: PriorRecord) -> tuple[Figure, str]:
-    """All that is known of the share of relevant images, one line each."""
-    estimate = prior["estimate"]
-    rows: list[tuple[str, list[float], str, str]] = [
-        ("BBE estimate", [estimate["value"]], "o", BLUE),
-        ("BBE per fold", list(estimate["folds"]), "|", BLUE),
-        ("DEDPUL", [estimate["dedpul"]], "o", GREEN),
-        ("Elkan-Noto bound", [estimate["elkan_noto"]], "<", GREEN),
-        ("used in training", [prior["used_for_training"]], "D", PURPLE),
+    """All that is known of the share of relevant images, one line each, with 90 % intervals."""
+    rows: list[tuple[str, float, Sequence[float] | None, str, str]] = [
+        ("from the config" if prior["source"] == "config" else "estimate", prior["value"], None, "o", INK)
     ]
-    name = "from the config" if prior["source"] == "config" else "refined, 90 % interval"
-    refined = prior["source"] == "config" or prior["refined"]
-    if refined:
-        rows.insert(0, (name, [prior["value"]], "o", INK))
+    if prior["source"] != "config" and prior["trust"] != "none":
+        rows[0] = ("estimate", prior["value"], [prior["lower"], prior["upper"]], "o", INK)
+    found = prior["evidence"]
+    if found is not None:
+        name = "emptiest boundary in U" if found["gap"] else "emptiest boundary in U (no gap)"
+        rows.append((name, found["boundary"], found["boundary_interval"] if found["gap"] else None, "o", BLUE))
+        rows.append(("density ratio of P", found["density_ratio"], found["density_ratio_interval"], "o", GREEN))
+        rows.append(("best bin (BBE)", found["bbe"], None, "o", GREEN))
+    rows.append(("used in training", prior["used_for_training"], None, "D", PURPLE))
     if prior["true_in_sample"] is not None:
-        rows.append(("true share of sample", [prior["true_in_sample"]], "s", ORANGE))
+        rows.append(("true share of sample", prior["true_in_sample"], None, "s", ORANGE))
     figure, axes = _axes(5.6, 0.9 + 0.26 * len(rows))
-    for y, (_, values, marker, colour) in enumerate(rows):
-        size = 11 if marker == "|" else 5.5
-        axes.plot(values, [y] * len(values), marker, color=colour, markersize=size, markeredgewidth=1.6, clip_on=False)
-    at = next(i for i, row in enumerate(rows) if row[0] == "BBE estimate")
-    axes.plot([estimate["lower"], estimate["upper"]], [at, at], color=BLUE, linewidth=2)
-    if refined:
-        axes.plot([prior["lower"], prior["upper"]], [0, 0], color=INK, linewidth=2)
+    for y, (_, value, bounds, marker, colour) in enumerate(rows):
+        axes.plot([value], [y], marker, color=colour, markersize=5.5, clip_on=False)
+        if bounds is not None:
+            axes.plot(bounds, [y, y], color=colour, linewidth=2)
     if prior["true_in_sample"] is not None:
         axes.axvline(prior["true_in_sample"], color=ORANGE, linewidth=1, linestyle=(0, (4, 2)))
     axes.set_yticks(range(len(rows)), [row[0] for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlim(0, 1.05 * max(v for row in rows for v in [*row[1], estimate["upper"]]))
+    axes.set_xlim(0, 1.05 * max(v for row in rows for v in [row[1], *(row[2] or ())]))
     axes.set_xlabel("share of relevant images in the corpus")
     return figure, "Estimates of the class prior"
+
+
+@_drawing
+def valley_plot(found: EvidenceRecord, prior: PriorRecord) -> tuple[Figure, str]:
+    """How empty U is at the boundary that each prior of the grid draws."""
+    figure, axes = _axes(5.2, 3.2)
+    points = [(p, e) for p, e in zip(found["priors"], found["emptiness"], strict=True) if e is not None]
+    x, y = zip(*points, strict=True) if points else ((), ())
+    axes.axhline(1, color=MUTED, linewidth=1, linestyle=(0, (4, 2)), label="as full as the positive side")
+    axes.plot(x, y, color=BLUE, marker="o", markersize=4)
+    if found["gap"]:
+        axes.axvspan(*found["boundary_interval"], color=BLUE, alpha=0.15, linewidth=0)
+        axes.axvline(found["boundary"], color=BLUE, linewidth=1.2, label="emptiest boundary")
+    if prior["true_in_sample"]:
+        axes.axvline(prior["true_in_sample"], color=ORANGE, linewidth=1, linestyle=(0, (4, 2)), label="true share")
+    axes.set(xscale="log", xlabel="prior", ylabel="density at the boundary")
+    ticks = [v for v in (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if not x or x[0] / 1.5 <= v <= x[-1] * 1.5]
+    axes.set_xticks(ticks, [f"{v:g}" for v in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_ylim(0, min(max(y, default=1.0), 4.0) * 1.05)
+    _legend(figure, 2)
+    return figure, "Density of the corpus at the boundary over the prior"
 
 
 # -- training ---------------------------------------------------------------------------------------------------

@@ -56,13 +56,20 @@ def summary_lines(folder: RunFolder) -> list[str]:
         f"{'selection':<32}{'true':>8}{'estimated':>11}  90 % interval"
         + (f"   audit ({labelled['n_labelled']:,} labels)" if labelled else ""),
     ]
+    trust = metrics["trust"]
+    told = trust["level"] != "none"
+    given = " (given)" if prior["source"] == "config" else ""
     for name, shown, truth, value, bounds in (
-        ("prior", f"prior ({prior['source']})", true_prior, prior["value"], [prior["lower"], prior["upper"]]),
+        ("prior", f"prior{given}", true_prior, prior["value"] if told else None, [prior["lower"], prior["upper"]]),
         ("precision", "precision", selection["precision"], estimated["precision"], estimated["precision_interval"]),
         ("recall", "recall", selection["recall"], estimated["recall"], estimated["recall_interval"]),
     ):
+        figures = f"{'cannot tell':>11}{'':16}"
+        if value is not None and bounds is not None:
+            figures = f"{value:>11.4f}  {_interval(bounds)}"
         known = f"  {audit[name][0]:.4f}  {_interval(audit[name][1])}" if name in audit else ""
-        lines.append(f"{shown:<32}{_share(truth):>8}{value:>11.4f}  {_interval(bounds)}{known}")
+        lines.append(f"{shown:<32}{_share(truth):>8}{figures}{known}".rstrip())
+    lines.append(f"{'trust in the estimates':<32}{trust['level']:>8}  {'; '.join(trust['reasons'])}".rstrip())
     rejected = ", ".join(f"{n} {reason}" for reason, n in metrics["rejected_by_reason"].items()) or "none"
     lines += [
         f"{'average precision':<32}{_share(selection['average_precision']):>8}",

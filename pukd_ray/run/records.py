@@ -10,6 +10,8 @@ T = TypeVar("T")
 Interval = list[float]
 """[lower, upper], of 90 %."""
 PriorSource = Literal["config", "bbe"]
+Trust = Literal["high", "low", "none"]
+"""Of the estimates: none says that they cannot be told."""
 
 
 # -- selector ---------------------------------------------------------------------------------------------------
@@ -24,44 +26,42 @@ class PriorRecord(TypedDict):
     upper: float
     source: PriorSource
     """The user's number, or the estimate (best bin estimation)."""
-    refined: bool
-    """Whether the selector's own held-out scores replaced the first estimate."""
+    trust: Trust
+    reasons: list[str]
+    """Why it is no higher."""
     used_for_training: float
     """Prior of the PU risk."""
-    estimate: FirstEstimate
-    sensitivity: list[Sensitivity]
-    """At half, one and two times the prior; empty where the loss has none."""
+    evidence: EvidenceRecord | None
+    """What an estimate stands on; null of a prior that was given."""
     warnings: list[str]
     true_in_sample: float | None
     """Share of truly relevant images in the sample; null without truth."""
 
 
-class FirstEstimate(TypedDict):
-    """The prior as the scorer of P against U gives it, before the selector is trained."""
+class EvidenceRecord(TypedDict):
+    """What an estimate of the prior stands on: U's emptiest boundary, P's density ratio, P against what is taken."""
 
-    value: float
-    lower: float
-    upper: float
-    threshold: float
-    """Score above which it was read off."""
-    folds: list[float]
-    """Each fold's estimate."""
-    dedpul: float
-    """By other methods, for comparison."""
-    elkan_noto: float
+    priors: list[float]
+    """Of the grid, ascending."""
+    emptiness: list[float | None]
+    """Density of U's held-out logits at the boundary that each prior draws, relative to that of the positive side; null
+    where it takes next to none."""
+    shares: list[float]
+    """Of U, that each prior takes."""
+    gap: bool
+    """Whether there is a valley in `emptiness`."""
+    boundary: float
+    """The prior whose boundary is emptiest."""
+    boundary_interval: Interval
+    density_ratio: float
+    """The prior by conditional likelihood: too low where P is biased."""
+    density_ratio_interval: Interval
+    bbe: float
+    alike: float
+    """Share of the relevant images that lies where the classes overlap."""
     auc: float
-    """Of P against U, held out."""
-    warnings: list[str]
-
-
-class Sensitivity(TypedDict):
-    """What a selector trained with another prior takes of the sample."""
-
-    factor: float
-    prior: float
-    share_selected: float
-    per_class: list[int]
-    """Images taken, by the teacher's class."""
+    """Of P against what is taken of U, cross-validated: 0.5 where they look alike."""
+    auc_error: float
 
 
 class SelectorRecord(TypedDict):
@@ -135,7 +135,7 @@ class SelectionCounts(TypedDict):
 class SelectionRecord(SelectionCounts):
     """`selection.json`: what the rule took, and what that is worth."""
 
-    estimated: EstimatedQuality
+    estimated: QualityRecord
     rule: str
     selection: dict[str, Any]
     """The config's section."""
@@ -173,6 +173,23 @@ class EstimatedQuality(TypedDict):
     precision_interval: Interval
     recall: float
     recall_interval: Interval
+
+
+class QualityRecord(TypedDict):
+    """What is reported of it: nulls where it cannot be told (`PriorRecord.trust` is none)."""
+
+    precision: float | None
+    precision_interval: Interval | None
+    recall: float | None
+    recall_interval: Interval | None
+
+
+class TrustRecord(TypedDict):
+    """How far to believe the estimates of prior, precision and recall."""
+
+    level: Trust
+    reasons: list[str]
+    """Why it is no higher."""
 
 
 NetworkName = Literal["teacher", "student", "student_last", "baseline_positives"]
@@ -286,7 +303,8 @@ class MetricsRecord(NetworkRecords):
     n_test_rejected: int
     prior: PriorSummary
     selection: SelectionQuality
-    selection_estimated: EstimatedQuality
+    selection_estimated: QualityRecord
+    trust: TrustRecord
     audit: NotRequired[AuditSummary | None]
     """Null without one; runs of earlier versions lack it."""
     images_per_second: ScoreRate

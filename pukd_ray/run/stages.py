@@ -47,7 +47,7 @@ STAGES = (
         "pukd_ray.selection.selector:train_selector",
         ("selector",),
         ("seed", "teacher", "selector"),
-        format_version=2,
+        format_version=3,
     ),
     Stage(
         "score",

@@ -9,9 +9,10 @@ import numpy as np
 from pukd_ray.config import RunConfig
 from pukd_ray.errors import RunError
 from pukd_ray.runtime.console import say
-from pukd_ray.selection.crossfit import FitReport, PriorReport
+from pukd_ray.selection.crossfit import FitReport
 from pukd_ray.selection.features import Features
 from pukd_ray.selection.rules import uses_selector
+from pukd_ray.selection.verdict import Verdict
 
 MIN_POSITIVES = 10
 MIN_SAMPLE = 100
@@ -84,26 +85,28 @@ def check_teacher_agrees(light: Features, config: RunConfig) -> float:
     return agreement
 
 
-def check_prior(config: RunConfig, prior: PriorReport) -> None:
+def check_prior(config: RunConfig, verdict: Verdict) -> None:
     """RunError if the sample holds next to nothing that looks like P, and the rule goes by the selector."""
     if not uses_selector(config.selection.rule) or config.selector.prior != "auto":
         return
-    if prior.value < MIN_PRIOR:
+    if verdict.prior < MIN_PRIOR and verdict.trust == "none":
         raise RunError(
-            f"corpus: next to nothing in the sample looks like P (estimated prior {prior.value:.4f}, at most "
-            f"{prior.upper:.4f}): check that corpus and positives show the same things, or set selector.prior if you "
-            "know that relevant images are there"
+            f"corpus: next to nothing in the sample looks like P (estimated prior {verdict.prior:.4f}): check that "
+            "corpus and positives show the same things, or set selector.prior if you know that relevant images are "
+            "there"
         )
 
 
-def fit_warnings(fit: FitReport, share: float, prior: float) -> list[str]:
-    """What speaks against a selector that takes `share` of the sample."""
+def fit_warnings(fit: FitReport, verdict: Verdict) -> list[str]:
+    """What speaks against the selector and its estimates."""
     warnings = []
-    if not 0.6 <= share / prior <= 1.4:
+    if verdict.trust == "none":
         warnings.append(
-            f"the selector takes {share:.1%} of the sample where the prior says {prior:.1%}: set selector.prior if you "
-            "know it, or use selection.rule precision or budget"
+            f"prior, precision and recall cannot be told ({'; '.join(verdict.reasons)}): `pukd audit` finds them with "
+            "a few hundred labels, or set selector.prior if you know it"
         )
+    elif verdict.reasons:
+        warnings.append(f"the estimates are of low trust: {'; '.join(verdict.reasons)}; `pukd audit` checks them")
     if fit.recall < 0.5:
         warnings.append(
             f"only {fit.recall:.0%} of held-out positives are recognised: P may be too small or too varied; add images"
@@ -117,7 +120,7 @@ def fit_warnings(fit: FitReport, share: float, prior: float) -> list[str]:
 
 
 def check_selection(config: RunConfig, share: float, prior: float) -> None:
-    """RunError if the rule goes by a selector that takes next to nothing of the sample, or all of it."""
+    """RunError if the rule goes by a selector that, as trained, takes next to nothing of the sample, or all of it."""
     if not uses_selector(config.selection.rule):
         return
     if share < MIN_SHARE_OF_PRIOR * prior:

@@ -22,11 +22,12 @@ from pukd_ray.selection.crossfit import (
     FitReport,
     Groups,
     HeldOut,
-    PriorReport,
     assess_fit,
-    estimate_prior,
     fit_fold,
+    fold_rows,
 )
+from pukd_ray.selection.grid import COARSE, Grid, fit_grid_fold
+from pukd_ray.selection.losses import LOSSES
 from pukd_ray.selection.training import (
     Examples,
     SelectorNetwork,
@@ -37,8 +38,11 @@ from pukd_ray.selection.training import (
     logits_of,
     seen_by,
 )
+from pukd_ray.selection.verdict import Evidence, Verdict, finer_priors, given, judge, weigh
 
-SCORER_STEPS = 500  # P against U overfits soon: few steps, of which the best by held-out AUC
+GRID_STEPS = 300  # at 200 steps, batches of 384 and a width of 32 a task lost its valley that had one at these
+GRID_BATCH = 512
+GRID_LR = 0.003
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class FinalFit:
     """Logits of the sample of U, rescaled, float32 [n_u]."""
     risk_curve: tuple[tuple[int, float], ...] = ()
     """(step, risk of its global batch), where it was recorded."""
+    trained_share: float = 0.0
+    """Share of U above 0 as trained, before the threshold was set: next to none where the clamp won."""
 
     @classmethod
     def of(
@@ -62,18 +68,28 @@ class FinalFit:
         network: SelectorNetwork,
         seen: Examples,
         training: Training,
+        take: float | None = None,
         device: torch.device | None = None,
         risk_curve: Sequence[tuple[int, float]] = (),
     ) -> FinalFit:
-        """Of a network on `device`, trained so on what it has `seen`."""
+        """Of a network on `device`, trained so on what it has `seen`.
+
+        With `take` its bias is set so that it takes this share of U, not what lies above 0 as it was trained. Losses
+        that rescale keep the threshold that they have.
+        """
         head = network if isinstance(network, SelectorHead) else network.head
         scale = log_max_phi(network, seen, training, device)
+        trained = logits_of(network, seen.u, device)
+        if take is not None and not LOSSES[training.loss].rescales:
+            with torch.no_grad():
+                head.attention.classify.bias.sub_(float(np.quantile(trained, 1 - take)))
         return cls(
             dump_state({**head.state_dict(), "log_max_phi": torch.tensor(scale, dtype=torch.float64)}),
             dump_state(network.extractor.model.state_dict()) if isinstance(network, PixelSelector) else None,
             scale,
             rescale_logits(logits_of(network, seen.u, device), scale),
             tuple(risk_curve),
+            float((trained > 0).mean()),
         )
 
 
@@ -81,8 +97,8 @@ class FinalFit:
 class FittedSelector:
     """All that the recipe finds out."""
 
-    first: PriorReport
-    """From the scorers of P against U."""
+    verdict: Verdict
+    """The prior, and how far to trust it."""
     fit: FitReport
     """From the PU round."""
     training: Training
@@ -98,19 +114,23 @@ class Executor(Protocol):
     """Where the recipe's jobs run. It holds the features, the trunk and the groups of P and U; what a fold held out may
     be a reference to it, which only the executor looks into."""
 
-    def fit_folds(self, name: str, training: Training, *, with_trunk: bool) -> Sequence[Any]:
-        """`fit_fold` for each fold; without trunk on features alone."""
+    def fit_grid(self, name: str, training: Training, priors: Sequence[float]) -> Any:
+        """`fit_grid_fold` for each fold, as a `Grid` or a reference to one."""
 
-    def estimate_prior(self, held_out: Sequence[Any], seed: int) -> PriorReport:
-        """`crossfit.estimate_prior`."""
+    def finer_priors(self, coarse: Any) -> Sequence[float]:
+        """`verdict.finer_priors`."""
 
-    def assess_fit(
-        self, held_out: Sequence[Any], prior: float, training: Training, first: PriorReport | None
-    ) -> FitReport:
+    def weigh(self, coarse: Any, fine: Any, seed: int) -> Evidence:
+        """`verdict.weigh` of both grids."""
+
+    def fit_folds(self, name: str, training: Training) -> Sequence[Any]:
+        """`fit_fold` for each fold."""
+
+    def assess_fit(self, held_out: Sequence[Any], verdict: Verdict, training: Training) -> FitReport:
         """`crossfit.assess_fit`."""
 
-    def fit_final(self, training: Training) -> FinalFit:
-        """Train on all of P and the sample."""
+    def fit_final(self, training: Training, take: float | None) -> FinalFit:
+        """Train on all of P and the sample; `take` as in `FinalFit.of`."""
 
 
 @dataclass(frozen=True)
@@ -121,32 +141,41 @@ class InProcess:
     groups: Groups
     trunk: Trunk | None = None
 
-    def fit_folds(self, name: str, training: Training, *, with_trunk: bool) -> list[HeldOut]:
+    def fit_grid(self, name: str, training: Training, priors: Sequence[float]) -> Grid:
         """As `Executor` says."""
         del name  # no progress to show
-        return [fit_fold(self.features, k, training, self.trunk if with_trunk else None) for k in range(FOLDS)]
+        rows = [fold_rows(self.features, k, training.seed) for k in range(FOLDS)]
+        return Grid.of(priors, [fit_grid_fold(self.features, held_out, training, priors) for held_out in rows])
 
-    def estimate_prior(self, held_out: Sequence[HeldOut], seed: int) -> PriorReport:
+    def finer_priors(self, coarse: Grid) -> tuple[float, ...]:
         """As `Executor` says."""
-        return estimate_prior(held_out, self.groups, seed)
+        return finer_priors(coarse)
 
-    def assess_fit(
-        self, held_out: Sequence[HeldOut], prior: float, training: Training, first: PriorReport | None
-    ) -> FitReport:
+    def weigh(self, coarse: Grid, fine: Grid, seed: int) -> Evidence:
         """As `Executor` says."""
-        return assess_fit(held_out, self.groups, prior, training, first)
+        groups = self.groups
+        return weigh(coarse.joined(fine), self.features, groups.p_classes, groups.u_classes, groups.units, seed)
 
-    def fit_final(self, training: Training) -> FinalFit:
+    def fit_folds(self, name: str, training: Training) -> list[HeldOut]:
+        """As `Executor` says."""
+        del name
+        return [fit_fold(self.features, k, training, self.trunk) for k in range(FOLDS)]
+
+    def assess_fit(self, held_out: Sequence[HeldOut], verdict: Verdict, training: Training) -> FitReport:
+        """As `Executor` says."""
+        return assess_fit(held_out, self.groups, verdict, training)
+
+    def fit_final(self, training: Training, take: float | None) -> FinalFit:
         """As `Executor` says."""
         network = fit_selector(self.features, training, self.trunk)
-        return FinalFit.of(network, seen_by(self.features, self.trunk), training)
+        return FinalFit.of(network, seen_by(self.features, self.trunk), training, take)
 
 
 def fit_and_calibrate(
     executor: Executor,
     selector: SelectorConfig,
     seed: int,
-    check_prior: Callable[[PriorReport], None] | None = None,
+    check_verdict: Callable[[Verdict], None] | None = None,
 ) -> FittedSelector:
     """Estimate the prior, choose the steps, train the selector on everything and calibrate it.
 
@@ -154,51 +183,46 @@ def fit_and_calibrate(
         executor: holds the data, runs the jobs.
         selector: the config's `selector`.
         seed: of all that is random.
-        check_prior: sees the first estimate before the costly part, and may raise.
+        check_verdict: sees the prior before the costly part, and may raise.
     """
-    estimated = selector.prior == "auto"
+    # 1. The prior, unless it is known: small selectors at a grid of priors, cross-fitted, coarse and then finer.
+    if selector.prior == "auto":
+        training = grid_training(selector, seed)
+        coarse = executor.fit_grid("priors", training, COARSE)
+        fine = executor.fit_grid("finer priors", training, executor.finer_priors(coarse))
+        verdict = judge(executor.weigh(coarse, fine, seed))
+    else:
+        verdict = given(float(np.clip(selector.prior, 1e-4, 1 - 1e-4)))
+    if check_verdict is not None:
+        check_verdict(verdict)
 
-    # 1. P against U, cross-fitted: a first prior. It needs no trunk of its own.
-    scorers = executor.fit_folds("P against U", scorer_training(selector, seed), with_trunk=False)
-    first = executor.estimate_prior(scorers, seed)
-    if check_prior is not None:
-        check_prior(first)
+    # 2. The same folds under the selector's own loss.
+    training = Training(
+        selector.loss, verdict.train, selector.steps, selector.batch_size, selector.lr, seed, selector.batches
+    )
+    folds = executor.fit_folds(selector.loss, training)
 
-    # 2. The same folds under the PU risk.
-    prior, training = pu_training(selector, first, seed)
-    folds = executor.fit_folds(selector.loss, training, with_trunk=True)
+    # 3. Their held-out logits choose the steps and calibrate.
+    fit = executor.assess_fit(folds, verdict, training)
 
-    # 3. Their held-out logits choose the steps, calibrate and refine the prior.
-    fit = executor.assess_fit(folds, prior, training, first if estimated else None)
-
-    # 4. The selector on all of P.
-    training = final_training(training, fit)
-    final = executor.fit_final(training)
+    # 4. The selector on all of P, stopped where the folds were best, on the schedule that they followed. Its boundary
+    # is where it belongs if U has a gap there. Else ranking and threshold are two decisions: it was trained with a
+    # generous prior, and would take too many.
+    training = replace(training, steps=fit.steps, horizon=training.steps)
+    final = executor.fit_final(training, None if verdict.has_gap else verdict.prior)
 
     # 5. Its logits differ a little from the folds': the calibration is carried over to them.
-    calibration, bootstrap = carry_over(fit.calibration, fit.bootstrap, final.u_logits, fit.prior)
-    return FittedSelector(first, fit, training, final, calibration, bootstrap)
+    calibration, bootstrap = carry_over(fit.calibration, fit.bootstrap, final.u_logits, verdict.prior)
+    return FittedSelector(verdict, fit, training, final, calibration, bootstrap)
 
 
-def scorer_training(selector: SelectorConfig, seed: int) -> Training:
-    """Round 1: P against U, equally weighted."""
-    steps = min(selector.steps, SCORER_STEPS)
-    return Training("naive", 0.5, steps, selector.batch_size, selector.lr, seed)
-
-
-def pu_training(selector: SelectorConfig, first: PriorReport, seed: int) -> tuple[float, Training]:
-    """(prior to start from, round 2)."""
-    if selector.prior != "auto":
-        prior = used = float(np.clip(selector.prior, 1e-4, 1 - 1e-4))
-    else:
-        prior = float(np.clip(first.value, 1e-4, 1 - 1e-4))
-        # A prior too small is the dangerous side (docs/method.md, "A wrong prior is not symmetric"): err high in
-        # training.
-        used = float(np.clip(max(prior, first.upper / 2), 1e-3, 0.99))
-    training = Training(selector.loss, used, selector.steps, selector.batch_size, selector.lr, seed, selector.batches)
-    return prior, training
-
-
-def final_training(training: Training, fit: FitReport) -> Training:
-    """The selector on everything: stopped where the folds were best, on the schedule that they followed."""
-    return replace(training, steps=fit.steps, horizon=training.steps)
+def grid_training(selector: SelectorConfig, seed: int) -> Training:
+    """Of the grid: shorter trainings blunt the valley, longer ones gain nothing."""
+    return Training(
+        "nnpu",
+        0.5,  # each of the grid has its own
+        min(selector.steps, GRID_STEPS),
+        min(selector.batch_size, GRID_BATCH),
+        max(selector.lr, GRID_LR),
+        seed,
+    )

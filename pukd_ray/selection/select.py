@@ -13,7 +13,7 @@ from pukd_ray.corpus.context import RunContext
 from pukd_ray.corpus.units import Unit
 from pukd_ray.errors import RunError
 from pukd_ray.run.folder import RunFolder
-from pukd_ray.run.records import SelectionRecord, selection_in
+from pukd_ray.run.records import PRIOR, QualityRecord, SelectionRecord, selection_in
 from pukd_ray.runtime.console import progress, say
 from pukd_ray.runtime.metrics import record
 from pukd_ray.selection.calibration import from_json
@@ -31,10 +31,12 @@ MAX_TASKS = 2000  # the driver knows what each of them makes for each part of a 
 def run_select(run: RunContext) -> dict[str, Any]:
     """Run the stage; returns its counts."""
     summary = select_images(run.folder, run.config, run.units)
-    estimated = summary["estimated"]
-    return {k: summary[k] for k in ("n_selected", "n_duplicates")} | {
-        "precision (estimated)": round(estimated["precision"], 3),
-        "recall (estimated)": round(estimated["recall"], 3),
+    precision, recall = summary["estimated"]["precision"], summary["estimated"]["recall"]
+    return {
+        "n_selected": summary["n_selected"],
+        "n_duplicates": summary["n_duplicates"],
+        "precision (estimated)": "cannot tell" if precision is None else round(precision, 3),
+        "recall (estimated)": "cannot tell" if recall is None else round(recall, 3),
     }
 
 
@@ -61,12 +63,17 @@ def select_images(
         bar.update(len(groups))
         counts, binned = write_selected(job, groups, dropped, cuts)
         bar.update(len(groups))
-    estimated = estimate_selection(
-        binned,
-        logits[of_p],
-        held_out.column("weight").to_numpy()[of_p],
-        *from_json(folder.read_json("selector/calibration.json")),
+    weights = held_out.column("weight").to_numpy()[of_p]
+    quality = estimate_selection(
+        binned, logits[of_p], weights, *from_json(folder.read_json("selector/calibration.json"))
     )
+    told = folder.read_record(PRIOR)["trust"] != "none"
+    estimated: QualityRecord = {
+        "precision": quality["precision"] if told else None,
+        "precision_interval": quality["precision_interval"] if told else None,
+        "recall": quality["recall"] if told else None,
+        "recall_interval": quality["recall_interval"] if told else None,
+    }
     summary: SelectionRecord = {
         **counts,
         "estimated": estimated,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.corpus.streaming import Pass, stream
 from pukd_ray.errors import RunError
 from pukd_ray.run.folder import RunFolder
+from pukd_ray.run.records import PRIOR, EvidenceRecord, PriorRecord
 from pukd_ray.runtime.console import progress, say
 from pukd_ray.runtime.timing import Span, Stopwatch, covered_seconds
 from pukd_ray.selection.calibration import to_json
@@ -28,13 +29,11 @@ from pukd_ray.selection.guards import (
     check_teacher_agrees,
     fit_warnings,
 )
-from pukd_ray.selection.losses import LOSSES
 from pukd_ray.selection.recipe import FittedSelector, fit_and_calibrate
 from pukd_ray.selection.sampling import sample_corpus
 from pukd_ray.selection.tasks import RayTasks
+from pukd_ray.selection.verdict import Evidence
 from pukd_ray.storage import write_bytes
-
-PRIOR_FACTORS = (0.5, 2.0)  # of the sensitivity that the report shows, beside 1
 
 
 def train_selector(run: RunContext) -> dict[str, Any]:
@@ -54,25 +53,22 @@ def train_selector(run: RunContext) -> dict[str, Any]:
     check_sample(config, len(light.p_labels), len(light.u_units), errors)
     agreement = check_teacher_agrees(light, config)
 
-    fitted = fit_and_calibrate(tasks, config.selector, config.seed, lambda first: check_prior(config, first))
+    fitted = fit_and_calibrate(tasks, config.selector, config.seed, lambda verdict: check_prior(config, verdict))
 
-    share = float((fitted.final.u_logits > 0).mean())
-    check_selection(config, share, fitted.fit.prior)
-    warnings = fit_warnings(fitted.fit, share, fitted.fit.prior)
-    if config.selector.prior == "auto":
-        warnings = [*fitted.first.warnings, *warnings]
+    share, prior = float((fitted.final.u_logits > 0).mean()), fitted.verdict.prior
+    check_selection(config, fitted.final.trained_share, prior)
+    warnings = fit_warnings(fitted.fit, fitted.verdict)
     for warning in warnings:
         say(f"          warning: {warning}")
-    folder.write_json(
-        "selector/prior.json", _prior(config, fitted, light, _sensitivity(tasks, fitted, light), warnings)
-    )
+    folder.write_record(PRIOR, _prior(config, fitted, light, warnings))
     _write_selector(folder, config, fitted)
     folder.write_json("selector/meta.json", _meta(config, fitted, labelled, light, errors, agreement))
     return {
         "computing_seconds": round(covered_seconds([*spans, *tasks.spans]), 3),
         "n_positives": len(light.p_labels),
         "n_sample": len(light.u_units),
-        "prior": round(fitted.fit.prior, 4),
+        "prior": round(prior, 4),
+        "trust": fitted.verdict.trust,
         "steps": fitted.fit.steps,
         "selects": f"{share:.1%}",
     }
@@ -112,49 +108,42 @@ def _split_error(text: str) -> tuple[str, str, str]:
     return role, image, error
 
 
-def _sensitivity(tasks: RayTasks, fitted: FittedSelector, light: Features) -> list[dict[str, Any]]:
-    """What the selector takes of the sample at half, one and two times the prior it was trained with."""
-    training = fitted.training
-    if not LOSSES[training.loss].needs_prior:
-        return []
-    factors = [f for f in PRIOR_FACTORS if f * training.prior < 1]
-    tries = tasks.selected_by([replace(training, prior=factor * training.prior) for factor in factors])
-    taken = {1.0: fitted.final.u_logits > 0, **dict(zip(factors, tries, strict=True))}
-    classes = tasks.run.config.teacher.num_classes
-    return [
-        {
-            "factor": factor,
-            "prior": factor * training.prior,
-            "share_selected": float(taken[factor].mean()),
-            "per_class": np.bincount(light.u_teacher[taken[factor]], minlength=classes).tolist(),
-        }
-        for factor in sorted(taken)
-    ]
-
-
 # -- what the stage leaves --------------------------------------------------------------------------------------
 
 
-def _prior(
-    config: RunConfig,
-    fitted: FittedSelector,
-    light: Features,
-    sensitivity: list[dict[str, Any]],
-    warnings: list[str],
-) -> dict[str, Any]:
+def _prior(config: RunConfig, fitted: FittedSelector, light: Features, warnings: list[str]) -> PriorRecord:
     """`selector/prior.json`."""
-    known = light.u_relevant >= 0
+    known, verdict = light.u_relevant >= 0, fitted.verdict
     return {
-        "value": fitted.fit.prior,
-        "lower": fitted.fit.prior_interval[0],
-        "upper": fitted.fit.prior_interval[1],
+        "value": verdict.prior,
+        "lower": verdict.lower,
+        "upper": verdict.upper,
         "source": "bbe" if config.selector.prior == "auto" else "config",
-        "refined": fitted.fit.refined,
+        "trust": verdict.trust,
+        "reasons": list(verdict.reasons),
         "used_for_training": fitted.training.prior,
-        "estimate": {k: v for k, v in asdict(fitted.first).items() if k != "bootstrap"},
-        "sensitivity": sensitivity,
+        "evidence": None if verdict.evidence is None else _evidence(verdict.evidence),
         "warnings": warnings,
         "true_in_sample": float(light.u_relevant[known].mean()) if known.any() else None,
+    }
+
+
+def _evidence(found: Evidence) -> EvidenceRecord:
+    boundary = found.boundary
+    emptiness = [float(v) if np.isfinite(v) else None for v in boundary.emptiness]
+    return {
+        "priors": boundary.priors.tolist(),
+        "emptiness": emptiness,
+        "shares": [share for _, share in found.shares],
+        "gap": boundary.inner,
+        "boundary": boundary.value,
+        "boundary_interval": [boundary.lower_bound, boundary.upper_bound],
+        "density_ratio": found.ratio.value,
+        "density_ratio_interval": [float(q) for q in np.quantile(found.ratio.draws, [0.05, 0.95])],
+        "bbe": found.bbe,
+        "alike": found.alike,
+        "auc": found.test.auc,
+        "auc_error": found.test.error,
     }
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import ray
 
 from pukd_ray.config import RunConfig
@@ -20,15 +18,16 @@ from pukd_ray.selection.crossfit import (
     FitReport,
     Groups,
     HeldOut,
-    PriorReport,
     assess_fit,
-    estimate_prior,
     fit_fold,
+    fold_rows,
 )
 from pukd_ray.selection.features import Features
+from pukd_ray.selection.grid import Grid, GridFold, fit_grid_fold
 from pukd_ray.selection.recipe import FinalFit
 from pukd_ray.selection.train_loop import fit_on_group, load_examples
-from pukd_ray.selection.training import Examples, Training, Trunk, fit_selector, seen_by
+from pukd_ray.selection.training import Examples, Training, Trunk
+from pukd_ray.selection.verdict import Evidence, Verdict, finer_priors, weigh
 
 
 @dataclass(frozen=True)
@@ -53,45 +52,46 @@ class RayTasks:
         groups = ray.put(Groups(light.u_units, light.p_teacher, light.u_teacher))
         return cls(run, files, features, trunk, groups), light
 
-    def fit_folds(self, name: str, training: Training, *, with_trunk: bool) -> list[ray.ObjectRef]:
+    def fit_grid(self, name: str, training: Training, priors: Sequence[float]) -> ray.ObjectRef:
         """As `Executor` says; `name` labels the progress."""
-        trunk = self.trunk if with_trunk else None
+        folds = [_fit_grid_fold.remote(self.features, fold, training, priors) for fold in range(FOLDS)]
+        return _join_folds.remote(priors, *self._watched(name, folds))
+
+    def finer_priors(self, coarse: ray.ObjectRef) -> tuple[float, ...]:
+        """As `Executor` says."""
+        priors: tuple[float, ...] = ray.get(_finer_priors.remote(coarse))
+        return priors
+
+    def weigh(self, coarse: ray.ObjectRef, fine: ray.ObjectRef, seed: int) -> Evidence:
+        """As `Executor` says."""
+        evidence: Evidence = ray.get(_weigh.remote(coarse, fine, self.features, self.groups, seed))
+        return evidence
+
+    def fit_folds(self, name: str, training: Training) -> list[ray.ObjectRef]:
+        """As `Executor` says; `name` labels the progress."""
+        folds = [_fit_fold.remote(self.features, self.trunk, fold, training) for fold in range(FOLDS)]
+        return self._watched(name, folds)
+
+    def _watched(self, name: str, folds: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
+        """The same, once they are done."""
+        waiting = folds
         with progress(name, FOLDS, "folds") as bar:
-            folds = waiting = [_fit_fold.remote(self.features, trunk, fold, training) for fold in range(FOLDS)]
             while waiting:
                 done, waiting = ray.wait(waiting)
                 self.spans.extend(fold.span for fold in ray.get(done))
                 bar.update(len(done))
         return folds
 
-    def estimate_prior(self, held_out: Sequence[ray.ObjectRef], seed: int) -> PriorReport:
+    def assess_fit(self, held_out: Sequence[ray.ObjectRef], verdict: Verdict, training: Training) -> FitReport:
         """As `Executor` says."""
-        report: PriorReport = ray.get(_estimate_prior.remote(self.groups, seed, *held_out))
+        report: FitReport = ray.get(_assess_fit.remote(self.groups, verdict, training, *held_out))
         return report
 
-    def assess_fit(
-        self, held_out: Sequence[ray.ObjectRef], prior: float, training: Training, first: PriorReport | None
-    ) -> FitReport:
+    def fit_final(self, training: Training, take: float | None) -> FinalFit:
         """As `Executor` says."""
-        report: FitReport = ray.get(_assess_fit.remote(self.groups, prior, training, first, *held_out))
-        return report
-
-    def fit_final(self, training: Training) -> FinalFit:
-        """As `Executor` says."""
-        final, span = fit_on_group(self.run, self.files, training)
+        final, span = fit_on_group(self.run, self.files, training, take)
         self.spans.append(span)
         return final
-
-    def selected_by(self, trainings: Sequence[Training]) -> list[np.ndarray]:
-        """Which of U selectors trained so would take, bool [n_u] each."""
-        taken: list[np.ndarray] = []
-        with progress("sensitivity", len(trainings), "priors") as bar:
-            for result in [_selected_of_sample.remote(self.features, self.trunk, t) for t in trainings]:
-                of_sample, span = ray.get(result)
-                taken.append(of_sample)
-                self.spans.append(span)
-                bar.update(1)
-        return taken
 
 
 @ray.remote(num_cpus=0.5, num_returns=3)
@@ -111,21 +111,26 @@ def _fit_fold(features: Examples, trunk: Trunk | None, fold: int, training: Trai
 
 
 @ray.remote(num_cpus=0.5)
-def _estimate_prior(groups: Groups, seed: int, *held_out: HeldOut) -> PriorReport:
-    return estimate_prior(held_out, groups, seed)
-
-
-@ray.remote(num_cpus=0.5)
-def _assess_fit(
-    groups: Groups, prior: float, training: Training, first: PriorReport | None, *held_out: HeldOut
-) -> FitReport:
-    return assess_fit(held_out, groups, prior, training, first)
+def _assess_fit(groups: Groups, verdict: Verdict, training: Training, *held_out: HeldOut) -> FitReport:
+    return assess_fit(held_out, groups, verdict, training)
 
 
 @ray.remote(num_cpus=1)
-def _selected_of_sample(features: Examples, trunk: Trunk | None, training: Training) -> tuple[np.ndarray, Span]:
-    began = time.time()
+def _fit_grid_fold(features: Examples, fold: int, training: Training, priors: Sequence[float]) -> GridFold:
     use_threads()
-    network = fit_selector(features, training, trunk)
-    taken = FinalFit.of(network, seen_by(features, trunk), training).u_logits > 0
-    return taken, (began, time.time())
+    return fit_grid_fold(features, fold_rows(features, fold, training.seed), training, priors)
+
+
+@ray.remote(num_cpus=0.5)
+def _join_folds(priors: Sequence[float], *folds: GridFold) -> Grid:
+    return Grid.of(priors, folds)
+
+
+@ray.remote(num_cpus=0.5)
+def _finer_priors(coarse: Grid) -> tuple[float, ...]:
+    return finer_priors(coarse)
+
+
+@ray.remote(num_cpus=0.5)
+def _weigh(coarse: Grid, fine: Grid, features: Examples, groups: Groups, seed: int) -> Evidence:
+    return weigh(coarse.joined(fine), features, groups.p_classes, groups.u_classes, groups.units, seed)

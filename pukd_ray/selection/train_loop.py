@@ -36,8 +36,8 @@ def load_examples(
     return Examples(features.p, features.u), trunk, rest
 
 
-def fit_on_group(run: RunContext, files: list[str], training: Training) -> tuple[FinalFit, Span]:
-    """(the selector trained so on the feature cache `files`, when rank 0 was at work)."""
+def fit_on_group(run: RunContext, files: list[str], training: Training, take: float | None) -> tuple[FinalFit, Span]:
+    """(the selector trained so on the feature cache `files`, which takes that share; when rank 0 was at work)."""
     with remote_progress("head") as counter:
         setup = {
             "folder": run.folder,
@@ -45,6 +45,7 @@ def fit_on_group(run: RunContext, files: list[str], training: Training) -> tuple
             "config": run.config,
             "weights": run.weights,
             "training": training,
+            "take": take,
             "counter": counter,
         }
         result = train_group(_train_loop, setup, run.folder, "selector", run.config.resources, run.cluster)
@@ -67,5 +68,5 @@ def _train_loop(setup: dict[str, Any]) -> dict[str, Any] | None:
     network = fit_selector(features, training, trunk, Callbacks(on_step=log), worker)
     if worker.rank:
         return None
-    final = FinalFit.of(network, seen_by(features, trunk), training, worker.device, risk_curve)
+    final = FinalFit.of(network, seen_by(features, trunk), training, setup["take"], worker.device, risk_curve)
     return {"final": final, "span": (began, time.time())}

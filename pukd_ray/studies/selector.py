@@ -29,11 +29,14 @@ from pukd_ray.selection.features import as_half
 from pukd_ray.selection.histogram import bin_edges, bin_scores, estimate_selection
 from pukd_ray.selection.recipe import InProcess, fit_and_calibrate
 from pukd_ray.selection.training import Examples, Trunk
+from pukd_ray.selection.verdict import Verdict
 from pukd_ray.selection.views import random_views
 from pukd_ray.studies.pages import describe_machine
 
 UNIT_ROWS = 800  # rows that the bootstrap draws together, as a unit of the corpus
 TARGET_PRECISION = 0.8
+TRUST = {"high": 2.0, "low": 1.0, "none": 0.0}
+"""As figures."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,11 @@ class Setting:
     """The true prior times this instead of an estimate."""
     per_class: int = 100
     taps: tuple[str, ...] | None = None
+    bias: float = 0.0
+    """P is drawn from each class with probability proportional to exp(bias * standardised mean pixel)."""
 
 
-SETTINGS: Mapping[str, Setting] = {
+SETTINGS: dict[str, Setting] = {
     "default": Setting(),
     "trunk: finetune": Setting({"trunk": "finetune"}),
     "prior: true": Setting(prior_factor=1.0),
@@ -63,6 +68,13 @@ SETTINGS: Mapping[str, Setting] = {
     "grid: 1": Setting({"grid": 1}),
     "views: 1": Setting({"views": 1}),
 }
+BIASED: dict[str, Setting] = {
+    "P biased, 0.7": Setting(bias=0.7),
+    "P biased, 1.2": Setting(bias=1.2),
+    "P biased, 0.7, prior: true": Setting(bias=0.7, prior_factor=1.0),
+    "P biased, 1.2, prior: true": Setting(bias=1.2, prior_factor=1.0),
+}
+"""Not on the page: P as a biased sample, and what a selector that is told the prior makes of it."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +115,7 @@ def measure(
 ) -> dict[str, float]:
     """One run; `base` are config keys of `selector` that all runs share."""
     torch.set_num_threads(1)
-    pool = draw_pool(bank, pool_name, seed=seed, per_class=setting.per_class, tuning=tuning)
+    pool = draw_pool(bank, pool_name, seed=seed, per_class=setting.per_class, tuning=tuning, bias=setting.bias)
     true_prior = float(pool.relevant.mean())
     selector = SelectorConfig(**{**base, **setting.selector})
     if setting.prior_factor is not None:
@@ -122,7 +134,7 @@ def measure(
     fitted = fit_and_calibrate(InProcess(features, groups, trunk), selector, seed)
     fit_seconds = time.process_time() - began
 
-    first, fit, calibration, logits = fitted.first, fitted.fit, fitted.calibration, fitted.final.u_logits
+    verdict, fit, calibration, logits = fitted.verdict, fitted.fit, fitted.calibration, fitted.final.u_logits
     binned = bin_scores(logits, logits > 0, bin_edges(np.r_[fit.p_logits, fit.u_logits]))
     estimated = estimate_selection(binned, fit.p_logits, fit.p_weights, calibration, fitted.bootstrap)
     figures = {
@@ -130,12 +142,12 @@ def measure(
         **_at_target(logits, calibration(logits), pool),
         "confidence_ap": float(average_precision_score(pool.relevant, cache.confidence[pool.corpus])),
         "true_prior": true_prior,
-        "prior": fit.prior,
-        "prior_lower": fit.prior_interval[0],
-        "prior_upper": fit.prior_interval[1],
-        "prior_bbe": first.value,
-        "prior_dedpul": first.dedpul,
-        "prior_used": fitted.training.prior,
+        "prior": verdict.prior,
+        "prior_lower": verdict.lower,
+        "prior_upper": verdict.upper,
+        "prior_used": verdict.train,
+        "trust": TRUST[verdict.trust],
+        **_evidence(verdict),
         "steps": fit.steps,
         "proxy_accuracy": fit.proxy_accuracy,
         "accuracy": float(((logits > 0) == pool.relevant).mean()),
@@ -147,6 +159,21 @@ def measure(
     figures["precision_lower"], figures["precision_upper"] = estimated["precision_interval"]
     figures["recall_lower"], figures["recall_upper"] = estimated["recall_interval"]
     return figures
+
+
+def _evidence(verdict: Verdict) -> dict[str, float]:
+    """What the prior was concluded from; nothing of one that was given."""
+    e = verdict.evidence
+    if e is None:
+        return {}
+    return {
+        "gap": float(e.boundary.inner),
+        "prior_boundary": e.boundary.value,
+        "prior_ratio": e.ratio.value,
+        "alike": e.alike,
+        "auc": e.test.auc,
+        "auc_error": e.test.error,
+    }
 
 
 def _quality(logits: np.ndarray, pool: Pool) -> dict[str, float]:
@@ -201,6 +228,22 @@ class Run:
         return f"{self.base}/{self.pool}/{self.setting}/{self.seed}"
 
 
+def biased_runs(seeds: int) -> list[Run]:
+    """`hard` with a biased P."""
+    return [Run("quick", "hard", setting, seed) for seed in range(seeds) for setting in BIASED]
+
+
+def describe(run: Run, figures: Mapping[str, float]) -> str:
+    """One line for people."""
+    f = figures
+    trust = next(name for name, value in TRUST.items() if value == f["trust"])
+    return (
+        f"{run.key}: prior {f['prior']:.3f} [{f['prior_lower']:.3f}, {f['prior_upper']:.3f}], truth "
+        f"{f['true_prior']:.3f}, trust {trust}; average precision {f['ap']:.4f}, precision {f['precision']:.3f} "
+        f"(estimated {f['precision_estimated']:.3f}), recall {f['recall']:.3f} ({f['recall_estimated']:.3f})"
+    )
+
+
 def all_runs(seeds: int, coverage_seeds: int) -> list[Run]:
     """The runs of docs/results.md: default settings, ablations, and the coverage of the intervals."""
     runs = [Run("quick", "hard", setting, seed) for seed in range(seeds) for setting in SETTINGS]
@@ -214,7 +257,7 @@ def all_runs(seeds: int, coverage_seeds: int) -> list[Run]:
 def _measure(
     bank: Bank, caches: dict[str, Cache], teacher: TeacherConfig, weights: bytes, run: Run, tuning: bool
 ) -> tuple[str, dict[str, float]]:
-    setting = SETTINGS[run.setting]
+    setting = (SETTINGS | BIASED)[run.setting]
     base = QUICK if run.base == "quick" else {}
     cache = caches[_cache_key(setting)]
     return run.key, measure(bank, cache, teacher, weights, run.pool, run.seed, setting, base, tuning=tuning)
@@ -240,7 +283,7 @@ def run_study(
     missing = [run for run in runs if run.key not in study["runs"]]
     caches = {}
     for setting in {run.setting for run in missing}:
-        s = SETTINGS[setting]
+        s = (SETTINGS | BIASED)[setting]
         if _cache_key(s) not in caches:
             grid = s.selector.get("grid", "auto")
             caches[_cache_key(s)] = extract_bank(bank, replace(teacher, taps=s.taps), weights, grid)

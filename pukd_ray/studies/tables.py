@@ -70,7 +70,6 @@ def _headline(runs: list[Figures]) -> list[tuple[str, str]]:
         ("`precision: 0.8`: true recall", "target_recall", 3),
         ("prior, estimated", "prior", 4),
         ("prior, absolute error", "prior_error", 4),
-        ("prior, first estimate (BBE)", "prior_bbe", 4),
         ("precision, estimated", "precision_estimated", 3),
         ("recall, estimated", "recall_estimated", 3),
         ("expected calibration error", "calibration_error", 4),

@@ -64,6 +64,15 @@ def test_seeds_decide(bank: Bank) -> None:
     assert set(few.positives) < set(many.positives)
 
 
+def test_a_biased_p_is_brighter_and_the_corpus_is_the_same(bank: Bank) -> None:
+    plain, biased = (draw_pool(bank, "hard", seed=0, bias=k) for k in (0.0, 1.2))
+    np.testing.assert_array_equal(plain.corpus, biased.corpus)
+    for label in range(5):
+        mean = [bank.images[p.positives[p.labels == label]].mean() for p in (plain, biased)]
+        assert mean[1] > mean[0]
+    assert set(draw_pool(bank, "hard", seed=0, per_class=20, bias=1.2).positives) < set(biased.positives)
+
+
 def test_files_hold_the_images_and_the_truth(bank: Bank, tmp_path: Path) -> None:
     drawn = draw_pool(bank, "hard", seed=0)
     pool = Pool(drawn.positives[:7], drawn.labels[:7], drawn.corpus[:30], drawn.relevant[:30])

@@ -73,6 +73,7 @@ def make_run(tmp_path: Path, config: RunConfig) -> RunFolder:
             "baseline_positives": network | {"top1": 0.6543, "parameters": 15_000, "arch": "lenet5_half"},
             "selection": {"precision": 0.9, "recall": 0.6666, "average_precision": 0.9555},
             "selection_estimated": estimated,
+            "trust": {"level": "low", "reasons": ["P differs <b>a lot</b>"]},
             "images_per_second": {"score": 12.34},
         },
     )
@@ -84,19 +85,21 @@ def make_run(tmp_path: Path, config: RunConfig) -> RunFolder:
             "upper": 0.3,
             "source": "bbe",
             "used_for_training": 0.25,
-            "refined": True,
-            "sensitivity": [
-                {"factor": 0.5, "prior": 0.125, "share_selected": 0.1, "per_class": [20, 30]},
-                {"factor": 1.0, "prior": 0.25, "share_selected": 0.25, "per_class": [60, 65]},
-            ],
-            "estimate": {
-                "value": 0.25,
-                "lower": 0.2,
-                "upper": 0.3,
-                "folds": [0.23, 0.24, 0.25, 0.26, 0.27],
-                "dedpul": 0.2345,
-                "elkan_noto": 0.3456,
-                "auc": 0.8765,
+            "trust": "low",
+            "reasons": ["P differs <b>a lot</b>"],
+            "evidence": {
+                "priors": [0.1, 0.25, 0.5],
+                "emptiness": [1.9, 0.2, 1.4],
+                "shares": [0.0987, 0.25, 0.5],
+                "gap": True,
+                "boundary": 0.2345,
+                "boundary_interval": [0.1, 0.3],
+                "density_ratio": 0.2,
+                "density_ratio_interval": [0.15, 0.25],
+                "bbe": 0.26,
+                "alike": 0.123,
+                "auc": 0.654,
+                "auc_error": 0.02,
             },
             "warnings": ["Set selector.prior & <i>look</i>."],
             "true_in_sample": 0.2555,
@@ -222,7 +225,13 @@ def test_the_page_has_the_figures_of_the_run(folder: RunFolder, config: RunConfi
         *("prior 0.2555 0.2500 0.200 to 0.300 truth inside", "average precision 0.9555"),
         *("corpus 100 100.0 %", "unreadable 10 10.0 %", "scored 90 90.0 %", "copies dropped 4 4.0 %"),
         *("not taken by the rule 66 66.0 %", "selected 20 20.0 %", "empty 7 7.000 %", "truncated 3 3.000 %"),
-        *("DEDPUL 0.2345", "Elkan-Noto upper bound 0.3456", "0.230 · 0.240", "score 75.0 s", "12.3 images per second"),
+        *(
+            "trust low: P differs",
+            "what is taken, AUC 0.654 ± 0.033",
+            "overlap 12.3 %",
+            "score 75.0 s",
+            "12.3 images per second",
+        ),
         *("10 1.65 times 15 0.400", "c & d 10 – 0 1.700 – – –", "2.3 equally frequent classes of 3"),
         *("number of steps (40, 0.9321)", "0.81 ✓"),
     ):
@@ -249,7 +258,7 @@ def test_names_ids_and_warnings_are_escaped(tmp_path: Path) -> None:
     html = render(make_run(tmp_path, config), config, make_gallery(picture))
     assert NASTY not in html
     assert "<script" not in html
-    assert html.count("&lt;b&gt;x&lt;/b&gt;") == 5  # plot, two tables, gallery, config
+    assert html.count("&lt;b&gt;x&lt;/b&gt;") == 4  # plot, table, gallery, config
     assert "Set selector.prior &amp; &lt;i&gt;look&lt;/i&gt;." in html
     assert "$x_$" in html  # no formula
     assert Tags(html).open == []
@@ -378,10 +387,24 @@ def test_without_warnings(folder: RunFolder, config: RunConfig) -> None:
 
 def test_a_prior_from_the_config_has_no_interval(folder: RunFolder, tmp_path: Path) -> None:
     config = make_config(tmp_path, selector={"prior": 0.4})
-    update(folder, "selector/prior.json", source="config", value=0.4, lower=0.4, upper=0.4, used_for_training=0.4)
+    given = {"source": "config", "trust": "high", "reasons": [], "evidence": None}
+    update(folder, "selector/prior.json", **given, value=0.4, lower=0.4, upper=0.4, used_for_training=0.4)
     text = " ".join(Tags(render(folder, config)).text.split())
     assert "prior 0.2555 0.4000 given by the config" in text
-    assert "BBE, not used 0.2500 (0.2000 to 0.3000)" in text
+    assert "Were the prior another one" not in text
+
+
+def test_what_cannot_be_told_is_no_number(folder: RunFolder, tmp_path: Path) -> None:
+    update(folder, "selector/prior.json", trust="none", reasons=["no gap"], lower=0.0, upper=1.0)
+    nothing = dict.fromkeys(("precision", "precision_interval", "recall", "recall_interval"))
+    update(folder, "metrics.json", selection_estimated=nothing, trust={"level": "none", "reasons": ["no gap"]})
+    text = " ".join(Tags(render(folder, make_config(tmp_path))).text.split())
+    assert "prior 0.2555 – cannot tell" in text
+    assert "recall 0.6666 – cannot tell" in text
+    assert "trust none: no gap" in text
+    lines = summary_lines(folder)
+    assert sum("cannot tell" in line for line in lines) == 3
+    assert any(line.endswith("none  no gap") for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pukd_ray.selection.calibration import Binned, Calibration, resample_weights
 from pukd_ray.selection.crossfit import Groups, HeldOut, assess_fit
 from pukd_ray.selection.quality import estimate_quality
 from pukd_ray.selection.training import Training
+from pukd_ray.selection.verdict import Verdict
 
 TRAINING = Training("nnpu", 0.2, 100, 64, 0.01, 0)
 
@@ -99,37 +100,21 @@ def test_nothing_selected_is_zero_of_both() -> None:
     assert (found["precision"], found["recall"]) == (0.0, 0.0)
 
 
-def fit_report(p: np.ndarray, u: np.ndarray, prior: float) -> Any:
-    first = type("First", (), {"bootstrap": (prior,) * 200})()
-    held_out = HeldOut((100,), np.arange(len(p)), np.arange(len(u)), p[None], u[None], (0, 0))
-    groups = Groups(np.arange(len(u)) // 100, np.zeros(len(p), np.int64), np.zeros(len(u), np.int64))
-    return assess_fit([held_out], groups, prior, TRAINING, first)
-
-
-def test_room_for_lookalikes_only_where_classes_overlap() -> None:
-    reports = {}
-    for gap in (2.5, 12.0):
-        p, u, truth = sample(gap, 500, 8_000, 0.2, seed=3)
-        reports[gap] = fit_report(p.astype(np.float32), u.astype(np.float32), 0.2)
-        lower, upper = reports[gap].prior_interval
-        assert reports[gap].refined
-        assert lower <= truth.mean() <= upper
-    assert reports[2.5].calibration.plateau == pytest.approx(0.95)
-    assert reports[12.0].calibration.plateau > 0.99
-    p, u, truth = sample(12.0, 500, 8_000, 0.2, seed=3)
-    fit = reports[12.0]
-    found = estimate_quality(
-        np.ones(len(u)), (u > 0).astype(float), u, p, fit.p_weights, fit.calibration, list(fit.bootstrap)
+def test_what_is_not_known_of_the_prior_widens_precision_and_recall() -> None:
+    p, u, truth = sample(2.5, 500, 8_000, 0.2, seed=3)
+    held_out = HeldOut(
+        (100,), np.arange(len(p)), np.arange(len(u)), p[None].astype(np.float32), u[None].astype(np.float32), (0, 0)
     )
-    assert found["precision_interval"][0] > 0.9
-    assert found["precision_interval"][1] > 0.999
-    assert found["recall"] > 0.99
-
-
-def test_probabilities_of_refits_keep_their_own_plateau() -> None:
-    p, u, _ = sample(2.5, 500, 8_000, 0.2, seed=4)
-    fit = fit_report(p.astype(np.float32), u.astype(np.float32), 0.2)
-    tops = [refit(np.array(1e3)) for refit in fit.bootstrap]
-    assert 0.89 < min(tops) < 0.92
-    assert 0.98 < max(tops) <= 1.0
-    assert fit.prior == pytest.approx(fit.calibration(u).mean(), rel=0.02)
+    groups = Groups(np.arange(len(u)) // 100, np.zeros(len(p), np.int64), np.zeros(len(u), np.int64))
+    widths = []
+    for lower, upper in ((0.2, 0.2), (0.15, 0.3)):
+        fit = assess_fit([held_out], groups, Verdict(0.2, lower, upper, 0.2, "high", ()), TRAINING)
+        found = estimate_quality(
+            np.ones(len(u)), (u > 0).astype(float), u, p, fit.p_weights, fit.calibration, list(fit.bootstrap)
+        )
+        low, high = found["precision_interval"]
+        assert low < truth[u > 0].mean() < high
+        assert fit.calibration(u).mean() == pytest.approx(0.2, abs=0.005)
+        assert fit.calibration(np.array(1e3)) > 0.999  # nothing caps a probability
+        widths.append(high - low)
+    assert widths[1] > 2 * widths[0]

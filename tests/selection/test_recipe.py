@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +18,12 @@ from pukd_ray.run.folder import RunFolder
 from pukd_ray.run.records import SELECTION
 from pukd_ray.selection.calibration import to_json
 from pukd_ray.selection.chunks import score_files
-from pukd_ray.selection.crossfit import Groups, PriorReport
+from pukd_ray.selection.crossfit import Groups
 from pukd_ray.selection.features import load_features
 from pukd_ray.selection.histogram import bin_edges, bin_scores, estimate_selection
 from pukd_ray.selection.recipe import InProcess, fit_and_calibrate
 from pukd_ray.selection.training import Examples
+from pukd_ray.selection.verdict import Verdict
 
 
 @pytest.mark.timeout(400)
@@ -38,11 +39,13 @@ def test_stage_and_study_find_the_same(tmp_path: Path) -> None:
     fitted = fit_and_calibrate(InProcess(Examples(cached.p, cached.u), groups), config.selector, config.seed)
 
     prior, meta = folder.read_json("selector/prior.json"), folder.read_json("selector/meta.json")
-    fit = fitted.fit
-    assert (prior["value"], prior["lower"], prior["upper"]) == (fit.prior, *fit.prior_interval)
-    first = {**asdict(fitted.first), "bootstrap": None}
-    assert {**prior["estimate"], "bootstrap": None} == json.loads(json.dumps(first))
-    assert (prior["refined"], prior["used_for_training"]) == (fit.refined, fitted.training.prior)
+    fit, verdict = fitted.fit, fitted.verdict
+    assert (prior["value"], prior["lower"], prior["upper"]) == (verdict.prior, verdict.lower, verdict.upper)
+    assert (prior["trust"], prior["reasons"]) == (verdict.trust, list(verdict.reasons))
+    assert verdict.evidence is not None
+    assert prior["evidence"]["priors"] == verdict.evidence.boundary.priors.tolist()
+    assert prior["evidence"]["density_ratio"] == verdict.evidence.ratio.value
+    assert prior["used_for_training"] == fitted.training.prior == verdict.train
     assert (meta["steps"], meta["proxy_accuracy"]) == (fit.steps, fit.proxy_accuracy)
     calibration = to_json(fitted.calibration, fitted.bootstrap)
     assert folder.read_json("selector/calibration.json") == json.loads(json.dumps(calibration))
@@ -77,22 +80,29 @@ def small_task() -> tuple[Examples, Groups]:
 @pytest.mark.usefixtures("one_thread")
 def test_a_prior_that_is_refused_costs_no_second_round(monkeypatch: pytest.MonkeyPatch) -> None:
     rounds: list[str] = []
-    original = InProcess.fit_folds
 
-    def spy(self: InProcess, name: str, *args: object, **kwargs: object) -> object:
-        rounds.append(name)
-        return original(self, name, *args, **kwargs)  # type: ignore[arg-type]
+    def spied(method: str) -> None:
+        original = getattr(InProcess, method)
 
-    def refuse(first: PriorReport) -> None:
-        raise ValueError(f"{first.value:.2f}")
+        def spy(self: InProcess, name: str, *args: object, **kwargs: object) -> object:
+            rounds.append(name)
+            return original(self, name, *args, **kwargs)
 
-    monkeypatch.setattr(InProcess, "fit_folds", spy)
+        monkeypatch.setattr(InProcess, method, spy)
+
+    def refuse(verdict: Verdict) -> None:
+        raise ValueError(f"{verdict.prior:.2f}")
+
+    spied("fit_grid")
+    spied("fit_folds")
     selector = SelectorConfig(steps=20, batch_size=64, lr=0.01)
     with pytest.raises(ValueError, match=r"0\.\d\d"):
         fit_and_calibrate(InProcess(*small_task()), selector, 0, refuse)
-    assert rounds == ["P against U"]
+    assert rounds == ["priors", "finer priors"]
     fit_and_calibrate(InProcess(*small_task()), selector, 0)
-    assert rounds[1:] == ["P against U", "nnpu"]
+    assert rounds[2:] == ["priors", "finer priors", "nnpu"]
+    fit_and_calibrate(InProcess(*small_task()), replace(selector, prior=0.3), 0)
+    assert rounds[5:] == ["nnpu"]
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -102,7 +112,7 @@ def test_logits_of_every_loss_meet_the_prior_and_only_vpus_are_rescaled() -> Non
         selector = SelectorConfig(steps=40, batch_size=64, lr=0.01, loss=loss, prior=0.3)
         fitted = fit_and_calibrate(InProcess(*small_task()), selector, 0)
         assert fitted.calibration(fitted.final.u_logits).mean() == pytest.approx(0.3, abs=0.01)
-        assert (fitted.fit.refined, fitted.fit.prior) == (False, 0.3)
+        assert fitted.verdict.prior == 0.3
         assert fitted.training == replace(fitted.training, steps=fitted.fit.steps, horizon=40, prior=0.3, loss=loss)
         scales[loss] = fitted.final.log_max_phi
     assert scales["nnpu"] == scales["naive"] == 0.0 > scales["vpu"]

@@ -18,12 +18,11 @@ from pukd_ray.selection.crossfit import (
     Groups,
     assess_fit,
     checkpoint_steps,
-    estimate_prior,
     fit_fold,
     fold_of,
     latest_good,
 )
-from pukd_ray.selection.recipe import final_training, pu_training, scorer_training
+from pukd_ray.selection.recipe import InProcess, fit_and_calibrate
 from pukd_ray.selection.training import (
     Callbacks,
     Examples,
@@ -34,6 +33,7 @@ from pukd_ray.selection.training import (
     logits_of,
     train,
 )
+from pukd_ray.selection.verdict import given
 
 TRUE = 0.3
 
@@ -180,21 +180,14 @@ def one_class(n_p: int, units: np.ndarray) -> Groups:
 def test_the_chain_finds_prior_precision_and_recall() -> None:
     examples, truth = gaussians(5, n_p=300, n_u=4000)
     selector = SelectorConfig(steps=200, batch_size=128, lr=0.01)
-    scorer = scorer_training(selector, 0)
-    assert (scorer.loss, scorer.steps) == ("naive", 200)
-    groups = one_class(300, np.arange(4000) // 100)
-    first = estimate_prior([fit_fold(examples, k, scorer) for k in range(FOLDS)], groups, 0)
-    prior, training = pu_training(selector, first, 0)
-    assert training.prior >= prior == first.value
-    held_out = [fit_fold(examples, k, training) for k in range(FOLDS)]
-    fit = assess_fit(held_out, groups, prior, training, first)
-    assert fit.refined
-    assert fit.prior == pytest.approx(truth.mean(), abs=0.03)
-    lower, upper = fit.prior_interval
-    assert lower < fit.prior < upper < lower + 0.08
-    assert lower - 0.01 < truth.mean() < upper + 0.01
-    final = final_training(training, fit)
-    assert (final.steps, final.horizon) == (fit.steps, 200)
+    fitted = fit_and_calibrate(InProcess(examples, one_class(300, np.arange(4000) // 100)), selector, 0)
+    verdict, fit = fitted.verdict, fitted.fit
+    assert verdict.has_gap
+    assert verdict.trust == "high"
+    assert verdict.train >= verdict.prior == pytest.approx(truth.mean(), abs=0.03)
+    assert verdict.lower - 0.01 < truth.mean() < verdict.upper + 0.01
+    assert verdict.lower < verdict.prior < verdict.upper < verdict.lower + 0.1
+    assert fitted.training == replace(fitted.training, steps=fit.steps, horizon=200, prior=verdict.train)
     taken = fit.u_logits > 0
     refits = np.array([refit(fit.u_logits) for refit in fit.bootstrap])
     for figures, true in (
@@ -208,28 +201,13 @@ def test_the_chain_finds_prior_precision_and_recall() -> None:
 
 def test_a_given_prior_is_used_as_it_is() -> None:
     examples, _ = gaussians(6)
-    selector = SelectorConfig(steps=40, batch_size=64, lr=0.01, prior=0.2)
-    first = estimate_prior(
-        [fit_fold(examples, k, scorer_training(selector, 0)) for k in range(FOLDS)], one_class(120, np.zeros(1500)), 0
-    )
-    prior, training = pu_training(selector, first, 0)
-    assert (prior, training.prior) == (0.2, 0.2)
+    training = replace(TRAINING, prior=0.2, steps=40, batch_size=64)
+    verdict = given(0.2)
+    assert (verdict.lower, verdict.upper, verdict.train, verdict.trust) == (0.2, 0.2, 0.2, "high")
     fit = assess_fit(
-        [fit_fold(examples, k, training) for k in range(FOLDS)], one_class(120, np.zeros(1500)), prior, training, None
+        [fit_fold(examples, k, training) for k in range(FOLDS)], one_class(120, np.zeros(1500)), verdict, training
     )
-    assert (fit.prior, fit.refined) == (0.2, False)
     assert fit.calibration(fit.u_logits).mean() == pytest.approx(0.2, abs=0.01)
-    assert fit.prior_interval == (0.2, 0.2)
-    assert {refit.plateau for refit in (fit.calibration, *fit.bootstrap)} == {1.0}
-
-
-def test_a_wild_refinement_is_not_believed() -> None:
-    examples, _ = gaussians(7)
-    first = estimate_prior([fit_fold(examples, k, replace(TRAINING, loss="naive", steps=40)) for k in range(FOLDS)],
-                           one_class(120, np.zeros(1500)), 0)  # fmt: skip
-    held_out = [fit_fold(examples, k, replace(TRAINING, steps=40)) for k in range(FOLDS)]
-    far = assess_fit(held_out, one_class(120, np.zeros(1500)), 0.9, TRAINING, replace(first, value=0.9))
-    assert (far.prior, far.refined) == (0.9, False)
 
 
 def test_noise_does_not_end_a_training_early() -> None:
@@ -283,6 +261,6 @@ def test_folds_of_a_finetuned_trunk_score_pixels() -> None:
     training = replace(TRAINING, steps=40, batch_size=32)
     held_out = [fit_fold(features, k, training, trunk) for k in range(FOLDS)]
     assert held_out[0].steps == tuple(range(1, 11))  # a quarter of the head's
-    fit = assess_fit(held_out, one_class(40, np.zeros(200)), TRUE, training, None)
+    fit = assess_fit(held_out, one_class(40, np.zeros(200)), given(TRUE), training)
     assert fit.steps in range(4, 41, 4)  # in steps of the head
-    assert final_training(training, fit).finetuning().horizon == 10
+    assert replace(training, steps=fit.steps, horizon=training.steps).finetuning().horizon == 10

@@ -14,7 +14,7 @@ from pukd_ray.demo.build import CLASSES, OTHER_CLASSES, SOURCE_CLASSES
 from pukd_ray.demo.pools import Bank, Pool
 from pukd_ray.preflight import load_config
 from pukd_ray.studies import selector as study
-from pukd_ray.studies.selector import SETTINGS, all_runs, extract_bank, measure
+from pukd_ray.studies.selector import BIASED, SETTINGS, Run, all_runs, biased_runs, describe, extract_bank, measure
 from pukd_ray.studies.tables import render
 
 
@@ -32,7 +32,9 @@ def test_quality_against_a_case_by_hand() -> None:
 
 
 @pytest.mark.usefixtures("one_thread")  # a run sets it
-@pytest.mark.parametrize("setting", ["default", "trunk: finetune", "prior: half", "taps: last", "loss: vpu"])
+@pytest.mark.parametrize(
+    "setting", ["default", "trunk: finetune", "prior: half", "taps: last", "loss: vpu", "P biased, 1.2"]
+)
 def test_a_run_measures_every_figure(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     kinds = np.array(SOURCE_CLASSES)[np.arange(2400) % 10]
@@ -43,7 +45,7 @@ def test_a_run_measures_every_figure(setting: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(pools, "POOLS", {"hard": dict.fromkeys(CLASSES, 40) | dict.fromkeys(OTHER_CLASSES, 100)})
     demo = load_config(Path(pukd_ray.demo.__path__[0]) / "demo.yaml").teacher
     weights = Path(demo.weights).read_bytes()
-    chosen = SETTINGS[setting]
+    chosen = (SETTINGS | BIASED)[setting]
     from dataclasses import replace
 
     cache = extract_bank(bank, replace(demo, taps=chosen.taps), weights, "auto")
@@ -52,6 +54,7 @@ def test_a_run_measures_every_figure(setting: str, monkeypatch: pytest.MonkeyPat
     assert all(np.isfinite(value) for value in figures.values())
     assert figures["true_prior"] == pytest.approx(2 / 7)
     assert figures["ap"] > 2 * figures["true_prior"]
+    assert describe(Run("quick", "hard", setting, 0), figures).startswith(f"quick/hard/{setting}/0: prior 0.")
     if setting == "prior: half":
         assert figures["prior"] == figures["prior_used"] == pytest.approx(1 / 7)
 
@@ -59,6 +62,7 @@ def test_a_run_measures_every_figure(setting: str, monkeypatch: pytest.MonkeyPat
 def test_runs_are_listed_once_and_settings_exist() -> None:
     runs = all_runs(5, 20)
     assert len({run.key for run in runs}) == len(runs)
+    assert {run.setting for run in biased_runs(2)} == set(BIASED)
     assert {run.setting for run in runs} == set(SETTINGS)
     assert sum(run.pool == "hard" and run.base == "quick" and run.setting == "default" for run in runs) == 20
 

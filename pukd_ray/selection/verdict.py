@@ -1,0 +1,170 @@
+"""One prior with its interval, which prior to train with, and how far to trust it: from the grid's held-out logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pukd_ray.run.records import Trust
+from pukd_ray.selection.evidence import (
+    LEVEL,
+    Boundary,
+    DensityRatio,
+    TwoSample,
+    class_weights,
+    density_ratio,
+    divergence,
+    find_boundary,
+    generous,
+    net_of,
+    two_sample,
+)
+from pukd_ray.selection.grid import FINE, Grid
+from pukd_ray.selection.prior import bbe_prior
+from pukd_ray.selection.training import Examples
+
+# Set on 47 tuning tasks (Fashion pools and Gaussian mixtures; priors 0.002 to 0.6, P 10 to 100 per class, k 0 to 1.2).
+BIASED = 0.53  # lower bound of the AUC above which P is called biased: teacher's own images against new ones have 0.51
+TESTED = 0.56  # upper bound of the AUC up to which a bias is small: it moves the prior by less than 4 %
+UNTESTABLE = 0.65  # upper bound of the AUC, without a gap: a bias of this size could hide
+OVERLAP = 0.6  # of `Evidence.alike`, without a gap
+STRETCH = 1.75  # how much of KL(P || relevant) a linear classifier's AUC misses: k = 0.7 and 1.2 give 1.8 and 1.7
+FLATTER = 1.3  # what counts as a gap of the coarse grid, whose priors are far apart
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that was measured."""
+
+    boundary: Boundary
+    ratio: DensityRatio
+    bbe: float
+    """Best bin estimation on the logits that `ratio` was read from."""
+    alike: float
+    """Share of the relevant that lies where the classes overlap: sum_U min(q, 1 - q) / sum_U q."""
+    test: TwoSample
+    others: float
+    """Share of what the test took of U that is not relevant, by the calibration."""
+    shares: tuple[tuple[float, float], ...]
+    """(prior, share of U that its network takes) along the grid."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is concluded."""
+
+    prior: float
+    lower: float
+    """90 %; 0 and 1 where nothing can be told."""
+    upper: float
+    train: float
+    """The prior to train with: one that is too small is the dangerous side."""
+    trust: Trust
+    reasons: tuple[str, ...]
+    evidence: Evidence | None = None
+    """None of a prior that is given."""
+
+    @property
+    def has_gap(self) -> bool:
+        """Whether the boundary of a selector trained so runs through a gap in U; taken for granted of a given prior."""
+        return self.evidence is None or self.evidence.boundary.inner
+
+    def drawn_prior(self, rng: np.random.Generator) -> float:
+        """A prior whose logarithm is normal to either side of `prior`, with 90 % between the bounds."""
+        z = float(rng.normal()) / LEVEL
+        end = max(self.upper if z > 0 else self.lower, 1e-4)
+        return float(np.clip(self.prior * (end / self.prior) ** abs(z), 1e-4, 1 - 1e-4))
+
+
+def finer_priors(coarse: Grid) -> tuple[float, ...]:
+    """Priors between the neighbours of the emptiest boundary; without one around what the density ratio says."""
+    found = find_boundary(coarse.priors, coarse.p, coarse.u, flat=FLATTER)
+    if found.inner:
+        low, high = found.priors[[max(0, found.best - 1), min(len(found.priors) - 1, found.best + 1)]]
+    else:
+        g = generous(coarse.priors, coarse.p, coarse.u)
+        centre = bbe_prior(coarse.p[g], coarse.u[g]).value
+        low, high = max(1e-3, centre / 1.5), min(0.9, max(3 * centre, 2e-3))
+    return tuple(np.geomspace(low, high, FINE + 2)[1:-1].tolist())
+
+
+def weigh(
+    grid: Grid, features: Examples, p_classes: np.ndarray, u_classes: np.ndarray, units: np.ndarray, seed: int
+) -> Evidence:
+    """Collect the evidence of a grid of held-out logits; classes are the teacher's labels of P [n_p] and U [n_u]."""
+    boundary = find_boundary(grid.priors, grid.p, grid.u)
+    g = generous(grid.priors, grid.p, grid.u)
+    at = max(boundary.best, min(g, boundary.best + 1)) if boundary.inner else g
+    p_logits, u_logits = grid.p[at], grid.u[at]
+    ratio = density_ratio(p_logits, u_logits, units=units, seed=seed)
+    probability = ratio.calibration(u_logits)
+    alike = float(np.minimum(probability, 1 - probability).sum() / probability.sum())
+    if boundary.inner:
+        # What lies beyond the gap, less the quarter next to it: few others are there, for any prior.
+        shown, others = boundary.best, 0.0
+        beyond = grid.u[shown]
+        cut, sure = float(np.quantile(beyond[beyond > 0], 0.25)), beyond > 0
+    else:
+        shown = at
+        cut = float(np.quantile(u_logits, 1 - min(1.0, max(0.6 * ratio.value, 20 / len(u_logits)))))
+        sure = probability > 0.5
+        others = float(1 - probability[u_logits > cut].mean()) if (u_logits > cut).any() else 0.0
+    mine, theirs = grid.p[shown] > cut, grid.u[shown] > cut
+    weights = class_weights(sure.astype(float), p_classes, u_classes)
+    test = two_sample(features.p[mine, 0], features.u[theirs], weights[mine], seed)
+    shares = tuple(zip(grid.priors.tolist(), (grid.u > 0).mean(1).tolist(), strict=True))
+    return Evidence(boundary, ratio, bbe_prior(p_logits, u_logits).value, alike, test, others, shares)
+
+
+def judge(e: Evidence) -> Verdict:
+    """Conclude; of what is not known the interval gets wider, and where too little is known there is no figure.
+
+    Where U has a gap and P looks like what lies beyond, the density ratio is the finer estimate; where P does not, the
+    gap alone speaks. Without a gap only the density ratio is left, which a biased P puts too low: it then has to pass
+    the two-sample test.
+    """
+    low, high = (float(q) for q in np.quantile(e.ratio.draws, [0.05, 0.95]))
+    lower_auc, upper_auc = net_of(e.test.lower, e.others), net_of(e.test.upper, 0.0)
+    auc = f"AUC {e.test.auc:.2f} +- {LEVEL * e.test.error:.2f}"
+    biased, gap = lower_auc > BIASED, e.boundary.inner
+    apart = gap and (high < e.boundary.lower_bound or (1 - e.alike) * low > e.boundary.upper_bound)
+    reasons: list[str] = []
+    if biased:
+        reasons.append(f"P differs from what is taken of U ({auc})")
+    if apart:
+        reasons.append(f"the density ratio says {e.ratio.value:.3g}, the emptiest boundary {e.boundary.value:.3g}")
+    if not gap:
+        reasons.append("no gap in U between what is relevant and the rest")
+    if gap and (biased or apart):
+        found = e.boundary
+        return Verdict(found.value, found.lower_bound, found.upper_bound, found.value, "low", tuple(reasons), e)
+    value = max(e.ratio.value * (1 - e.alike / 4), 1e-4)
+    stretch = float(np.exp(STRETCH * divergence(upper_auc)))
+    lower, upper = min(low, value) * (1 - e.alike), min(1.0, max(max(high, value) * stretch, e.bbe))
+    if gap:
+        train = max(e.boundary.value, value)
+        if upper_auc > TESTED:
+            reasons.append(f"few images to see whether P is biased ({auc})")
+            lower, upper = min(lower, e.boundary.lower_bound), max(upper, e.boundary.upper_bound)
+            value = float(np.sqrt(value * e.boundary.value))
+        else:
+            lower, upper = min(lower, e.boundary.value), max(upper, e.boundary.value)
+        return Verdict(value, lower, upper, train, "low" if reasons else "high", tuple(reasons), e)
+    trust: Trust = "none" if biased else "low"
+    if upper_auc > UNTESTABLE:
+        trust = "none"
+        reasons.append(f"too few images to see whether P is biased ({auc})")
+    if e.alike > OVERLAP or e.ratio.value <= 1e-4:
+        trust = "none"
+        reasons.append(f"{e.alike:.0%} of what looks relevant cannot be told from the rest")
+    # A prior twice too large ranks better than one that is too small, and worse than the right one.
+    train = float(np.clip(e.bbe if trust == "low" else 2 * e.bbe, value, 0.7))
+    if trust == "none":
+        lower, upper = 0.0, 1.0
+    return Verdict(value, lower, upper, train, trust, tuple(reasons), e)
+
+
+def given(prior: float) -> Verdict:
+    """Of a prior that is known."""
+    return Verdict(prior, prior, prior, prior, "high", ())

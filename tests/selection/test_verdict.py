@@ -1,0 +1,177 @@
+"""What the prior is concluded from: U's emptiest boundary, P's density ratio, P against what is taken."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pukd_ray.config import SelectorConfig
+from pukd_ray.selection.calibration import Calibration
+from pukd_ray.selection.crossfit import Groups
+from pukd_ray.selection.evidence import (
+    DensityRatio,
+    TwoSample,
+    class_weights,
+    emptiness,
+    find_boundary,
+    two_sample,
+    weighted_auc,
+)
+from pukd_ray.selection.recipe import InProcess, fit_and_calibrate
+from pukd_ray.selection.training import Examples
+from pukd_ray.selection.verdict import Evidence, Verdict, judge
+
+# -- the boundary -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [5.0, 50.0])
+@pytest.mark.parametrize("share", [0.02, 0.4])
+def test_emptiness_is_one_of_flat_logits_and_zero_of_a_gap(scale: float, share: float) -> None:
+    rng = np.random.default_rng(0)
+    flat = rng.uniform(-scale, scale, 20_000)
+    assert emptiness(flat)[0] == pytest.approx(1, abs=0.1)
+    n = round(share * 20_000)
+    gap = np.r_[rng.uniform(2, scale, n), rng.uniform(-scale, -2, 20_000 - n)]
+    assert emptiness(gap)[0] == 0.0
+    assert emptiness(np.full(100, -1.0)) == (np.inf, np.inf)
+
+
+def boundary_logits(truth: float, priors: np.ndarray, overlap: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of selectors that cut scores of U where each prior says; a gap parts a share `truth` from the rest."""
+    rng = np.random.default_rng(1)
+    n = 20_000
+    relevant = rng.random(n) < truth
+    scores = np.where(relevant, rng.normal(8, 2, n), rng.normal(-8, 2, n) if not overlap else rng.normal(5, 3, n))
+    cuts = np.quantile(scores, 1 - priors)
+    p = rng.normal(8, 2, 400)
+    return (p - cuts[:, None]).astype(np.float32), (scores - cuts[:, None]).astype(np.float32)
+
+
+def test_the_emptiest_boundary_is_at_the_truth_and_asks_u_alone() -> None:
+    priors = np.array([0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6])
+    p, u = boundary_logits(0.25, priors)
+    found = find_boundary(priors, p, u)
+    assert found.inner
+    assert found.value == pytest.approx(0.25, abs=0.051)
+    assert found.lower_bound <= 0.25 <= found.upper_bound
+    biased = find_boundary(priors, np.full_like(p, 5.0), u)
+    assert biased.value == found.value
+
+
+def test_without_a_gap_there_is_no_inner_minimum() -> None:
+    priors = np.array([0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6])
+    assert not find_boundary(priors, *boundary_logits(0.25, priors, overlap=1.0)).inner
+
+
+def test_a_gap_inside_p_does_not_count() -> None:
+    priors = np.array([0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6])
+    p, u = boundary_logits(0.25, priors)
+    mostly_below = np.where(np.arange(p.shape[1]) % 2, -20.0, 20.0) * np.ones_like(p)
+    assert not find_boundary(priors, mostly_below, u).inner
+
+
+# -- P against what is taken ------------------------------------------------------------------------------------
+
+
+def test_two_samples_of_one_distribution_and_of_two() -> None:
+    rng = np.random.default_rng(0)
+    p, u = rng.normal(size=(300, 12)), rng.normal(size=(1200, 12))
+    same = two_sample(p, u, np.ones(300), 0)
+    assert same.lower < 0.5 < same.upper
+    other = two_sample(p + 0.5, u, np.ones(300), 0)
+    assert other.lower > 0.6
+    few = two_sample(p[:10], u, np.ones(10), 0)
+    assert (few.auc, few.error) == (0.5, 0.5)  # nothing can be said
+
+
+def test_weighted_auc_counts_pairs_and_ties() -> None:
+    p, weights, u = np.array([1.0, 3.0]), np.array([3.0, 1.0]), np.array([0.0, 1.0, 2.0])
+    assert weighted_auc(p, weights, u) == pytest.approx((3 * (1 + 0.5) + 3) / (4 * 3))
+
+
+def test_classes_are_weighted_by_what_is_surely_relevant() -> None:
+    p_classes, u_classes = np.repeat([0, 1], 50), np.repeat([0, 1, 2], 1000)
+    probability = np.r_[np.full(900, 0.9), np.zeros(100), np.full(100, 0.9), np.zeros(900), np.full(1000, 0.9)]
+    weights = class_weights(probability, p_classes, u_classes)
+    assert weights.mean() == pytest.approx(1)
+    assert weights[0] / weights[-1] == pytest.approx((810 + 10) / (90 + 10), rel=1e-6)
+    np.testing.assert_allclose(class_weights(np.zeros(3000), p_classes, u_classes), 1)
+
+
+# -- the verdict ------------------------------------------------------------------------------------------------
+
+
+def evidence(**changes: object) -> Evidence:
+    priors = np.array([0.1, 0.2, 0.25, 0.3, 0.5])
+    p, u = boundary_logits(0.25, priors)
+    boundary = find_boundary(priors, p, u)
+    ratio = DensityRatio(0.24, np.linspace(0.22, 0.26, 40), Calibration(1, 0))
+    plain = Evidence(boundary, ratio, 0.26, 0.05, TwoSample(0.5, 0.02, 400, 1600), 0.0, ())
+    return replace(plain, **changes)
+
+
+def test_a_gap_and_a_p_that_fits_are_trusted() -> None:
+    verdict = judge(evidence())
+    assert (verdict.trust, verdict.reasons) == ("high", ())
+    assert verdict.lower <= 0.24 <= verdict.upper
+    assert verdict.train >= verdict.prior
+
+
+def test_a_biased_p_leaves_the_boundary_alone() -> None:
+    e = evidence(test=TwoSample(0.65, 0.02, 400, 1600), ratio=DensityRatio(0.1, np.full(40, 0.1), Calibration(1, 0)))
+    verdict = judge(e)
+    assert verdict.trust == "low"
+    assert verdict.prior == e.boundary.value
+    assert any("P differs" in reason for reason in verdict.reasons)
+    assert any("emptiest boundary" in reason for reason in verdict.reasons)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"test": TwoSample(0.65, 0.02, 400, 1600)}, "P differs"),
+        ({"test": TwoSample(0.5, 0.2, 10, 40)}, "too few images"),
+        ({"alike": 0.8}, "80% of what looks relevant"),
+    ],
+)
+def test_without_a_gap_what_cannot_be_told_is_not_told(changes: dict[str, object], reason: str) -> None:
+    plain = evidence()
+    e = replace(plain, boundary=replace(plain.boundary, inner=False), **changes)
+    verdict = judge(e)
+    assert verdict.trust == "none"
+    assert (verdict.lower, verdict.upper) == (0.0, 1.0)
+    assert any(reason in r for r in verdict.reasons)
+    assert verdict.train == pytest.approx(2 * e.bbe)  # a generous prior ranks better
+    assert judge(replace(plain, boundary=e.boundary)).trust == "low"
+
+
+def test_drawn_priors_have_the_verdicts_interval() -> None:
+    verdict = Verdict(0.2, 0.1, 0.3, 0.2, "low", ())
+    rng = np.random.default_rng(0)
+    low, high = np.quantile([verdict.drawn_prior(rng) for _ in range(4000)], [0.05, 0.95])
+    assert (low, high) == (pytest.approx(0.1, rel=0.05), pytest.approx(0.3, rel=0.05))
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.timeout(600)
+def test_a_biased_p_does_not_hide_relevant_images() -> None:
+    """The issue's own case in small: P is a biased sample, U has a gap; the prior used to come out far too low."""
+    rng = np.random.default_rng(3)
+    n_u, share = 4000, 0.25
+    truth = rng.random(n_u) < share
+    u = rng.normal(size=(n_u, 8))
+    u[:, 0] += np.where(truth, 4.0, -4.0)
+    pool = rng.normal(size=(8000, 8))
+    pool[:, 0] += 4.0
+    chosen = np.argsort(-(1.2 * pool[:, 1] + rng.gumbel(size=8000)))[:400]  # P prefers one side of an innocent feature
+    features = Examples(pool[chosen, None].astype(np.float16), u.astype(np.float16))
+    groups = Groups(np.arange(n_u) // 100, np.zeros(400, np.int64), np.zeros(n_u, np.int64))
+    fitted = fit_and_calibrate(InProcess(features, groups), SelectorConfig(steps=200, batch_size=256, lr=0.01), 0)
+    verdict = fitted.verdict
+    assert verdict.lower <= truth.mean() <= verdict.upper
+    assert verdict.trust == "low"
+    taken = fitted.final.u_logits > 0
+    assert (taken & truth).sum() / truth.sum() > 0.9
+    assert (taken & truth).sum() / taken.sum() > 0.9
