@@ -100,11 +100,10 @@ class SelectorRecord(TypedDict):
 
 
 class CalibrationRecord(TypedDict):
-    """Logit -> probability: plateau times the sigmoid of slope times logit plus offset."""
+    """Logit -> probability: the sigmoid of slope times logit plus offset."""
 
     slope: float
     offset: float
-    plateau: float
     at_bound: bool
     """Whether the slope was stopped at a bound."""
 

@@ -25,19 +25,21 @@ BINS = 1024
 
 @dataclass(frozen=True)
 class Calibration:
-    """P(relevant) = plateau * sigmoid(slope * logit + offset)."""
+    """P(relevant) = sigmoid(slope * logit + offset)."""
 
     slope: float
     offset: float
-    plateau: float = 1.0
-    """Share of relevant images among those that score highest."""
     at_bound: bool = False
     """The slope hit its bound: P and the relevant images of U differ, probabilities are too extreme."""
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
         """Probabilities float64 of logits, any shape."""
-        probabilities: np.ndarray = self.plateau * expit(self.slope * np.asarray(logits, np.float64) + self.offset)
+        probabilities: np.ndarray = expit(self.slope * np.asarray(logits, np.float64) + self.offset)
         return probabilities
+
+    def shifted(self, by: float) -> Calibration:
+        """The same for logits that are `by` lower."""
+        return replace(self, offset=self.offset + self.slope * by)
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,8 @@ def rescale_logits(logits: np.ndarray, log_max_phi: float) -> np.ndarray:
 def match_prior(calibration: Calibration, u_logits: np.ndarray, prior: float) -> Calibration:
     """The same slope with the offset at which mean_U P(relevant) is `prior` again."""
     u = np.asarray(u_logits, np.float64)
-    wanted = min(prior / calibration.plateau, 1 - 1e-6)
-    return replace(calibration, offset=_offset(calibration.slope, u, np.full(len(u), 1 / len(u)), wanted))
+    weights = np.full(len(u), 1 / len(u))
+    return replace(calibration, offset=_offset(calibration.slope, u, weights, min(prior, 1 - 1e-6)))
 
 
 def carry_over(

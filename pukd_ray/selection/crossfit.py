@@ -141,6 +141,19 @@ class FitReport:
     """By which P stands for the relevant images of U, float64 [n_p], mean 1."""
     u_logits: np.ndarray
 
+    def taking(self, share: float) -> FitReport:
+        """The same with the threshold, 0, where it takes this share of U: all logits are moved alike."""
+        by = np.float32(np.quantile(self.u_logits, 1 - share))
+        return replace(
+            self,
+            recall=float((self.p_logits > by).mean()),
+            selected_share=float((self.u_logits > by).mean()),
+            calibration=self.calibration.shifted(float(by)),
+            bootstrap=tuple(refit.shifted(float(by)) for refit in self.bootstrap),
+            p_logits=self.p_logits - by,
+            u_logits=self.u_logits - by,
+        )
+
 
 def assess_fit(held_out: Sequence[HeldOut], groups: Groups, verdict: Verdict, training: Training) -> FitReport:
     """Choose the steps and calibrate on the folds' pooled held-out logits.

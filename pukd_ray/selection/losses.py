@@ -46,10 +46,6 @@ class Loss:
     """As `selector.loss` names it."""
     risk: Callable[[Batch], tuple[Tensor, Tensor]]
     """(value, objective) of a batch, as `pukd_ray.selection.risk` defines them."""
-    needs_prior: bool = False
-    """Its risk holds the class prior: what another prior would select is worth showing."""
-    refines_prior: bool = False
-    """Its logits are near those of P(relevant), so that the prior can be estimated from them again."""
     rescales: bool = False
     """sigmoid(logit) is known up to a factor only, by which its maximum over the data becomes 1."""
 
@@ -75,7 +71,7 @@ def _vpu(batch: Batch) -> tuple[Tensor, Tensor]:
 LOSSES: Mapping[str, Loss] = {
     loss.name: loss
     for loss in (
-        Loss("nnpu", _nnpu, needs_prior=True, refines_prior=True),
+        Loss("nnpu", _nnpu),
         Loss("naive", _naive),
         Loss("vpu", _vpu, rescales=True),
     )

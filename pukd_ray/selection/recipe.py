@@ -74,13 +74,12 @@ class FinalFit:
     ) -> FinalFit:
         """Of a network on `device`, trained so on what it has `seen`.
 
-        With `take` its bias is set so that it takes this share of U, not what lies above 0 as it was trained. Losses
-        that rescale keep the threshold that they have.
+        With `take` its bias is set so that it takes this share of U, not what lies above 0 as it was trained.
         """
         head = network if isinstance(network, SelectorHead) else network.head
         scale = log_max_phi(network, seen, training, device)
         trained = logits_of(network, seen.u, device)
-        if take is not None and not LOSSES[training.loss].rescales:
+        if take is not None:
             with torch.no_grad():
                 head.attention.classify.bias.sub_(float(np.quantile(trained, 1 - take)))
         return cls(
@@ -209,7 +208,10 @@ def fit_and_calibrate(
     # is where it belongs if U has a gap there. Else ranking and threshold are two decisions: it was trained with a
     # generous prior, and would take too many.
     training = replace(training, steps=fit.steps, horizon=training.steps)
-    final = executor.fit_final(training, None if verdict.has_gap else verdict.prior)
+    take = None if verdict.has_gap or LOSSES[selector.loss].rescales else verdict.prior
+    final = executor.fit_final(training, take)
+    if take is not None:
+        fit = fit.taking(take)
 
     # 5. Its logits differ a little from the folds': the calibration is carried over to them.
     calibration, bootstrap = carry_over(fit.calibration, fit.bootstrap, final.u_logits, verdict.prior)

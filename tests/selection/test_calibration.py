@@ -94,13 +94,11 @@ def test_units_are_drawn_whole_if_there_are_enough() -> None:
     assert (few.reshape(3, 100) != few.reshape(3, 100)[:, :1]).any()
 
 
-def test_a_plateau_scales_probabilities_and_keeps_the_mean() -> None:
-    u = np.random.default_rng(0).normal(size=3000) * 4 - 3
-    moved = match_prior(Calibration(1.5, 0.3, plateau=0.9), u, 0.2)
-    assert moved(u).mean() == pytest.approx(0.2, abs=1e-9)
-    assert moved(np.array([1e3]))[0] == pytest.approx(0.9)
+def test_shifted_logits_keep_their_probabilities() -> None:
+    z, calibration = np.linspace(-5, 5, 11), Calibration(1.5, 0.3)
+    np.testing.assert_allclose(calibration.shifted(2.0)(z - 2.0), calibration(z))
 
 
 def test_json_keeps_everything() -> None:
-    calibration, refits = Calibration(1.5, -0.25, 0.96, True), [Calibration(1.0, 0.5, 0.97), Calibration(2.0, 0.0)]
+    calibration, refits = Calibration(1.5, -0.25, True), [Calibration(1.0, 0.5), Calibration(2.0, 0.0)]
     assert from_json(to_json(calibration, refits)) == (calibration, refits)

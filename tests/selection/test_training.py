@@ -210,6 +210,18 @@ def test_a_given_prior_is_used_as_it_is() -> None:
     assert fit.calibration(fit.u_logits).mean() == pytest.approx(0.2, abs=0.01)
 
 
+def test_a_threshold_moves_all_that_was_held_out_alike() -> None:
+    examples, _ = gaussians(6)
+    training = replace(TRAINING, prior=0.5, steps=40, batch_size=64)
+    groups = one_class(120, np.zeros(1500))
+    fit = assess_fit([fit_fold(examples, k, training) for k in range(FOLDS)], groups, given(0.3), training)
+    moved = fit.taking(0.3)
+    assert (moved.u_logits > 0).mean() == pytest.approx(0.3, abs=0.002) == moved.selected_share
+    np.testing.assert_allclose(moved.calibration(moved.u_logits), fit.calibration(fit.u_logits), atol=1e-5)
+    np.testing.assert_allclose(moved.bootstrap[3](moved.p_logits), fit.bootstrap[3](fit.p_logits), atol=1e-5)
+    assert moved.recall == (moved.p_logits > 0).mean() < fit.recall
+
+
 def test_noise_does_not_end_a_training_early() -> None:
     p = np.r_[np.ones(90), -np.ones(10)]  # recall 0.9 +- 0.03, so that the curve is known to 0.015
     assert latest_good([0.90, 0.95, 0.94, 0.93], p, 0.25) == 2
