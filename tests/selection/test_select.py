@@ -86,7 +86,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     }
     made.write_table("selector/held_out.parquet", pa.table(held_out))
     made.write_json("selector/calibration.json", to_json(Calibration(1.0, 0.0), [Calibration(0.9, 0.1)] * 3))
-    made.write_json("selector/prior.json", {"value": 0.3})
+    made.write_json("selector/prior.json", {"value": 0.3, "trust": "low"})
     sources = sources_by_role(config)
     plan_inputs(made, sources, list_inputs(sources).table, print)
     return made, config, units_from_table(made.read_table("plan.parquet"))
@@ -195,6 +195,21 @@ def test_who_is_taken_does_not_depend_on_the_number_of_tasks(
     np.testing.assert_allclose(summary["histogram"]["logit"], plain["histogram"]["logit"], rtol=1e-12)
     for name, value in plain["estimated"].items():  # sums of floating point are rounded by task
         assert summary["estimated"][name] == pytest.approx(value, rel=1e-9)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_cannot_be_told_is_null(run: Run) -> None:
+    folder, _, _ = run
+    told, _ = selected(run, "selected", rule="positive")
+    assert all(value is not None for value in told["estimated"].values())
+    before = folder.read_json("selector/prior.json")
+    folder.write_json("selector/prior.json", before | {"trust": "none"})
+    try:
+        untold, _ = selected(run, "selected", rule="positive")
+    finally:
+        folder.write_json("selector/prior.json", before)
+    assert set(untold["estimated"].values()) == {None}
+    assert {**untold, "estimated": None} == {**told, "estimated": None}
 
 
 @pytest.mark.usefixtures("ray_cluster")
