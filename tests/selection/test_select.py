@@ -200,12 +200,12 @@ def test_who_is_taken_does_not_depend_on_the_number_of_tasks(
 @pytest.mark.usefixtures("ray_cluster")
 def test_what_cannot_be_told_is_null(run: Run) -> None:
     folder, _, _ = run
-    told, _ = selected(run, "selected", rule="positive")
+    told, _ = selected(run, "rows/told", rule="positive")
     assert all(value is not None for value in told["estimated"].values())
     before = folder.read_json("selector/prior.json")
     folder.write_json("selector/prior.json", before | {"trust": "none"})
     try:
-        untold, _ = selected(run, "selected", rule="positive")
+        untold, _ = selected(run, "rows/told", rule="positive")
     finally:
         folder.write_json("selector/prior.json", before)
     assert set(untold["estimated"].values()) == {None}
