@@ -11,7 +11,7 @@ from pukd_ray.errors import RunError
 from pukd_ray.runtime.console import say
 from pukd_ray.selection.crossfit import FitReport
 from pukd_ray.selection.features import Features
-from pukd_ray.selection.rules import uses_selector
+from pukd_ray.selection.rules import RULES
 from pukd_ray.selection.verdict import Verdict
 
 MIN_POSITIVES = 10
@@ -87,7 +87,7 @@ def check_teacher_agrees(light: Features, config: RunConfig) -> float:
 
 def check_prior(config: RunConfig, verdict: Verdict) -> None:
     """RunError if the sample holds next to nothing that looks like P, and the rule goes by the selector."""
-    if not uses_selector(config.selection.rule) or config.selector.prior != "auto":
+    if not RULES[config.selection.rule].uses_selector or config.selector.prior != "auto":
         return
     if verdict.prior < MIN_PRIOR and verdict.trust == "none":
         raise RunError(
@@ -121,7 +121,7 @@ def fit_warnings(fit: FitReport, verdict: Verdict) -> list[str]:
 
 def check_selection(config: RunConfig, share: float, prior: float) -> None:
     """RunError if the rule goes by a selector that, as trained, takes next to nothing of the sample, or all of it."""
-    if not uses_selector(config.selection.rule):
+    if not RULES[config.selection.rule].uses_selector:
         return
     if share < MIN_SHARE_OF_PRIOR * prior:
         raise RunError(

@@ -78,17 +78,19 @@ class FinalFit:
         """
         head = network if isinstance(network, SelectorHead) else network.head
         scale = log_max_phi(network, seen, training, device)
-        trained = logits_of(network, seen.u, device)
+        logits = logits_of(network, seen.u, device)
+        trained_share = float((logits > 0).mean())
         if take is not None:
             with torch.no_grad():
-                head.attention.classify.bias.sub_(float(np.quantile(trained, 1 - take)))
+                head.attention.classify.bias.sub_(float(np.quantile(logits, 1 - take)))
+            logits = logits_of(network, seen.u, device)  # as they are rounded in the pass
         return cls(
             dump_state({**head.state_dict(), "log_max_phi": torch.tensor(scale, dtype=torch.float64)}),
             dump_state(network.extractor.model.state_dict()) if isinstance(network, PixelSelector) else None,
             scale,
-            rescale_logits(logits_of(network, seen.u, device), scale),
+            rescale_logits(logits, scale),
             tuple(risk_curve),
-            float((trained > 0).mean()),
+            trained_share,
         )
 
 

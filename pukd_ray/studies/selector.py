@@ -23,6 +23,7 @@ from pukd_ray.demo.pools import MEASURED, Bank, Pool, draw_pool
 from pukd_ray.networks.actor import teacher_prediction
 from pukd_ray.networks.teacher import Teacher
 from pukd_ray.runtime.console import progress
+from pukd_ray.runtime.devices import use_threads
 from pukd_ray.selection.crossfit import Groups
 from pukd_ray.selection.cuts import precision_count
 from pukd_ray.selection.features import as_half
@@ -114,7 +115,7 @@ def measure(
     tuning: bool = False,
 ) -> dict[str, float]:
     """One run; `base` are config keys of `selector` that all runs share."""
-    torch.set_num_threads(1)
+    use_threads()
     pool = draw_pool(bank, pool_name, seed=seed, per_class=setting.per_class, tuning=tuning, bias=setting.bias)
     true_prior = float(pool.relevant.mean())
     selector = SelectorConfig(**{**base, **setting.selector})

@@ -19,7 +19,7 @@ from pukd_ray.selection.cuts import (
     share_quota,
     unit_interval,
 )
-from pukd_ray.selection.rules import RULES, uses_selector
+from pukd_ray.selection.rules import RULES
 from pukd_ray.selection.rules.base import Supply
 
 CLASSES = 4
@@ -207,7 +207,7 @@ def test_unit_interval_covers_it_in_the_order_of_unsigned_hashes() -> None:
 
 
 def test_only_the_rivals_do_without_the_selector() -> None:
-    used = {rule: uses_selector(rule) for rule in RULES}
+    used = {rule: RULES[rule].uses_selector for rule in RULES}
     assert {rule for rule, yes in used.items() if not yes} == {
         "random",
         "teacher_confidence",

@@ -17,8 +17,3 @@ _RULES: tuple[Rule, ...] = tuple(
 )
 RULES: Mapping[str, Rule] = MappingProxyType({rule.name: rule for rule in _RULES})
 """By name."""
-
-
-def uses_selector(rule: str) -> bool:
-    """Whether the rule of that name depends on the PU classifier at all."""
-    return RULES[rule].uses_selector
