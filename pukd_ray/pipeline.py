@@ -10,10 +10,11 @@ from pukd_ray.config import ConfigError, RunConfig
 from pukd_ray.corpus.context import RunContext, Shared
 from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.corpus.units import units_from_table
+from pukd_ray.estimate import lines_of
 from pukd_ray.preflight import to_yaml
 from pukd_ray.resume import Progress, check_progress
 from pukd_ray.run.folder import RunFolder, absolute
-from pukd_ray.run.records import METRICS
+from pukd_ray.run.records import ESTIMATE, METRICS
 from pukd_ray.run.stages import STAGE_NAMES, Stage, stages_until
 from pukd_ray.runtime.console import say
 from pukd_ray.runtime.engine import Cluster, engine, gpus_per_actor
@@ -70,13 +71,27 @@ def open_folder(config: RunConfig) -> RunFolder:
 def _run_stages(folder: RunFolder, config: RunConfig, cluster: Cluster, progress: Progress) -> None:
     folder.write_text("config.yaml", to_yaml(config))
     run = RunContext(folder, config, cluster, Shared.of(progress.weights), listing=progress.listing.table)
+    expected = _expected_seconds(folder)
     for stage in progress.pending:
         if stage.name != "plan" and not run.units:
             run = replace(run, units=units_from_table(folder.read_table("plan.parquet")))
         seconds, counts = _run_stage(stage, run, progress.inputs[stage.name])
-        say(f"{stage.name:<9} done in {seconds:5.1f} s: {_shown(counts)}")
+        against = f" (estimated {expected[stage.name]:.1f})" if stage.name in expected else ""
+        say(f"{stage.name:<9} done in {seconds:5.1f} s{against}: {_shown(counts)}")
     if folder.exists("metrics.json"):
         _add_seconds(folder)
+
+
+def _expected_seconds(folder: RunFolder) -> dict[str, float]:
+    """By stage, as `pukd estimate` found for this run, whose lines are shown again; empty without."""
+    found = folder.find_record(ESTIMATE)
+    if found is None:
+        return {}
+    for line in lines_of(found):
+        say(line)
+    parts = dict(found["seconds"])
+    parts["selector"] = parts.pop("features") + parts.pop("fits")
+    return parts
 
 
 def _run_stage(stage: Stage, run: RunContext, inputs: dict[str, Any]) -> tuple[float, dict[str, Any]]:

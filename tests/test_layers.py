@@ -25,6 +25,7 @@ ORDER = (
     "distillation",
     "report",
     "resume",
+    "estimate",
     "pipeline",
     "demo",
     "studies",

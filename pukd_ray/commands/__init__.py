@@ -32,6 +32,7 @@ class Command:
 
 COMMANDS = (
     Command("run", "select from the corpus, distil the student, report", "pukd_ray.commands.run:main"),
+    Command("estimate", "what a run will take: time, hours of CPUs and GPUs, money", "pukd_ray.commands.estimate:main"),
     Command("audit", "know what the run is worth: label some images by hand", "pukd_ray.commands.audit:main"),
     Command("train-teacher", "train a teacher on labelled images", "pukd_ray.commands.train_teacher:main"),
     Command("paper-table", "the paper's table for any data set", "pukd_ray.commands.paper_table:main"),

@@ -346,6 +346,44 @@ class ChunkMarker(TypedDict):
     computing_seconds: float
 
 
+# -- estimate ---------------------------------------------------------------------------------------------------
+
+
+class CostRecord(TypedDict):
+    """What a cluster is taken for."""
+
+    cpu_hours: float
+    gpu_hours: float
+    money: float
+    """At the prices given; 0 without."""
+
+
+class TwiceRecord(CostRecord):
+    """On a cluster twice as large."""
+
+    total_seconds: float
+
+
+class EstimateRecord(CostRecord):
+    """`estimate.json`: what `pukd estimate` found."""
+
+    cluster: str
+    images: dict[str, float]
+    """By role, and how many will be selected."""
+    trial_images: int
+    """Of the corpus, in the larger trial."""
+    seconds: dict[str, float]
+    """By part: the stages, `selector` apart as `features` and `fits`."""
+    total_seconds: float
+    interval: Interval
+    """Of `total_seconds`."""
+    images_per_second: float | None
+    """Of the corpus pass."""
+    storage_gib: float
+    storage_money_per_month: float
+    twice: TwiceRecord
+
+
 # -- files ------------------------------------------------------------------------------------------------------
 
 
@@ -363,6 +401,7 @@ SELECTOR = RecordFile[SelectorRecord]("selector/meta.json")
 SELECTION = RecordFile[SelectionRecord]("selection.json", older=("selected/summary.json",))
 STUDENT = RecordFile[StudentRecord]("student/meta.json")
 METRICS = RecordFile[MetricsRecord]("metrics.json")
+ESTIMATE = RecordFile[EstimateRecord]("estimate.json")
 
 
 def selection_in(into: str) -> RecordFile[SelectionRecord]:
