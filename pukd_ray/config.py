@@ -66,10 +66,10 @@ class TeacherConfig:
     """The trained network that defines the task."""
 
     arch: Text
-    """lenet5 | lenet5_half | resnet20_cifar | resnet18_cifar | resnet34_cifar | any torchvision
-    classifier | timm:NAME | package.module:factory."""
+    """lenet5 | lenet5_half | resnet20_cifar (or 8, 32, 44, 56, 110; resnet20_cifar_b: with projections) |
+    resnet18_cifar | resnet34_cifar | any torchvision classifier | timm:NAME | package.module:factory."""
     weights: Text
-    """state_dict file (path or URI), loaded with weights_only=True and strict=True."""
+    """state_dict, or a checkpoint with one in it (path or URI); loaded with weights_only=True, and all of it fits."""
     num_classes: Annotated[Int, Field(ge=2)]
     """Classes the teacher tells apart."""
     classes: Listed(str) | str | None = None  # type: ignore[valid-type]
