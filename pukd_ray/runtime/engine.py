@@ -118,14 +118,20 @@ def gpus_of(key: str, asked: Literal["auto"] | float, cluster: Cluster) -> float
     return 0.0
 
 
+def fuses(resources: ResourcesConfig, cluster: Cluster) -> bool:
+    """Whether the actors of a pass also read, decode and write: where the network runs on CPUs as all of it does, and
+    nothing is won by sending bytes and pixels from process to process. An accelerator wants many CPUs to feed it."""
+    return not gpus_per_actor(resources, cluster)
+
+
 def actor_pool(resources: ResourcesConfig, cluster: Cluster, gpus: float, work: int) -> ActorPoolStrategy:
-    """Pool of scoring actors; `work` is the number of read tasks, more actors than that would idle."""
+    """Pool of scoring actors, one per GPU share or CPU; `work` is the number of read requests, more would idle."""
     if isinstance(resources.score_actors, tuple):
         low, high = resources.score_actors
         return ActorPoolStrategy(min_size=low, max_size=high)
     if resources.score_actors != "auto":
         return ActorPoolStrategy(size=resources.score_actors)
-    size = int(cluster.gpus / gpus) if gpus else int(cluster.cpus // 2)
+    size = int(cluster.gpus / gpus) if gpus else int(cluster.cpus)
     size = max(1, min(size, work))
     if cluster.autoscales:
         return ActorPoolStrategy(min_size=size, max_size=max(size, min(1000, work)))
@@ -144,9 +150,11 @@ def decoders(cluster: Cluster) -> int | None:
     return None if cluster.autoscales else max(1, int(cluster.cpus))
 
 
-def actor_options(gpus: float) -> dict[str, float]:
-    """Resources of one network actor."""
-    return {"num_gpus": gpus, "num_cpus": CPU_ACTOR_CPUS} if gpus else {"num_cpus": CPU_ACTOR_CPUS}
+def actor_options(gpus: float, cluster: Cluster) -> dict[str, float]:
+    """Resources of one network actor; on CPUs it is busy all the time, and small clusters keep room for another run."""
+    if gpus:
+        return {"num_gpus": gpus, "num_cpus": CPU_ACTOR_CPUS}
+    return {"num_cpus": 1.0 if cluster.autoscales or cluster.cpus >= 4 else CPU_ACTOR_CPUS}
 
 
 def worker_resources(cpus: float, gpus: float) -> dict[str, float]:

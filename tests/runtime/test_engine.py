@@ -54,10 +54,11 @@ def sizes(resources: ResourcesConfig, cluster: Cluster, gpus: float, work: int) 
     return pool.min_size, pool.max_size
 
 
-def test_a_pool_has_an_actor_per_gpu_or_two_cpus_but_none_without_work() -> None:
+def test_a_pool_has_an_actor_per_gpu_or_cpu_but_none_without_work() -> None:
     auto = ResourcesConfig()
-    assert sizes(auto, LAPTOP, 0, 100) == (1, 1)
-    assert sizes(auto, FARM, 0, 100) == (32, 32)
+    assert sizes(auto, LAPTOP, 0, 100) == (2, 2)
+    assert sizes(auto, LAPTOP, 0, 1) == (1, 1)
+    assert sizes(auto, FARM, 0, 100) == (64, 64)
     assert sizes(auto, FARM, 1, 100) == (8, 8)
     assert sizes(auto, FARM, 0.5, 100) == (16, 16)
     assert sizes(auto, FARM, 1, 3) == (3, 3)
