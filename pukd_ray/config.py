@@ -345,7 +345,7 @@ class DistillConfig:
 
 @dataclass(frozen=True, kw_only=True, config=OPTIONS)
 class ResourcesConfig:
-    """What the run may take of the cluster; never affects results."""
+    """What the run may take of the cluster; never affects results, but for rounding."""
 
     gpus_per_actor: Literal["auto"] | Annotated[Float, Field(ge=0)] = "auto"
     """auto: 1 if the CLUSTER has GPUs, 0 if it has none and no autoscaler."""
@@ -353,6 +353,11 @@ class ResourcesConfig:
     """auto | n | [min, max]."""
     train_workers: Count = 1
     """Data-parallel workers of both trainings; must divide the global batches."""
+    gpus_per_train_worker: Literal["auto"] | Annotated[Float, Field(ge=0)] = "auto"
+    """GPUs of each of them. auto: 1 if scoring actors have some, else 0."""
+    precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """What networks compute in on a GPU, while everything after them is float32 or float64. auto: bfloat16 where the
+    card has it, else float16. On CPUs it is always float32."""
 
     @field_validator("score_actors")
     @classmethod
@@ -441,6 +446,8 @@ class TeacherTrainingConfig(SupervisedConfig):
     """Labelled images to report accuracy on."""
     gpus: Literal["auto"] | Annotated[Float, Field(ge=0)] = "auto"
     """To train on. auto: 1 if the cluster has GPUs, 0 if it has none and no autoscaler."""
+    precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """As `resources.precision` of a run."""
 
 
 def to_plain(config: Any) -> dict[str, Any]:

@@ -83,7 +83,13 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert plain["student"] == {"arch": "resnet18_cifar"}
     distill = ("epochs", "steps", "batch_size", "class_weights", "epsilon", "adversary")
     assert [plain["distill"][k] for k in distill] == [30, None, 256, "soft", 0.1, "l2_sum_zero"]
-    assert plain["resources"] == {"gpus_per_actor": "auto", "score_actors": "auto", "train_workers": 1}
+    assert plain["resources"] == {
+        "gpus_per_actor": "auto",
+        "score_actors": "auto",
+        "train_workers": 1,
+        "gpus_per_train_worker": "auto",
+        "precision": "auto",
+    }
     assert plain["corpus"] == [
         {
             "uri": "u",

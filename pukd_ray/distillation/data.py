@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pukd_ray.corpus.pixels import PixelSpec, Unreadable, decode, stack_pixels
 from pukd_ray.runtime.batches import EndlessOrder
-from pukd_ray.runtime.devices import ALONE, Worker
+from pukd_ray.runtime.devices import ALONE, Worker, resident, to_device
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,12 @@ class Batch:
         return len(self.pixels)
 
     def take(self, rows: Tensor) -> Batch:
-        """Some rows of it."""
-        return Batch(self.pixels[rows], self.labels[rows], self.weights[rows])
+        """Some rows of it, each part of it where it lies."""
+        return Batch(*(part[to_device(rows, part.device)] for part in (self.pixels, self.labels, self.weights)))
+
+    def on(self, device: torch.device) -> Batch:
+        """The same on `device`."""
+        return Batch(*(to_device(part, device) for part in (self.pixels, self.labels, self.weights)))
 
     @classmethod
     def join(cls, parts: Sequence[Batch]) -> Batch:
@@ -69,9 +73,10 @@ def decode_all(
     spec: PixelSpec,
     labels: Sequence[int] | None = None,
     weights: Sequence[float] | None = None,
-    threads: int = 2,
+    threads: int | None = None,
 ) -> Batch:
-    """Encoded images, decoded; unreadable ones are left out (P's were reported by the selector)."""
+    """Encoded images, decoded by as many threads as torch has here, or `threads`; unreadable ones are left out (P's
+    were reported by the selector)."""
 
     def pixels(data: bytes | None) -> np.ndarray | None:
         try:
@@ -80,7 +85,7 @@ def decode_all(
             return None
 
     # Pillow releases the GIL while it decodes.
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads or max(2, torch.get_num_threads())) as pool:
         good, arrays = [], []
         for i, array in enumerate(pool.map(pixels, images)):
             if array is not None:
@@ -104,12 +109,14 @@ def decode_labelled(blocks: Iterable[pa.Table], spec: PixelSpec) -> Batch:
 
 
 class InMemory:
-    """All images on every rank; a rank's batch is its slice of the seeded global one."""
+    """All images on every rank, on its device where they fit; a rank's batch is its slice of the seeded global one."""
 
-    def __init__(self, examples: Batch, batch_size: int, seed: int, worker: Worker = ALONE) -> None:
+    def __init__(self, examples: Batch, batch_size: int, seed: int, worker: Worker = ALONE, stream: int = 3) -> None:
+        """`stream` tells the orders of trainings of one seed apart."""
         self.count = len(examples)
-        self._examples, self._mine = examples, worker.mine
-        self._order = EndlessOrder(self.count, batch_size, seed, 3)
+        self._examples = Batch(*(resident(getattr(examples, f.name), worker.device) for f in fields(Batch)))
+        self._mine = worker.mine
+        self._order = EndlessOrder(self.count, batch_size, seed, stream)
         self._teacher_logits: Tensor | None = None
 
     def _rows(self, step: int) -> Tensor:
@@ -125,7 +132,8 @@ class InMemory:
 
     def teacher_logits(self, step: int) -> Tensor | None:
         """As `Images.teacher_logits`; None before `cache_teacher_logits`."""
-        return None if self._teacher_logits is None else self._teacher_logits[self._rows(step)]
+        kept = self._teacher_logits
+        return None if kept is None else kept[to_device(self._rows(step), kept.device)]
 
     def mixup_partners(self, step: int, batch: Batch) -> Batch:
         """The global batch in reverse order: the same for any number of ranks."""
@@ -212,7 +220,7 @@ class Streamed:
 
 
 def augment(pixels: Tensor, kind: str, seed: Sequence[int], batch_size: int, worker: Worker = ALONE) -> Tensor:
-    """Random crop of the image padded by 1/8 with black, and flip; uint8 [b, C, H, W].
+    """Random crop of the image padded by 1/8 with black, and flip; uint8 [b, C, H, W], where they are.
 
     The random numbers are those of the global batch of `batch_size`, of which the worker's part is used.
     """
@@ -223,11 +231,11 @@ def augment(pixels: Tensor, kind: str, seed: Sequence[int], batch_size: int, wor
     rng = np.random.default_rng(list(seed))
     draws = rng.integers(0, 2 * pad + 1, (batch_size, 2))[worker.mine]
     flips = rng.random(batch_size)[worker.mine] < 0.5
+    drawn = np.column_stack([draws, flips & (kind == "crop_flip")])[: len(pixels)]
+    top, left, flip = to_device(torch.from_numpy(drawn), pixels.device).unbind(1)
     padded = torch.nn.functional.pad(pixels, (pad, pad, pad, pad))
-    span = torch.arange(size)
-    top, left = torch.from_numpy(draws[: len(pixels)]).unbind(1)
+    span = torch.arange(size, device=pixels.device)
     rows, columns = top[:, None] + span, left[:, None] + span
-    if kind == "crop_flip":
-        columns = torch.where(torch.from_numpy(flips[: len(pixels)])[:, None], columns.flip(1), columns)
-    index = torch.arange(len(pixels))[:, None, None]
+    columns = torch.where(flip[:, None] == 1, columns.flip(1), columns)
+    index = torch.arange(len(pixels), device=pixels.device)[:, None, None]
     return padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()

@@ -22,7 +22,7 @@ from pukd_ray.distillation.data import Batch, Images, InMemory, augment
 from pukd_ray.distillation.loss import rkd_objective
 from pukd_ray.distillation.weights import class_weights
 from pukd_ray.networks.teacher import Normalise, load_network, new_network
-from pukd_ray.runtime.devices import Worker, to_fastest_layout
+from pukd_ray.runtime.devices import Worker, set_up, to_device, to_fastest_layout
 
 SMOOTHING = 1e-3  # of the class sums: a class that the teacher never sees gets a large weight, not an infinite one
 CLIP = (0.1, 10.0)  # of the class weights, before they are rescaled
@@ -48,10 +48,11 @@ def lr_factor(schedule: str, step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def frozen_teacher(config: TeacherConfig, weights: bytes, device: torch.device) -> tuple[nn.Module, nn.Module]:
-    """(teacher, its normalisation), both from uint8 or float pixels of 0 to 255 [b, C, H, W]."""
-    normalise = Normalise(config).to(device)
-    network = load_network(config.arch, config, weights, device, what="teacher.weights")
+def frozen_teacher(config: TeacherConfig, weights: bytes, worker: Worker) -> tuple[nn.Module, nn.Module]:
+    """(teacher, its normalisation), both from uint8 or float pixels of 0 to 255 [b, C, H, W] on the worker's device."""
+    set_up(worker.device, worker.precision)
+    normalise = Normalise(config).to(worker.device)
+    network = load_network(config.arch, config, weights, worker.device, what="teacher.weights")
     return nn.Sequential(normalise, network).eval().requires_grad_(False), normalise
 
 
@@ -68,18 +69,19 @@ def measure_classes(
 
     Images in memory that the training shows as they are keep the teacher's logits, so it is asked only once.
     """
-    sums = torch.zeros(classes, dtype=torch.float64)
+    sums = torch.zeros(classes, dtype=torch.float64, device=worker.device)
     cache = images if isinstance(images, InMemory) and shows_as_is(settings) else None
     seen: list[Tensor] = []
     for pixels in images.all_pixels():
-        logits = teacher(pixels.to(worker.device))
+        with worker.autocast():
+            logits = teacher(to_device(pixels, worker.device)).float()
         if cache:
             seen.append(logits)
         logits = logits.double()
         if settings.class_weights == "hard":
-            sums += torch.bincount(logits.argmax(1), minlength=classes).double().cpu()
+            sums += torch.bincount(logits.argmax(1), minlength=classes).double()
         else:
-            sums += logits.softmax(1).sum(0).cpu()
+            sums += logits.softmax(1).sum(0)
     if cache:
         whole = seen[0].new_zeros(cache.count, classes)
         whole[worker.mine] = torch.cat(seen)
@@ -87,9 +89,8 @@ def measure_classes(
             dist.all_reduce(whole)
         cache.cache_teacher_logits(whole)
     if worker.world > 1:
-        on_device = sums.to(worker.device)
-        dist.all_reduce(on_device)
-        sums = on_device.cpu()
+        dist.all_reduce(sums)
+    sums = sums.cpu()
     if settings.class_weights == "none":
         return torch.ones(classes, dtype=torch.float64), sums
     weights = class_weights(sums, smoothing=SMOOTHING, clip=CLIP)
@@ -114,18 +115,19 @@ class Distillation:
 
 
 def view(run: Distillation, step: int) -> tuple[Tensor, list[tuple[Tensor, Batch]]]:
-    """(pixels [b, C, H, W] of a step, [(share [b], batch)] of what they show): one batch, or two that are mixed.
+    """(pixels [b, C, H, W] of a step, [(share [b], batch)] of what they show), all on the worker's device: one batch,
+    or two that are mixed.
 
     Random numbers are those of the global batch, so that they do not depend on the number of ranks.
     """
     settings, seed, worker = run.config.distill, run.config.seed, run.worker
-    batch = run.images.batch(step)
+    batch = run.images.batch(step).on(worker.device)
     pixels = augment(batch.pixels, settings.augment, (seed, 4, step), settings.batch_size, worker)
     if not settings.mixup:
-        return pixels, [(torch.ones(len(batch)), batch)]
-    other = run.images.mixup_partners(step, batch)
+        return pixels, [(torch.ones(len(batch), device=worker.device), batch)]
+    other = run.images.mixup_partners(step, batch).on(worker.device)
     drawn = np.random.default_rng([seed, 7, step]).beta(settings.mixup, settings.mixup, settings.batch_size)
-    share = torch.from_numpy(drawn[worker.mine][: len(batch)]).float()
+    share = to_device(torch.from_numpy(drawn[worker.mine][: len(batch)]).float(), worker.device)
     each = share[:, None, None, None]
     mixed_in = augment(other.pixels, settings.augment, (seed, 8, step), settings.batch_size, worker)
     return each * pixels + (1 - each) * mixed_in, [(share, batch), (1 - share, other)]
@@ -135,9 +137,8 @@ def label_loss(logits: Tensor, shown: list[tuple[Tensor, Batch]]) -> Tensor:
     """Sum over the batch of the cross-entropy on P's labels, each by its share of the image; others count 0."""
     total = logits.new_zeros(())
     for share, batch in shown:
-        labels = batch.labels.to(logits.device)
-        each = F.cross_entropy(logits, labels, ignore_index=-1, reduction="none")
-        total = total + (share.to(logits) * each).sum()
+        each = F.cross_entropy(logits, batch.labels, ignore_index=-1, reduction="none")
+        total = total + (share * each).sum()
     return total
 
 
@@ -160,10 +161,17 @@ def distil(
         AveragedModel(bare, multi_avg_fn=_moving_average(settings.ema), use_buffers=True) if settings.ema else None
     )
     optimizer = torch.optim.SGD(
-        model.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        model.parameters(),
+        settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        fused=worker.fused,
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: lr_factor(settings.schedule, s, steps))
+    scaler = worker.scaler()
     parts = {"student": bare, "optimizer": optimizer, "scheduler": scheduler}
+    if scaler.is_enabled():
+        parts["scaler"] = scaler
     if average:
         parts["average"] = average
     history: list[tuple[int, float]] = []
@@ -180,15 +188,16 @@ def distil(
     save_every = -(-steps // CHECKPOINTS)
     for step in range(start, steps):
         pixels, shown = view(run, step)
-        pixels = pixels.to(worker.device, non_blocking=True)
         target = run.images.teacher_logits(step) if shows_as_is(settings) else None
-        if target is None:
-            with torch.no_grad():
-                target = run.teacher(pixels)  # the same view as the student's
-        logits = model(to_fastest_layout(run.normalise(pixels)))
+        with worker.autocast():
+            if target is None:
+                with torch.no_grad():
+                    target = run.teacher(pixels)  # the same view as the student's
+            logits = model(to_fastest_layout(run.normalise(pixels)))
+        target, logits = target.float(), logits.float()
         weights = None
         if settings.sample_weights == "pu_probability":
-            weights = torch.stack([share * batch.weights for share, batch in shown]).sum(0).to(worker.device)
+            weights = torch.stack([share * batch.weights for share, batch in shown]).sum(0)
         value, objective, _ = rkd_objective(
             logits,
             target,
@@ -206,8 +215,9 @@ def distil(
                 logits, shown
             )
         optimizer.zero_grad()
-        objective.backward()
-        optimizer.step()
+        scaler.scale(objective).backward()
+        scaler.step(optimizer)
+        scaler.update()
         scheduler.step()
         if average:
             average.update_parameters(bare)

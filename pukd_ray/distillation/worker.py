@@ -39,8 +39,8 @@ def train_loop(setup: dict[str, Any]) -> dict[str, Any] | None:
     began = time.time()
     context = ray.train.get_context()
     use_threads(spare_threads(context.get_local_world_size()))
-    worker = Worker.current()
-    teacher, normalise = frozen_teacher(config.teacher, setup["weights"].get(), worker.device)
+    worker = Worker.current(config.resources.precision)
+    teacher, normalise = frozen_teacher(config.teacher, setup["weights"].get(), worker)
     arms: list[Arm] = setup["arms"]
     report: dict[str, Any] = {}
     saved = _load_checkpoint()

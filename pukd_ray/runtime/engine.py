@@ -98,8 +98,16 @@ def inspect_cluster() -> Cluster:
 
 
 def gpus_per_actor(resources: ResourcesConfig, cluster: Cluster) -> float:
-    """GPUs of each scoring actor and Train worker."""
+    """GPUs of each scoring actor."""
     return gpus_of("resources.gpus_per_actor", resources.gpus_per_actor, cluster)
+
+
+def gpus_per_train_worker(resources: ResourcesConfig, cluster: Cluster) -> float:
+    """GPUs of each Train worker: whole ones, unless asked otherwise, also where actors share them."""
+    asked = resources.gpus_per_train_worker
+    if asked == "auto":
+        return 1.0 if gpus_per_actor(resources, cluster) else 0.0
+    return float(asked)
 
 
 def gpus_of(key: str, asked: Literal["auto"] | float, cluster: Cluster) -> float:

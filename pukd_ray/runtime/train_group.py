@@ -11,7 +11,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from pukd_ray.config import ResourcesConfig
 from pukd_ray.run.folder import RunFolder
-from pukd_ray.runtime.engine import Cluster, gpus_per_actor, worker_resources
+from pukd_ray.runtime.engine import Cluster, gpus_per_train_worker, worker_resources
 
 
 def train_group(
@@ -24,13 +24,13 @@ def train_group(
     cpus: float = 1.0,
     datasets: dict[str, Dataset] | None = None,
 ) -> dict[str, Any]:
-    """Run `loop(setup)` in each of `resources.train_workers` workers of `cpus` CPUs and the GPUs of an actor.
+    """Run `loop(setup)` in each of `resources.train_workers` workers of `cpus` CPUs and their GPUs.
 
     Ray Train keeps its own files and checkpoints under `<stage>/train-<stage>` of the run; its metrics and the
     dashboard's API (`/api/train/v2/runs/v1`) use that name. A group that loses a worker is started again, up to three
     times.
     """
-    gpus = gpus_per_actor(resources, cluster)
+    gpus = gpus_per_train_worker(resources, cluster)
     workers = resources.train_workers
     trainer = TorchTrainer(
         loop,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from pukd_ray.runtime.devices import ALONE, Worker
 from pukd_ray.runtime.timing import Span
 from pukd_ray.selection.calibration import Binned, Calibration, resample_weights, rescale_logits
 from pukd_ray.selection.evidence import class_weights
@@ -87,9 +88,14 @@ def latest_good(curve: Sequence[float], p_logits: np.ndarray, prior: float) -> i
     return int(np.flatnonzero(np.array(curve) >= max(curve) - error)[-1])
 
 
-def fit_fold(features: Examples, fold: int, training: Training, trunk: Trunk | None = None) -> HeldOut:
+def fit_fold(
+    features: Examples, fold: int, training: Training, trunk: Trunk | None = None, worker: Worker = ALONE
+) -> HeldOut:
     """Train on the other folds, score this one; of P only the images themselves are scored."""
     began = time.time()
+    features = features.on(worker)
+    if trunk is not None:
+        trunk = replace(trunk, pixels=trunk.pixels.on(worker))
     p_rows, u_rows = fold_rows(features, fold, training.seed)
     rest = np.setdiff1d(np.arange(len(features.p)), p_rows), np.setdiff1d(np.arange(len(features.u)), u_rows)
     seen = seen_by(features, trunk)
@@ -101,13 +107,13 @@ def fit_fold(features: Examples, fold: int, training: Training, trunk: Trunk | N
 
     def score(step: int, network: SelectorNetwork) -> None:
         del step
-        scale = log_max_phi(network, learnt, training)
-        p_logits.append(rescale_logits(logits_of(network, held_out.p[:, 0]), scale))
-        u_logits.append(rescale_logits(logits_of(network, held_out.u), scale))
+        scale = log_max_phi(network, learnt, training, worker.device)
+        p_logits.append(rescale_logits(logits_of(network, held_out.p[:, 0], worker.device), scale))
+        u_logits.append(rescale_logits(logits_of(network, held_out.u, worker.device), scale))
 
     if trunk is not None:
         trunk = replace(trunk, pixels=learnt)
-    fit_selector(features.take(*rest), training, trunk, Callbacks(steps, score))
+    fit_selector(features.take(*rest), training, trunk, Callbacks(steps, score), worker)
     return HeldOut(steps, p_rows, u_rows, np.stack(p_logits), np.stack(u_logits), (began, time.time()))
 
 

@@ -17,29 +17,32 @@ import pyarrow.parquet as pq
 from pukd_ray.config import SelectorConfig, TeacherConfig
 from pukd_ray.corpus.streaming import scatter_rows
 from pukd_ray.errors import RunError
-from pukd_ray.networks.actor import TeacherActor, teacher_prediction
+from pukd_ray.networks.actor import TeacherActor
 from pukd_ray.run.folder import RunFolder
+from pukd_ray.runtime.devices import Precision
 from pukd_ray.selection.views import random_views
 
 
 class ExtractFeatures(TeacherActor):
     """Multi-scale features and the teacher's opinion of each row; of positives, features of all views."""
 
-    def __init__(self, teacher: TeacherConfig, weights: Any, selector: SelectorConfig, seed: int) -> None:
-        super().__init__(teacher, weights, selector.grid)
+    def __init__(
+        self, teacher: TeacherConfig, weights: Any, selector: SelectorConfig, seed: int, precision: Precision
+    ) -> None:
+        super().__init__(teacher, weights, selector.grid, precision)
         self._selector, self._seed = selector, seed
 
     def work(self, table: pa.Table) -> pa.Table:
         """Decoded rows -> rows of `selector/features/`."""
-        table, readable, pixels, features, logits = self.forward(table)
-        label, confidence, entropy = teacher_prediction(logits)
+        table, readable, pixels, found = self.forward(table)
+        features = found["features"]
         is_p = np.array([role == "positives" for role in table.column("role").to_pylist()])[readable]
         shown: list[np.ndarray] = list(pixels)
         cached = [as_half(row) for row in features]
         if is_p.any():
             seeds = np.array(table.column("content_hash").filter(pa.array(readable)).to_pylist())[is_p] + self._seed
             views = random_views(pixels[is_p], self._selector.augment, self._selector.views, seeds)
-            others = [self.extract(views[:, v])[0] for v in range(1, views.shape[1])]
+            others = [self.run(views[:, v])["features"] for v in range(1, views.shape[1])]
             of_views = as_half(np.stack([features[is_p], *others], 1))
             for i, view, row in zip(np.flatnonzero(is_p), views, of_views, strict=True):
                 shown[i], cached[i] = view, row
@@ -47,9 +50,9 @@ class ExtractFeatures(TeacherActor):
             "features": _as_bytes(cached, readable),
             "last_tap": _as_bytes(list(as_half(self.last_tap(features))), readable),
             "pixels": _as_bytes(shown if self._selector.trunk == "finetune" else None, readable),
-            "teacher_label": scatter_rows(label, readable, pa.int32()),
-            "teacher_confidence": scatter_rows(confidence, readable, pa.float32()),
-            "teacher_entropy": scatter_rows(entropy, readable, pa.float32()),
+            "teacher_label": scatter_rows(found["teacher_label"], readable, pa.int32()),
+            "teacher_confidence": scatter_rows(found["teacher_confidence"], readable, pa.float32()),
+            "teacher_entropy": scatter_rows(found["teacher_entropy"], readable, pa.float32()),
         }
         table = table.drop_columns(["image", "source"])
         for name, column in columns.items():

@@ -16,6 +16,7 @@ import torch
 from pukd_ray.config import SelectorConfig
 from pukd_ray.networks.selector import PixelSelector, SelectorHead
 from pukd_ray.networks.teacher import dump_state
+from pukd_ray.runtime.devices import ALONE, Worker
 from pukd_ray.selection.calibration import Calibration, carry_over, rescale_logits
 from pukd_ray.selection.crossfit import (
     FOLDS,
@@ -141,12 +142,13 @@ class InProcess:
     features: Examples
     groups: Groups
     trunk: Trunk | None = None
+    worker: Worker = ALONE
 
     def fit_grid(self, name: str, training: Training, priors: Sequence[float]) -> Grid:
         """As `Executor` says."""
         del name  # no progress to show
         rows = [fold_rows(self.features, k, training.seed) for k in range(FOLDS)]
-        return Grid.of(priors, [fit_grid_fold(self.features, held_out, training, priors) for held_out in rows])
+        return Grid.of(priors, [fit_grid_fold(self.features, r, training, priors, self.worker) for r in rows])
 
     def finer_priors(self, coarse: Grid) -> tuple[float, ...]:
         """As `Executor` says."""
@@ -160,7 +162,7 @@ class InProcess:
     def fit_folds(self, name: str, training: Training) -> list[HeldOut]:
         """As `Executor` says."""
         del name
-        return [fit_fold(self.features, k, training, self.trunk) for k in range(FOLDS)]
+        return [fit_fold(self.features, k, training, self.trunk, self.worker) for k in range(FOLDS)]
 
     def assess_fit(self, held_out: Sequence[HeldOut], verdict: Verdict, training: Training) -> FitReport:
         """As `Executor` says."""
@@ -168,8 +170,8 @@ class InProcess:
 
     def fit_final(self, training: Training, take: float | None) -> FinalFit:
         """As `Executor` says."""
-        network = fit_selector(self.features, training, self.trunk)
-        return FinalFit.of(network, seen_by(self.features, self.trunk), training, take)
+        network = fit_selector(self.features, training, self.trunk, worker=self.worker)
+        return FinalFit.of(network, seen_by(self.features, self.trunk), training, take, self.worker.device)
 
 
 def fit_and_calibrate(

@@ -7,7 +7,7 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,15 +20,19 @@ from pukd_ray.corpus.reading import ReadRequest, content_hash
 from pukd_ray.corpus.streaming import Pass, scatter_rows, stream
 from pukd_ray.corpus.units import Unit
 from pukd_ray.errors import RunError
-from pukd_ray.networks.actor import TeacherActor, teacher_prediction
+from pukd_ray.networks.actor import TeacherActor
 from pukd_ray.run.folder import RunFolder, scores_schema
 from pukd_ray.runtime.console import progress, say
+from pukd_ray.runtime.devices import Precision
 from pukd_ray.runtime.metrics import record
 from pukd_ray.runtime.timing import Span, Stopwatch, covered_seconds
 from pukd_ray.selection.calibration import Calibration, from_json, rescale_logits
 from pukd_ray.selection.chunks import chunk_markers, rules_of_pass
 from pukd_ray.selection.features import as_half, load_last_tap
 from pukd_ray.selection.rules import RULES
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHUNK_SECONDS = 600.0
 KEPT_OF_THE_REST = 1e-4
@@ -42,6 +46,7 @@ class ScoreImages(TeacherActor):
         teacher: TeacherConfig,
         weights: Shared,
         grid: int | Literal["auto"],
+        precision: Precision,
         head: bytes,
         trunk: bytes | None,
         calibration: Calibration,
@@ -49,7 +54,7 @@ class ScoreImages(TeacherActor):
         keep_above: float,
         fitted: Mapping[str, Shared],
     ) -> None:
-        super().__init__(teacher, weights, grid)
+        super().__init__(teacher, weights, grid, precision)
         from pukd_ray.networks.selector import SelectorHead
         from pukd_ray.networks.teacher import Teacher, load_state
 
@@ -58,51 +63,37 @@ class ScoreImages(TeacherActor):
         self._head = SelectorHead(state["mean"].numel())
         self._head.load_state_dict(state)
         self._head.to(self.teacher.device).eval()
-        self._trunk = None if trunk is None else Teacher(teacher, trunk, self.teacher.device, grid)
+        self._trunk = None if trunk is None else Teacher(teacher, trunk, self.teacher.device, grid, precision)
         self._calibration, self._kept, self._keep_above = calibration, keep, keep_above
         self._fitted = {rule: arrays.get() for rule, arrays in fitted.items()}
 
-    def extract(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Features of the fine-tuned trunk, if there is one; all else is the teacher's.
+    def columns(self, pixels: Tensor) -> dict[str, Tensor]:
+        """As `TeacherActor.columns`: the PU logit and the teacher's opinion; where rules have a scorer, also what it
+        looks at. Features are those of the fine-tuned trunk, if there is one; all else is the teacher's."""
+        from pukd_ray.networks.selector import through_half
+        from pukd_ray.networks.teacher import all_finite, teacher_opinion
 
-        Where rules have a scorer, its last tap comes after the features.
-        """
-        features, logits = super().extract(pixels)
-        last_tap = self.last_tap(features) if self._fitted else None
-        if self._trunk is not None:
-            features = self._trunk(pixels)[0].cpu().numpy()
-        return (features if last_tap is None else np.concatenate([features, last_tap], 1)), logits
-
-    def logits(self, features: np.ndarray) -> np.ndarray:
-        """PU logits float32 [n] of features [n, C]."""
-        import torch
-
-        if not len(features):
-            return np.zeros(0, np.float32)
-        with torch.inference_mode():
-            # Through float16 as the features that the head was trained on.
-            z: np.ndarray = (
-                self._head(torch.from_numpy(as_half(features)).to(self.teacher.device).float()).cpu().numpy()
-            )
-        return rescale_logits(z, self._log_max_phi)
+        features, logits = self.teacher(pixels)
+        seen = features if self._trunk is None else self._trunk(pixels)[0]
+        found = {"finite": all_finite(features, seen, logits), "z": self._head(through_half(seen))}
+        found |= teacher_opinion(logits)
+        if self._fitted:
+            channels, cells = self.teacher.extractor.last_tap
+            found |= {"last_tap": features[:, -channels * cells :], "logits": logits}
+        return found
 
     def work(self, table: pa.Table) -> pa.Table:
         """Same rows, with scores or the reason why there are none."""
-        table, readable, _, features, logits = self.forward(table)
-        features, last_tap = np.split(features, [self._head.channels], 1)
-        pu_logit = self.logits(features)
+        table, readable, _, found = self.forward(table)
+        pu_logit = rescale_logits(found["z"], self._log_max_phi)
         probability = self._calibration(pu_logit).astype(np.float32)
-        label, confidence, entropy = teacher_prediction(logits)
         columns = {
             "pu_logit": scatter_rows(pu_logit, readable, pa.float32()),
             "pu_probability": scatter_rows(probability, readable, pa.float32()),
-            "teacher_label": scatter_rows(label, readable, pa.int32()),
-            "teacher_confidence": scatter_rows(confidence, readable, pa.float32()),
-            "teacher_entropy": scatter_rows(entropy, readable, pa.float32()),
-            **{
-                rule: scatter_rows(self._scores(rule, last_tap, logits), readable, pa.float32())
-                for rule in self._fitted
-            },
+            "teacher_label": scatter_rows(found["teacher_label"], readable, pa.int32()),
+            "teacher_confidence": scatter_rows(found["teacher_confidence"], readable, pa.float32()),
+            "teacher_entropy": scatter_rows(found["teacher_entropy"], readable, pa.float32()),
+            **{rule: scatter_rows(self._scores(rule, found), readable, pa.float32()) for rule in self._fitted},
         }
         kept = np.zeros(len(readable), bool)
         if self._kept == "all":
@@ -117,13 +108,13 @@ class ScoreImages(TeacherActor):
         table = table.set_column(table.schema.get_field_index("image"), "image", image)
         return table.select([*scores_schema(list(self._fitted)).names, "unit"])
 
-    def _scores(self, rule: str, last_tap: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        """A rule's own scores float32 [n] of the last tap [n, C] and the teacher's logits [n, K]."""
+    def _scores(self, rule: str, found: Mapping[str, np.ndarray]) -> np.ndarray:
+        """A rule's own scores float32 [n] of what `columns` found."""
         scorer = RULES[rule].scorer
         assert scorer is not None
         # Through float16 as the features that the scorer was fitted to.
-        seen = as_half(last_tap).astype(np.float32)
-        return scorer.score(self._fitted[rule], seen, logits) if len(seen) else np.zeros(0, np.float32)
+        seen = as_half(self.last_tap(found["last_tap"])).astype(np.float32)
+        return scorer.score(self._fitted[rule], seen, found["logits"]) if len(seen) else np.zeros(0, np.float32)
 
 
 @ray.remote(num_cpus=1, num_returns=2)
@@ -189,6 +180,7 @@ def score_corpus(run: RunContext) -> dict[str, Any]:
         config.teacher,
         run.weights,
         config.selector.grid,
+        config.resources.precision,
         read_bytes(folder.fs, folder.path("selector/head.pt")),
         read_bytes(folder.fs, folder.path("selector/trunk.pt")) if config.selector.trunk == "finetune" else None,
         calibration,

@@ -89,7 +89,7 @@ def _extract(run: RunContext, requests: list[ReadRequest]) -> tuple[list[str], l
     errors: list[tuple[str, str, str]] = []
     spans: list[Span] = []
     watch = Stopwatch()
-    arguments = (config.teacher, run.weights, config.selector, config.seed)
+    arguments = (config.teacher, run.weights, config.selector, config.seed, config.resources.precision)
     work = Pass("features", ExtractFeatures, arguments, WriteFeatures(run.folder))
     with progress("features", total, "images") as bar:
         for part in stream(run, work, requests):

@@ -56,7 +56,8 @@ def _train_loop(setup: dict[str, Any]) -> dict[str, Any] | None:
     began = time.time()
     use_threads()
     features, trunk, _ = load_examples(setup["folder"], setup["files"], setup["config"], setup["weights"])
-    worker = Worker.current()
+    worker = Worker.current(setup["config"].resources.precision)
+    features = features.on(worker)
     training: Training = setup["training"]
     risk_curve: list[tuple[int, float]] = []
 

@@ -20,8 +20,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from pukd_ray.config import SelectorConfig, TeacherConfig
 from pukd_ray.demo.pools import MEASURED, Bank, Pool, draw_pool
-from pukd_ray.networks.actor import teacher_prediction
-from pukd_ray.networks.teacher import Teacher
+from pukd_ray.networks.teacher import Teacher, teacher_opinion
 from pukd_ray.runtime.console import progress
 from pukd_ray.runtime.devices import use_threads
 from pukd_ray.selection.crossfit import Groups
@@ -98,7 +97,8 @@ def extract_bank(bank: Bank, teacher: TeacherConfig, weights: bytes, grid: int |
     parts = [network(bank.images[i : i + 512, None]) for i in range(0, len(bank.images), 512)]
     seconds = time.process_time() - began
     features = np.concatenate([as_half(f.numpy()) for f, _ in parts])
-    classes, confidence, _ = teacher_prediction(torch.cat([z for _, z in parts]).numpy())
+    opinion = teacher_opinion(torch.cat([z for _, z in parts]))
+    classes, confidence = (opinion[name].numpy() for name in ("teacher_label", "teacher_confidence"))
     return Cache(features, classes, confidence, seconds / len(bank.images))
 
 

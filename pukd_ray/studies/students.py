@@ -17,7 +17,7 @@ from pukd_ray.distillation.training_set import TrainingSet
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.console import progress, say
 from pukd_ray.runtime.devices import Worker, assigned_device, use_threads
-from pukd_ray.runtime.engine import CPU_ACTOR_CPUS, IO_CPUS, Cluster, cause_of, gpus_per_actor
+from pukd_ray.runtime.engine import CPU_ACTOR_CPUS, IO_CPUS, Cluster, cause_of, gpus_per_train_worker
 from pukd_ray.storage import read_bytes, write_bytes
 
 
@@ -53,7 +53,7 @@ def train_students(jobs: list[StudentJob], done: int, weights: Shared, cluster: 
     failed: dict[str, str] = {}
     if not jobs:
         return failed
-    gpus = gpus_per_actor(jobs[0].config.resources, cluster)
+    gpus = gpus_per_train_worker(jobs[0].config.resources, cluster)
     # Students that stream must leave CPUs to the tasks that read for them, or all would wait for ever.
     some_stream = any(job.streamed for job in jobs) and not cluster.autoscales
     room = max(1, int(cluster.cpus // 2)) if some_stream else len(jobs)
@@ -93,8 +93,8 @@ def _train_student(job: StudentJob, weights: bytes) -> None:
     use_threads()
     began = time.monotonic()
     config, folder, settings = job.config, job.folder, job.config.distill
-    worker = Worker(device=assigned_device())
-    teacher, normalise = frozen_teacher(config.teacher, weights, worker.device)
+    worker = Worker(device=assigned_device(), precision=config.resources.precision)
+    teacher, normalise = frozen_teacher(config.teacher, weights, worker)
     shard = None
     if job.streamed:
         # Several streams share the cluster: with whole CPUs they could wait for each other for ever.
