@@ -82,3 +82,9 @@ class Teacher:
         """uint8 [B, C, H, W] -> (features [B, F], logits [B, K]), float32, on the device."""
         features, logits = self.extractor.features_and_logits(self.normalise(torch.from_numpy(pixels).to(self.device)))
         return features.float(), logits.float()
+
+    def last_tap(self, features: np.ndarray) -> np.ndarray:
+        """The last tap's channels [n, C] of features [n, F], each averaged over its grid cells."""
+        channels, cells = self.extractor.last_tap
+        averaged: np.ndarray = features[:, -channels * cells :].reshape(len(features), channels, cells).mean(2)
+        return averaged

@@ -25,10 +25,12 @@ from pukd_ray.run.folder import RunFolder, scores_schema
 from pukd_ray.runtime.console import progress, say
 from pukd_ray.runtime.metrics import record
 from pukd_ray.runtime.timing import Span, Stopwatch, covered_seconds
+from pukd_ray.selection.blend import Blend, load_fitted, scores_of, tails_of
 from pukd_ray.selection.calibration import Calibration, from_json, rescale_logits
 from pukd_ray.selection.chunks import chunk_markers, rules_of_pass
 from pukd_ray.selection.features import as_half, load_last_tap
 from pukd_ray.selection.rules import RULES
+from pukd_ray.storage import read_bytes
 
 CHUNK_SECONDS = 600.0
 KEPT_OF_THE_REST = 1e-4
@@ -48,6 +50,7 @@ class ScoreImages(TeacherActor):
         keep: str,
         keep_above: float,
         fitted: Mapping[str, Shared],
+        blend: tuple[Blend, Shared] | None,
     ) -> None:
         super().__init__(teacher, weights, grid)
         from pukd_ray.networks.selector import SelectorHead
@@ -59,22 +62,23 @@ class ScoreImages(TeacherActor):
         self._head.load_state_dict(state)
         self._head.to(self.teacher.device).eval()
         self._trunk = None if trunk is None else Teacher(teacher, trunk, self.teacher.device, grid)
+        self._blend = None if blend is None else (blend[0], load_fitted(blend[1].get()))
         self._calibration, self._kept, self._keep_above = calibration, keep, keep_above
         self._fitted = {rule: arrays.get() for rule, arrays in fitted.items()}
 
     def extract(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Features of the fine-tuned trunk, if there is one; all else is the teacher's.
 
-        Where rules have a scorer, its last tap comes after the features.
+        Where something is read from its last tap, that comes after the features.
         """
         features, logits = super().extract(pixels)
-        last_tap = self.last_tap(features) if self._fitted else None
+        last_tap = self.teacher.last_tap(features) if self._fitted or self._blend else None
         if self._trunk is not None:
             features = self._trunk(pixels)[0].cpu().numpy()
         return (features if last_tap is None else np.concatenate([features, last_tap], 1)), logits
 
-    def logits(self, features: np.ndarray) -> np.ndarray:
-        """PU logits float32 [n] of features [n, C]."""
+    def logits(self, features: np.ndarray, last_tap: np.ndarray) -> np.ndarray:
+        """PU logits float32 [n] of features [n, C] and, if these are to be blended, the teacher's last tap."""
         import torch
 
         if not len(features):
@@ -84,13 +88,17 @@ class ScoreImages(TeacherActor):
             z: np.ndarray = (
                 self._head(torch.from_numpy(as_half(features)).to(self.teacher.device).float()).cpu().numpy()
             )
-        return rescale_logits(z, self._log_max_phi)
+        z = rescale_logits(z, self._log_max_phi)
+        if self._blend is None:
+            return z
+        blend, fitted = self._blend
+        return blend(z, tails_of(fitted, scores_of(fitted, as_half(last_tap).astype(np.float32))))
 
     def work(self, table: pa.Table) -> pa.Table:
         """Same rows, with scores or the reason why there are none."""
         table, readable, _, features, logits = self.forward(table)
         features, last_tap = np.split(features, [self._head.channels], 1)
-        pu_logit = self.logits(features)
+        pu_logit = self.logits(features, last_tap)
         probability = self._calibration(pu_logit).astype(np.float32)
         label, confidence, entropy = teacher_prediction(logits)
         columns = {
@@ -142,6 +150,11 @@ def fit_scorers(folder: RunFolder, rules: Sequence[str]) -> dict[str, Shared]:
     return {rule: Shared(fitted) for rule, (fitted, _) in fits.items()}
 
 
+def _read_blend(folder: RunFolder) -> tuple[Blend, Shared]:
+    fitted = read_bytes(folder.fs, folder.path("selector/evidence.npz"))
+    return Blend(**folder.read_json("selector/blend.json")), Shared.of(fitted)
+
+
 _LEDGER_SCHEMA = pa.schema([("file", pa.string()), ("units", pa.string()), ("reasons", pa.string())])
 
 
@@ -172,8 +185,6 @@ def score_corpus(run: RunContext) -> dict[str, Any]:
 
     RunError if more images are unreadable than `score.max_rejected` allows; RuntimeError if rows got lost.
     """
-    from pukd_ray.storage import read_bytes
-
     folder, config = run.folder, run.config
     corpus = [u for u in run.units_of("corpus") if u.rows]
     markers = chunk_markers(folder)
@@ -195,6 +206,7 @@ def score_corpus(run: RunContext) -> dict[str, Any]:
         config.score.keep_images,
         config.score.keep_above,
         fit_scorers(folder, rules) if pending else {},
+        _read_blend(folder) if config.selector.blend else None,
     )
     rate = _first_rate(folder)
     with progress("score", total, "images", done) as bar:
