@@ -22,7 +22,7 @@ from pukd_ray.networks.teacher import Teacher
 from pukd_ray.run import records
 from pukd_ray.run.folder import SCORES_SCHEMA, SELECTED_SCHEMA, RunFolder
 from pukd_ray.run.stages import STAGE_NAMES
-from pukd_ray.selection.blend import Blend, load_fitted, scores_of, tails_of
+from pukd_ray.selection.blend import Blend, Nearness
 from pukd_ray.selection.features import as_half
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(400)]
@@ -299,10 +299,10 @@ def test_a_finetuned_trunk_is_trained_by_two_workers_and_scores(finished: Path, 
         logits = selector(features.half().float()).numpy()
     # How near they are to P is the frozen teacher's opinion.
     of_teacher, opinion = teacher(pixels)
-    fitted = load_fitted((run / "selector/evidence.npz").read_bytes())
+    nearness = Nearness.load((run / "selector/nearness.npz").read_bytes())
     blend = Blend(**json.loads((run / "selector/blend.json").read_text()))
     last_tap = as_half(teacher.last_tap(of_teacher.numpy())).astype(np.float32)
-    expected = blend(logits, tails_of(fitted, scores_of(fitted, last_tap)))
+    expected = blend(logits, nearness.tails(last_tap))
     np.testing.assert_allclose(table.column("pu_logit").to_numpy(), expected, rtol=1e-2, atol=1e-2)
     assert table.column("teacher_label").to_pylist() == opinion.argmax(1).tolist()
     assert table.column("relevant").to_numpy(zero_copy_only=False).mean() > 0.9

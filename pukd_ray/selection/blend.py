@@ -19,6 +19,7 @@ import numpy as np
 from scipy.special import expit, log_expit
 
 from pukd_ray.selection.rules import RULES
+from pukd_ray.selection.rules.base import moments
 
 EVIDENCE = ("knn", "rmds")
 """Rules with a scorer."""
@@ -28,9 +29,9 @@ EVIDENCE = ("knn", "rmds")
 LEAST = 0.2
 MAX_WEIGHT = 20.0  # where P and U part completely weights would run away
 MOST_OF_U = 20_000  # rows that scorers are fitted to: their moments need no more, and their memory grows with it
-
-Fitted = Mapping[str, Mapping[str, np.ndarray]]
-"""By rule what its scorer learnt, and `sample`: its scores of U, ascending."""
+# Wider last taps are seen along this many principal components of U: covariances of 2,048 channels would cost a pass
+# more than the teacher does.
+MOST_CHANNELS = 128
 
 
 @dataclass(frozen=True)
@@ -87,61 +88,93 @@ class Blend:
         return (blended - self.cut).astype(np.float32)
 
 
-def fit_evidence(
+@dataclass(frozen=True)
+class Nearness:
+    """The scorers of `EVIDENCE`, fitted to the last tap."""
+
+    projection: Mapping[str, np.ndarray]
+    """`mean` and `std` [C] of U and its leading `axes` [C, D]; empty where the last tap is narrow enough as it is."""
+    scorers: Mapping[str, Mapping[str, np.ndarray]]
+    """By rule what its scorer learnt, and `sample`: its scores of U, ascending."""
+
+    def seen(self, last_tap: np.ndarray) -> np.ndarray:
+        """What the scorers see, float32 [n, D], of the last tap [n, C]."""
+        if not self.projection:
+            return last_tap
+        projected: np.ndarray = (last_tap - self.projection["mean"]) / self.projection["std"] @ self.projection["axes"]
+        return projected
+
+    def tails(self, last_tap: np.ndarray) -> np.ndarray:
+        """float32 [n, E] of the last tap float32 [n, C]: finite, and higher for a higher score."""
+        seen, columns = self.seen(last_tap), []
+        for rule in EVIDENCE:
+            sample = self.scorers[rule]["sample"]
+            as_high = len(sample) - np.searchsorted(sample, _score(rule, self.scorers[rule], seen))
+            columns.append(-np.log((as_high + 0.5) / (len(sample) + 0.5)))
+        return np.stack(columns, 1).astype(np.float32)
+
+    def dump(self) -> bytes:
+        """What `selector/nearness.npz` holds."""
+        arrays = {
+            f"{part}.{name}": array
+            for part, of_part in {"": self.projection, **self.scorers}.items()
+            for name, array in of_part.items()
+        }
+        sink = io.BytesIO()
+        np.savez(sink, **arrays)  # type: ignore[arg-type]  # a stub that takes them for its options
+        return sink.getvalue()
+
+    @classmethod
+    def load(cls, data: bytes) -> Nearness:
+        """Inverse of `dump`."""
+        parts: dict[str, dict[str, np.ndarray]] = {part: {} for part in ("", *EVIDENCE)}
+        with np.load(io.BytesIO(data)) as arrays:
+            for key in arrays.files:
+                part, _, name = key.partition(".")
+                parts[part][name] = arrays[key]
+        return cls(parts.pop(""), parts)
+
+
+def fit_nearness(
     p: np.ndarray, u: np.ndarray, labels: np.ndarray, folds: np.ndarray, seed: int
-) -> tuple[Fitted, Tails]:
-    """(the scorers, fitted to all of P; the tails of P and U, those of P held out by `folds` int64 [n_p]).
+) -> tuple[Nearness, Tails]:
+    """(fitted to all of P; the tails of P and U, those of P held out by `folds` int64 [n_p]).
 
     P float32 [n_p, C] and U [n_u, C] are the last tap, `labels` int64 [n_p] those of P.
     """
-    some = np.random.default_rng([seed, 7]).permutation(len(u))[:MOST_OF_U]
-    of_u = u[np.sort(some)]
-    fitted = {rule: _fit(rule, p, of_u, labels) for rule in EVIDENCE}
+    some = u[np.sort(np.random.default_rng([seed, 7]).permutation(len(u))[:MOST_OF_U])]
+    bare = Nearness(_project(some), {})
+    seen_p, seen_u = bare.seen(p), bare.seen(some)
+
+    def fitted_to(rows: np.ndarray) -> Nearness:
+        return replace(bare, scorers={rule: _fit(rule, seen_p[rows], seen_u, labels[rows]) for rule in EVIDENCE})
+
     held_out = np.zeros((len(p), len(EVIDENCE)), np.float32)
     for fold in np.unique(folds):
-        out = folds == fold
-        rest = {rule: _fit(rule, p[~out], of_u, labels[~out]) for rule in EVIDENCE}
-        held_out[out] = tails_of(rest, scores_of(rest, p[out]))
-    return fitted, Tails(held_out, tails_of(fitted, scores_of(fitted, u)))
+        held_out[folds == fold] = fitted_to(folds != fold).tails(p[folds == fold])
+    nearness = fitted_to(np.ones(len(p), bool))
+    return nearness, Tails(held_out, nearness.tails(u))
 
 
-def dump_fitted(fitted: Fitted) -> bytes:
-    """What `selector/evidence.npz` holds."""
-    sink = io.BytesIO()
-    arrays = {f"{rule}.{name}": array for rule, arrays in fitted.items() for name, array in arrays.items()}
-    np.savez(sink, **arrays)  # type: ignore[arg-type]  # a stub that takes them for its options
-    return sink.getvalue()
-
-
-def load_fitted(data: bytes) -> Fitted:
-    """Inverse of `dump_fitted`."""
-    fitted: dict[str, dict[str, np.ndarray]] = {}
-    with np.load(io.BytesIO(data)) as arrays:
-        for key in arrays.files:
-            rule, _, name = key.partition(".")
-            fitted.setdefault(rule, {})[name] = arrays[key]
-    return fitted
+def _project(u: np.ndarray) -> dict[str, np.ndarray]:
+    """`Nearness.projection` for U [n_u, C]."""
+    if u.shape[1] <= MOST_CHANNELS:
+        return {}
+    by_u = moments(u)
+    z = (u - by_u["mean"]) / by_u["std"]
+    _, axes = np.linalg.eigh(z.T @ z / len(z))
+    return {**by_u, "axes": axes[:, -MOST_CHANNELS:]}
 
 
 def _fit(rule: str, p: np.ndarray, u: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     scorer = RULES[rule].scorer
     assert scorer is not None
     fitted = scorer.fit(p, u, labels)
-    return {**fitted, "sample": np.sort(scorer.score(fitted, u, np.zeros((len(u), 0), np.float32)))}
+    return {**fitted, "sample": np.sort(_score(rule, fitted, u))}
 
 
-def scores_of(fitted: Fitted, last_tap: np.ndarray) -> dict[str, np.ndarray]:
-    """By rule the scores float32 [n] of images [n, C]."""
-    no_logits = np.zeros((len(last_tap), 0), np.float32)
-    scorers = {rule: RULES[rule].scorer for rule in fitted}
-    return {rule: scorer.score(fitted[rule], last_tap, no_logits) for rule, scorer in scorers.items() if scorer}
-
-
-def tails_of(fitted: Fitted, scores: Mapping[str, np.ndarray]) -> np.ndarray:
-    """float32 [n, E] of scores [n] of each rule: finite, and higher for a higher score."""
-    columns = []
-    for rule in EVIDENCE:
-        sample = fitted[rule]["sample"]
-        as_high = len(sample) - np.searchsorted(sample, scores[rule])
-        columns.append(-np.log((as_high + 0.5) / (len(sample) + 0.5)))
-    return np.stack(columns, 1).astype(np.float32)
+def _score(rule: str, fitted: Mapping[str, np.ndarray], seen: np.ndarray) -> np.ndarray:
+    """float32 [n]; these rules do not look at the teacher's logits."""
+    scorer = RULES[rule].scorer
+    assert scorer is not None
+    return scorer.score(fitted, seen, np.zeros((len(seen), 0), np.float32))

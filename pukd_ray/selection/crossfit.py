@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from pukd_ray.runtime.timing import Span
-from pukd_ray.selection.blend import Blend, Fitted, Tails, fit_evidence
+from pukd_ray.selection.blend import Blend, Nearness, Tails, fit_nearness
 from pukd_ray.selection.calibration import Binned, Calibration, resample_weights, rescale_logits
 from pukd_ray.selection.evidence import class_weights
 from pukd_ray.selection.risk import proxy_accuracy
@@ -50,10 +50,10 @@ class Groups:
     tails: Tails | None = None
     """How near they are to P; None where that is not to be blended with the logit."""
 
-    def with_evidence(self, p: np.ndarray, u: np.ndarray, labels: np.ndarray, seed: int) -> tuple[Groups, Fitted]:
-        """(the same with `tails`, the scorers they are from) of the last tap of P and U, as in `fit_evidence`."""
-        fitted, tails = fit_evidence(p, u, labels, fold_of(len(p), seed), seed)
-        return replace(self, tails=tails), fitted
+    def with_tails(self, p: np.ndarray, u: np.ndarray, labels: np.ndarray, seed: int) -> tuple[Groups, Nearness]:
+        """(the same with `tails`, what they are from) of the last tap of P and U, as in `fit_nearness`."""
+        nearness, tails = fit_nearness(p, u, labels, fold_of(len(p), seed), seed)
+        return replace(self, tails=tails), nearness
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from pukd_ray.run.folder import RunFolder, scores_schema
 from pukd_ray.runtime.console import progress, say
 from pukd_ray.runtime.metrics import record
 from pukd_ray.runtime.timing import Span, Stopwatch, covered_seconds
-from pukd_ray.selection.blend import Blend, load_fitted, scores_of, tails_of
+from pukd_ray.selection.blend import Blend, Nearness
 from pukd_ray.selection.calibration import Calibration, from_json, rescale_logits
 from pukd_ray.selection.chunks import chunk_markers, rules_of_pass
 from pukd_ray.selection.features import as_half, load_last_tap
@@ -62,7 +62,7 @@ class ScoreImages(TeacherActor):
         self._head.load_state_dict(state)
         self._head.to(self.teacher.device).eval()
         self._trunk = None if trunk is None else Teacher(teacher, trunk, self.teacher.device, grid)
-        self._blend = None if blend is None else (blend[0], load_fitted(blend[1].get()))
+        self._blend = None if blend is None else (blend[0], Nearness.load(blend[1].get()))
         self._calibration, self._kept, self._keep_above = calibration, keep, keep_above
         self._fitted = {rule: arrays.get() for rule, arrays in fitted.items()}
 
@@ -91,8 +91,8 @@ class ScoreImages(TeacherActor):
         z = rescale_logits(z, self._log_max_phi)
         if self._blend is None:
             return z
-        blend, fitted = self._blend
-        return blend(z, tails_of(fitted, scores_of(fitted, as_half(last_tap).astype(np.float32))))
+        blend, nearness = self._blend
+        return blend(z, nearness.tails(as_half(last_tap).astype(np.float32)))
 
     def work(self, table: pa.Table) -> pa.Table:
         """Same rows, with scores or the reason why there are none."""
@@ -151,8 +151,8 @@ def fit_scorers(folder: RunFolder, rules: Sequence[str]) -> dict[str, Shared]:
 
 
 def _read_blend(folder: RunFolder) -> tuple[Blend, Shared]:
-    fitted = read_bytes(folder.fs, folder.path("selector/evidence.npz"))
-    return Blend(**folder.read_json("selector/blend.json")), Shared.of(fitted)
+    nearness = read_bytes(folder.fs, folder.path("selector/nearness.npz"))
+    return Blend(**folder.read_json("selector/blend.json")), Shared.of(nearness)
 
 
 _LEDGER_SCHEMA = pa.schema([("file", pa.string()), ("units", pa.string()), ("reasons", pa.string())])

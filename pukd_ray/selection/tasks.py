@@ -13,7 +13,7 @@ from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.console import progress
 from pukd_ray.runtime.devices import use_threads
 from pukd_ray.runtime.timing import Span
-from pukd_ray.selection.blend import Blend, dump_fitted
+from pukd_ray.selection.blend import Blend
 from pukd_ray.selection.crossfit import (
     FOLDS,
     FitReport,
@@ -53,7 +53,7 @@ class RayTasks:
         light: Features = ray.get(light_ref)
         groups = ray.put(Groups(light.u_units, light.p_teacher, light.u_teacher))
         if run.config.selector.blend:
-            groups = _fit_evidence.remote(run.folder, files, groups, run.config.seed)
+            groups = _fit_nearness.remote(run.folder, files, groups, run.config.seed)
         return cls(run, files, features, trunk, groups), light
 
     def fit_grid(self, name: str, training: Training, priors: Sequence[float]) -> ray.ObjectRef:
@@ -106,12 +106,12 @@ def _load_examples(
 
 
 @ray.remote(num_cpus=1)
-def _fit_evidence(folder: RunFolder, files: list[str], groups: Groups, seed: int) -> Groups:
+def _fit_nearness(folder: RunFolder, files: list[str], groups: Groups, seed: int) -> Groups:
     """With `tails`; what the pass needs of them is written."""
     use_threads()
     p, u, labels = load_last_tap(folder, files)
-    groups, fitted = groups.with_evidence(p, u, labels, seed)
-    write_bytes(folder.fs, folder.path("selector/evidence.npz"), dump_fitted(fitted))
+    groups, nearness = groups.with_tails(p, u, labels, seed)
+    write_bytes(folder.fs, folder.path("selector/nearness.npz"), nearness.dump())
     return groups
 
 

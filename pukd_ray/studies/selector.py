@@ -161,7 +161,7 @@ def measure(
     groups = Groups(np.arange(len(pool.corpus)) // UNIT_ROWS, classes[pool.positives], classes[pool.corpus])
     if selector.blend:
         p_tap, u_tap = (cache.last_tap[rows].astype(np.float32) for rows in (pool.positives, pool.corpus))
-        groups, _ = groups.with_evidence(p_tap, u_tap, pool.labels, seed)
+        groups, _ = groups.with_tails(p_tap, u_tap, pool.labels, seed)
     fitted = fit_and_calibrate(InProcess(features, groups, trunk), selector, seed)
     fit_seconds = time.process_time() - began
 

@@ -6,17 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from pukd_ray.selection.blend import (
-    EVIDENCE,
-    LEAST,
-    Blend,
-    Tails,
-    dump_fitted,
-    fit_evidence,
-    load_fitted,
-    scores_of,
-    tails_of,
-)
+from pukd_ray.selection.blend import EVIDENCE, LEAST, MOST_CHANNELS, Blend, Nearness, Tails, fit_nearness
 from pukd_ray.selection.crossfit import fold_of
 
 
@@ -34,7 +24,7 @@ def task(n_p: int = 60, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 def evidence(seed: int = 0) -> tuple[Tails, np.ndarray]:
     p, u, truth, labels = task(seed=seed)
-    return fit_evidence(p, u, labels, fold_of(len(p), 0), 0)[1], truth
+    return fit_nearness(p, u, labels, fold_of(len(p), 0), 0)[1], truth
 
 
 def logits(truth: np.ndarray, strength: float, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -85,8 +75,8 @@ def test_p_is_held_out_and_u_is_ranked_among_itself() -> None:
     rng = np.random.default_rng(0)
     # P is like the rest of U: only an image that scorers were fitted to would look near.
     p, u = rng.normal(size=(40, 30)).astype(np.float32), rng.normal(size=(4000, 30)).astype(np.float32)
-    fitted, tails = fit_evidence(p, u, np.arange(40) % 4, fold_of(40, 0), 0)
-    fooled = tails_of(fitted, scores_of(fitted, p))
+    nearness, tails = fit_nearness(p, u, np.arange(40) % 4, fold_of(40, 0), 0)
+    fooled = nearness.tails(p)
     assert tails.p.shape == (40, len(EVIDENCE))
     assert (fooled.mean(0) > np.array([1.3, 3]) * tails.p.mean(0)).all()
     np.testing.assert_allclose(tails.p.mean(0), 1, atol=0.35)  # -log of a uniform share
@@ -94,10 +84,15 @@ def test_p_is_held_out_and_u_is_ranked_among_itself() -> None:
     assert np.isfinite(tails.u).all()
 
 
-def test_the_pass_gets_what_was_fitted() -> None:
-    p, u, _, labels = task()
-    fitted, tails = fit_evidence(p, u, labels, fold_of(len(p), 0), 0)
-    again = load_fitted(dump_fitted(fitted))
-    assert again.keys() == fitted.keys()
-    np.testing.assert_array_equal(tails_of(again, scores_of(again, u)), tails.u)
-    assert tails_of(again, scores_of(again, u[:0])).shape == (0, len(EVIDENCE))
+@pytest.mark.parametrize("channels", [6, MOST_CHANNELS + 20])
+def test_the_pass_gets_what_was_fitted(channels: int) -> None:
+    p, u, truth, labels = task()
+    rng = np.random.default_rng(5)
+    more = [0.5 * rng.normal(size=(len(x), channels - 6)).astype(np.float32) for x in (p, u)]
+    p, u = np.c_[p, more[0]], np.c_[u, more[1]]
+    nearness, tails = fit_nearness(p, u, labels, fold_of(len(p), 0), 0)
+    assert nearness.seen(u).shape[1] == min(channels, MOST_CHANNELS)
+    assert average_precision_score(truth, tails.u.sum(1)) > 0.4  # of chance 0.2
+    again = Nearness.load(nearness.dump())
+    np.testing.assert_array_equal(again.tails(u), tails.u)
+    assert again.tails(u[:0]).shape == (0, len(EVIDENCE))

@@ -36,7 +36,7 @@ def test_stage_and_study_find_the_same(tmp_path: Path) -> None:
 
     cached = load_features(folder, folder.read_json("selector/features.json")["files"])
     last_tap = load_last_tap(folder, folder.read_json("selector/features.json")["files"])
-    groups, _ = Groups(cached.u_units, cached.p_teacher, cached.u_teacher).with_evidence(*last_tap, config.seed)
+    groups, _ = Groups(cached.u_units, cached.p_teacher, cached.u_teacher).with_tails(*last_tap, config.seed)
     fitted = fit_and_calibrate(InProcess(Examples(cached.p, cached.u), groups), config.selector, config.seed)
 
     prior, meta = folder.read_json("selector/prior.json"), folder.read_json("selector/meta.json")
