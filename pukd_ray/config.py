@@ -205,6 +205,9 @@ class SelectorConfig:
     """Views of each positive that training sees, the image itself among them."""
     augment: Literal["crop_flip", "crop", "none"] = "crop_flip"
     """How they differ: shifts by up to 1/32 of the side, and horizontal flips where these leave the class as it is."""
+    blend: Bool = True
+    """The selector's logit is blended with how near an image is to P by rules knn and rmds, by weights learnt on
+    held-out images. false: the logit alone."""
 
     @field_validator("batch_size")
     @classmethod

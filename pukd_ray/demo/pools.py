@@ -37,7 +37,7 @@ POOLS: Mapping[str, Mapping[str, int]] = {
 }
 """Images of each kind in a final pool; tuning pools have 60 % of each."""
 TUNING_SIZE = 0.6
-MEASURED = ("hard", "easy", "rare")
+MEASURED = ("hard", "easy", "rare", "imbalanced")
 """The pools that docs/results.md has, in its order."""
 
 

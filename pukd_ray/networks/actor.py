@@ -40,12 +40,6 @@ class TeacherActor(TimedActor):
         features, logits = self.teacher(pixels)
         return {"finite": all_finite(features, logits), "features": features, **teacher_opinion(logits)}
 
-    def last_tap(self, features: np.ndarray) -> np.ndarray:
-        """The last tap's channels [n, C] of features [n, F], each averaged over its grid cells."""
-        channels, cells = self.teacher.extractor.last_tap
-        averaged: np.ndarray = features[:, -channels * cells :].reshape(len(features), channels, cells).mean(2)
-        return averaged
-
     def forward(self, table: pa.Table) -> tuple[pa.Table, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         """(table with new reasons, readable [N] bool, and of these pixels and `columns`)."""
         errors = table.column("error").to_pylist()

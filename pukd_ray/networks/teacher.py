@@ -93,6 +93,12 @@ class Teacher:
             features, logits = self.extractor.features_and_logits(self.normalise(pixels.to(self.device)))
         return features.float(), logits.float()
 
+    def last_tap(self, features: np.ndarray) -> np.ndarray:
+        """The last tap's channels [n, C] of features [n, F], each averaged over its grid cells."""
+        channels, cells = self.extractor.last_tap
+        averaged: np.ndarray = features[:, -channels * cells :].reshape(len(features), channels, cells).mean(2)
+        return averaged
+
 
 def all_finite(*outputs: Tensor) -> Tensor:
     """Of which rows all of these [B, ...] are finite, bool [B]."""

@@ -16,6 +16,7 @@ import torch
 
 from pukd_ray.runtime.devices import ALONE, Worker
 from pukd_ray.runtime.timing import Span
+from pukd_ray.selection.blend import Blend, Nearness, Tails, fit_nearness
 from pukd_ray.selection.calibration import Binned, Calibration, resample_weights, rescale_logits
 from pukd_ray.selection.evidence import class_weights
 from pukd_ray.selection.risk import proxy_accuracy
@@ -39,7 +40,7 @@ BOOTSTRAPS = 200
 
 @dataclass(frozen=True)
 class Groups:
-    """What P and U fall into, in the order of their rows."""
+    """What is known of P and U beside their features, in the order of their rows."""
 
     units: np.ndarray
     """Unit of each of U, [n_u]: the bootstrap draws them whole."""
@@ -47,6 +48,13 @@ class Groups:
     """The teacher's label of each of P, int64 [n_p]."""
     u_classes: np.ndarray
     """The same for U, [n_u]."""
+    tails: Tails | None = None
+    """How near they are to P; None where that is not to be blended with the logit."""
+
+    def with_tails(self, p: np.ndarray, u: np.ndarray, labels: np.ndarray, seed: int) -> tuple[Groups, Nearness]:
+        """(the same with `tails`, what they are from) of the last tap of P and U, as in `fit_nearness`."""
+        nearness, tails = fit_nearness(p, u, labels, fold_of(len(p), seed), seed)
+        return replace(self, tails=tails), nearness
 
 
 @dataclass(frozen=True)
@@ -143,9 +151,12 @@ class FitReport:
     bootstrap: tuple[Calibration, ...]
     """Refits on resampled P and units, each with its own prior."""
     p_logits: np.ndarray
+    """Held out, as `pu_logit`: blended, if they are."""
     p_weights: np.ndarray
     """By which P stands for the relevant images of U, float64 [n_p], mean 1."""
     u_logits: np.ndarray
+    blend: Blend | None = None
+    """How they were."""
 
     def taking(self, share: float) -> FitReport:
         """The same with the threshold, 0, where it takes this share of U: all logits are moved alike."""
@@ -184,6 +195,10 @@ def assess_fit(held_out: Sequence[HeldOut], groups: Groups, verdict: Verdict, tr
         curve.append(proxy_accuracy(torch.from_numpy(p), torch.from_numpy(u), verdict.train))
     best = latest_good(curve, pooled(int(np.argmax(curve)))[0], verdict.train)
     p, u = pooled(best)
+    blend = None
+    if groups.tails is not None:
+        blend = Blend.learn(p, u, groups.tails)
+        p, u = blend(p, groups.tails.p), blend(u, groups.tails.u)
     binned, rng = Binned.of(p, u), np.random.default_rng(training.seed)
     probability = binned.fit(verdict.prior)[0](u)
     p_weights = class_weights(probability, groups.p_classes, groups.u_classes)
@@ -207,4 +222,5 @@ def assess_fit(held_out: Sequence[HeldOut], groups: Groups, verdict: Verdict, tr
         p_logits=p,
         p_weights=p_weights,
         u_logits=u,
+        blend=blend,
     )

@@ -48,7 +48,7 @@ class ExtractFeatures(TeacherActor):
                 shown[i], cached[i] = view, row
         columns = {
             "features": _as_bytes(cached, readable),
-            "last_tap": _as_bytes(list(as_half(self.last_tap(features))), readable),
+            "last_tap": _as_bytes(list(as_half(self.teacher.last_tap(features))), readable),
             "pixels": _as_bytes(shown if self._selector.trunk == "finetune" else None, readable),
             "teacher_label": scatter_rows(found["teacher_label"], readable, pa.int32()),
             "teacher_confidence": scatter_rows(found["teacher_confidence"], readable, pa.float32()),

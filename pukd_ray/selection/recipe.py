@@ -17,6 +17,7 @@ from pukd_ray.config import SelectorConfig
 from pukd_ray.networks.selector import PixelSelector, SelectorHead
 from pukd_ray.networks.teacher import dump_state
 from pukd_ray.runtime.devices import ALONE, Worker
+from pukd_ray.selection.blend import Blend, Tails
 from pukd_ray.selection.calibration import Calibration, carry_over, rescale_logits
 from pukd_ray.selection.crossfit import (
     FOLDS,
@@ -57,11 +58,13 @@ class FinalFit:
     log_max_phi: float
     """What `rescale_logits` needs."""
     u_logits: np.ndarray
-    """Logits of the sample of U, rescaled, float32 [n_u]."""
+    """`pu_logit` of the sample of U, float32 [n_u]."""
     risk_curve: tuple[tuple[int, float], ...] = ()
     """(step, risk of its global batch), where it was recorded."""
     trained_share: float = 0.0
     """Share of U above 0 as trained, before the threshold was set: next to none where the clamp won."""
+    blend: Blend | None = None
+    """How `u_logits` were blended, if they are."""
 
     @classmethod
     def of(
@@ -93,6 +96,13 @@ class FinalFit:
             tuple(risk_curve),
             trained_share,
         )
+
+    def blended(self, blend: Blend | None, tails: Tails | None) -> FinalFit:
+        """With the logits of U blended as the folds' were; of U as many stay positive."""
+        if blend is None or tails is None:
+            return self
+        fitted = blend.fitted_to(self.u_logits, tails.u)
+        return replace(self, u_logits=fitted(self.u_logits, tails.u), blend=fitted)
 
 
 @dataclass(frozen=True)
@@ -131,8 +141,8 @@ class Executor(Protocol):
     def assess_fit(self, held_out: Sequence[Any], verdict: Verdict, training: Training) -> FitReport:
         """`crossfit.assess_fit`."""
 
-    def fit_final(self, training: Training, take: float | None) -> FinalFit:
-        """Train on all of P and the sample; `take` as in `FinalFit.of`."""
+    def fit_final(self, training: Training, take: float | None, blend: Blend | None) -> FinalFit:
+        """Train on all of P and the sample; `take` as in `FinalFit.of`, `blend` as in `FinalFit.blended`."""
 
 
 @dataclass(frozen=True)
@@ -168,10 +178,11 @@ class InProcess:
         """As `Executor` says."""
         return assess_fit(held_out, self.groups, verdict, training)
 
-    def fit_final(self, training: Training, take: float | None) -> FinalFit:
+    def fit_final(self, training: Training, take: float | None, blend: Blend | None) -> FinalFit:
         """As `Executor` says."""
         network = fit_selector(self.features, training, self.trunk, worker=self.worker)
-        return FinalFit.of(network, seen_by(self.features, self.trunk), training, take, self.worker.device)
+        final = FinalFit.of(network, seen_by(self.features, self.trunk), training, take, self.worker.device)
+        return final.blended(blend, self.groups.tails)
 
 
 def fit_and_calibrate(
@@ -205,7 +216,7 @@ def fit_and_calibrate(
     )
     folds = executor.fit_folds(selector.loss, training)
 
-    # 3. Their held-out logits choose the steps and calibrate.
+    # 3. Their held-out logits choose the steps, weigh what else is known of an image, and calibrate.
     fit = executor.assess_fit(folds, verdict, training)
 
     # 4. The selector on all of P, stopped where the folds were best, on the schedule that they followed. Its boundary
@@ -213,7 +224,7 @@ def fit_and_calibrate(
     # generous prior, and would take too many.
     training = replace(training, steps=fit.steps, horizon=training.steps)
     take = None if verdict.has_gap or LOSSES[selector.loss].rescales else verdict.prior
-    final = executor.fit_final(training, take)
+    final = executor.fit_final(training, take, fit.blend)
     if take is not None:
         fit = fit.taking(take)
 

@@ -26,10 +26,12 @@ from pukd_ray.runtime.console import progress, say
 from pukd_ray.runtime.devices import Precision
 from pukd_ray.runtime.metrics import record
 from pukd_ray.runtime.timing import Span, Stopwatch, covered_seconds
+from pukd_ray.selection.blend import Blend, Nearness
 from pukd_ray.selection.calibration import Calibration, from_json, rescale_logits
 from pukd_ray.selection.chunks import chunk_markers, rules_of_pass
 from pukd_ray.selection.features import as_half, load_last_tap
 from pukd_ray.selection.rules import RULES
+from pukd_ray.storage import read_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +55,7 @@ class ScoreImages(TeacherActor):
         keep: str,
         keep_above: float,
         fitted: Mapping[str, Shared],
+        blend: tuple[Blend, Shared] | None,
     ) -> None:
         super().__init__(teacher, weights, grid, precision)
         from pukd_ray.networks.selector import SelectorHead
@@ -64,6 +67,7 @@ class ScoreImages(TeacherActor):
         self._head.load_state_dict(state)
         self._head.to(self.teacher.device).eval()
         self._trunk = None if trunk is None else Teacher(teacher, trunk, self.teacher.device, grid, precision)
+        self._blend = None if blend is None else (blend[0], Nearness.load(blend[1].get()))
         self._calibration, self._kept, self._keep_above = calibration, keep, keep_above
         self._fitted = {rule: arrays.get() for rule, arrays in fitted.items()}
 
@@ -77,15 +81,27 @@ class ScoreImages(TeacherActor):
         seen = features if self._trunk is None else self._trunk(pixels)[0]
         found = {"finite": all_finite(features, seen, logits), "z": self._head(through_half(seen))}
         found |= teacher_opinion(logits)
-        if self._fitted:
+        if self._fitted or self._blend:
             channels, cells = self.teacher.extractor.last_tap
             found |= {"last_tap": features[:, -channels * cells :], "logits": logits}
         return found
 
+    def logits(self, found: Mapping[str, np.ndarray]) -> np.ndarray:
+        """PU logits float32 [n] of what `columns` found, blended with nearness to P if that is asked for."""
+        z = rescale_logits(found["z"], self._log_max_phi)
+        if self._blend is None or not len(z):
+            return z
+        blend, nearness = self._blend
+        return blend(z, nearness.tails(self._seen_last_tap(found)))
+
+    def _seen_last_tap(self, found: Mapping[str, np.ndarray]) -> np.ndarray:
+        """float32 [n, C], through float16 as the features that all was fitted to."""
+        return as_half(self.teacher.last_tap(found["last_tap"])).astype(np.float32)
+
     def work(self, table: pa.Table) -> pa.Table:
         """Same rows, with scores or the reason why there are none."""
         table, readable, _, found = self.forward(table)
-        pu_logit = rescale_logits(found["z"], self._log_max_phi)
+        pu_logit = self.logits(found)
         probability = self._calibration(pu_logit).astype(np.float32)
         columns = {
             "pu_logit": scatter_rows(pu_logit, readable, pa.float32()),
@@ -112,9 +128,9 @@ class ScoreImages(TeacherActor):
         """A rule's own scores float32 [n] of what `columns` found."""
         scorer = RULES[rule].scorer
         assert scorer is not None
-        # Through float16 as the features that the scorer was fitted to.
-        seen = as_half(self.last_tap(found["last_tap"])).astype(np.float32)
-        return scorer.score(self._fitted[rule], seen, found["logits"]) if len(seen) else np.zeros(0, np.float32)
+        if not len(found["z"]):
+            return np.zeros(0, np.float32)
+        return scorer.score(self._fitted[rule], self._seen_last_tap(found), found["logits"])
 
 
 @ray.remote(num_cpus=1, num_returns=2)
@@ -131,6 +147,11 @@ def fit_scorers(folder: RunFolder, rules: Sequence[str]) -> dict[str, Shared]:
     fits = {rule: _fit_scorer.remote(folder, files, rule) for rule in rules}
     ray.get([done for _, done in fits.values()])  # one that fails does so here, not in every actor of the pass
     return {rule: Shared(fitted) for rule, (fitted, _) in fits.items()}
+
+
+def _read_blend(folder: RunFolder) -> tuple[Blend, Shared]:
+    nearness = read_bytes(folder.fs, folder.path("selector/nearness.npz"))
+    return Blend(**folder.read_json("selector/blend.json")), Shared.of(nearness)
 
 
 _LEDGER_SCHEMA = pa.schema([("file", pa.string()), ("units", pa.string()), ("reasons", pa.string())])
@@ -163,8 +184,6 @@ def score_corpus(run: RunContext) -> dict[str, Any]:
 
     RunError if more images are unreadable than `score.max_rejected` allows; RuntimeError if rows got lost.
     """
-    from pukd_ray.storage import read_bytes
-
     folder, config = run.folder, run.config
     corpus = [u for u in run.units_of("corpus") if u.rows]
     markers = chunk_markers(folder)
@@ -187,6 +206,7 @@ def score_corpus(run: RunContext) -> dict[str, Any]:
         config.score.keep_images,
         config.score.keep_above,
         fit_scorers(folder, rules) if pending else {},
+        _read_blend(folder) if config.selector.blend else None,
     )
     rate = _first_rate(folder)
     with progress("score", total, "images", done) as bar:

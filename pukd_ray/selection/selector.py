@@ -183,6 +183,8 @@ def _write_selector(folder: RunFolder, config: RunConfig, fitted: FittedSelector
     write_bytes(folder.fs, folder.path("selector/head.pt"), final.head)
     if final.trunk is not None:
         write_bytes(folder.fs, folder.path("selector/trunk.pt"), final.trunk)
+    if final.blend is not None:
+        folder.write_json("selector/blend.json", asdict(final.blend))
     folder.write_json(
         "selector/training.json",
         {"loss": config.selector.loss, "risk": final.risk_curve, "proxy_accuracy": fit.proxy_curve},

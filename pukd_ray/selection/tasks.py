@@ -13,6 +13,7 @@ from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.console import progress
 from pukd_ray.runtime.devices import use_threads
 from pukd_ray.runtime.timing import Span
+from pukd_ray.selection.blend import Blend
 from pukd_ray.selection.crossfit import (
     FOLDS,
     FitReport,
@@ -22,12 +23,13 @@ from pukd_ray.selection.crossfit import (
     fit_fold,
     fold_rows,
 )
-from pukd_ray.selection.features import Features
+from pukd_ray.selection.features import Features, load_last_tap
 from pukd_ray.selection.grid import Grid, GridFold, fit_grid_fold
 from pukd_ray.selection.recipe import FinalFit
 from pukd_ray.selection.train_loop import fit_on_group, load_examples
 from pukd_ray.selection.training import Examples, Training, Trunk
 from pukd_ray.selection.verdict import Evidence, Verdict, finer_priors, weigh
+from pukd_ray.storage import write_bytes
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class RayTasks:
         features, trunk, light_ref = _load_examples.remote(run.folder, files, run.config, run.weights)
         light: Features = ray.get(light_ref)
         groups = ray.put(Groups(light.u_units, light.p_teacher, light.u_teacher))
+        if run.config.selector.blend:
+            groups = _fit_nearness.remote(run.folder, files, groups, run.config.seed)
         return cls(run, files, features, trunk, groups), light
 
     def fit_grid(self, name: str, training: Training, priors: Sequence[float]) -> ray.ObjectRef:
@@ -87,11 +91,11 @@ class RayTasks:
         report: FitReport = ray.get(_assess_fit.remote(self.groups, verdict, training, *held_out))
         return report
 
-    def fit_final(self, training: Training, take: float | None) -> FinalFit:
+    def fit_final(self, training: Training, take: float | None, blend: Blend | None) -> FinalFit:
         """As `Executor` says."""
         final, span = fit_on_group(self.run, self.files, training, take)
         self.spans.append(span)
-        return final
+        return final.blended(blend, ray.get(self.groups).tails)
 
 
 @ray.remote(num_cpus=0.5, num_returns=3)
@@ -99,6 +103,16 @@ def _load_examples(
     folder: RunFolder, files: list[str], config: RunConfig, weights: Shared
 ) -> tuple[Examples, Trunk | None, Features]:
     return load_examples(folder, files, config, weights)
+
+
+@ray.remote(num_cpus=1)
+def _fit_nearness(folder: RunFolder, files: list[str], groups: Groups, seed: int) -> Groups:
+    """With `tails`; what the pass needs of them is written."""
+    use_threads()
+    p, u, labels = load_last_tap(folder, files)
+    groups, nearness = groups.with_tails(p, u, labels, seed)
+    write_bytes(folder.fs, folder.path("selector/nearness.npz"), nearness.dump())
+    return groups
 
 
 @ray.remote(num_cpus=1)

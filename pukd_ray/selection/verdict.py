@@ -160,8 +160,8 @@ def judge(e: Evidence) -> Verdict:
         reasons.append(f"{e.alike:.0%} of what looks relevant cannot be told from the rest")
     # A prior twice too large ranks better than one that is too small, and worse than the right one.
     train = float(np.clip(e.bbe if trust == "low" else 2 * e.bbe, value, 0.7))
-    if trust == "none":
-        lower, upper = 0.0, 1.0
+    if trust == "none":  # how many to take has to be decided all the same; the density ratio may have collapsed
+        value, lower, upper = e.bbe, 0.0, 1.0
     return Verdict(value, lower, upper, train, trust, tuple(reasons), e)
 
 

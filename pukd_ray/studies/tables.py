@@ -9,8 +9,11 @@ import numpy as np
 
 from pukd_ray.demo.pools import MEASURED
 from pukd_ray.studies.pages import render_page
+from pukd_ray.studies.selector import BIASED, RIVALS
 
 Figures = dict[str, float]
+TOLD = ", prior: true"
+"""Of a setting whose selector is told the prior."""
 
 
 def render(study: dict[str, Any], command: str) -> str:
@@ -22,24 +25,52 @@ def render(study: dict[str, Any], command: str) -> str:
         prefix = f"{base}/{pool}/{setting}/"
         return {int(key[len(prefix) :]): value for key, value in runs.items() if key.startswith(prefix)}
 
+    pools = [name for name in (*MEASURED, "cifar") if name in study["pools"]]
+    defaults = {name: list(chosen("default", name, "default").values()) for name in pools}
     seeds = sorted(chosen("default", "hard", "default"))
     ablations = {
         pool: _ablation({s: _first(chosen("quick", pool, s), seeds) for s in _settings(runs, pool)})
-        for pool in ("hard", "rare")
+        for pool in ("hard", "rare", "cifar")
+        if pool in pools
     }
     return render_page(
         "results.md.j2",
         command=command,
         machine=study["machine"],
         seeds=len(seeds),
-        pools={name: study["pools"][name] for name in MEASURED},
-        headline=list(
-            zip(*(_headline(list(chosen("default", name, "default").values())) for name in MEASURED), strict=True)
-        ),
+        pools={name: study["pools"][name] for name in pools},
+        headline=list(zip(*(_headline(defaults[name]) for name in pools), strict=True)),
+        rivals=list(zip(*(_rivals(defaults[name]) for name in pools), strict=True)),
+        biased=_biased({s: chosen("default", "hard", s) for s in ("default", *BIASED)}),
         ablations=ablations,
         cost=_cost(chosen("quick", "hard", "default"), chosen("quick", "hard", "trunk: finetune")),
-        coverage={pool: _coverage(list(chosen("quick", pool, "default").values())) for pool in MEASURED},
+        coverage={pool: _coverage(defaults[pool]) for pool in pools},
     )
+
+
+def _rivals(runs: list[Figures]) -> list[tuple[str, str]]:
+    """(who, average precision) of the selector, the rival rules and the model that is told the truth."""
+    rows = [("**the selector**", "ap"), *((f"`{name}`", f"ap_{name}") for name in RIVALS)]
+    rows.append(("a linear model that is told the truth", "ap_supervised"))
+    return [(who, _shown([f[key] for f in runs])) for who, key in rows]
+
+
+def _biased(settings: dict[str, dict[int, Figures]]) -> list[dict[str, str]]:
+    """One row per bias, with what a selector made of it that was told the prior."""
+    rows = []
+    for name, runs in settings.items():
+        if not runs or name.endswith(TOLD):
+            continue
+        told = settings.get(name + TOLD, {})
+        row = {
+            key: _shown([f[key] for f in runs.values()])
+            + (f" ({_shown([f[key] for f in told.values()])})" if told else "")
+            for key in ("ap", "precision", "recall", "f1")
+        }
+        prior = _shown([f["prior"] for f in runs.values()])
+        held = sum(f["prior_lower"] <= f["true_prior"] <= f["prior_upper"] for f in runs.values())
+        rows.append({"name": name, "prior": prior, "held": f"{held} of {len(runs)}", **row})
+    return rows
 
 
 def _settings(runs: dict[str, Figures], pool: str) -> list[str]:
@@ -73,7 +104,6 @@ def _headline(runs: list[Figures]) -> list[tuple[str, str]]:
         ("precision, estimated", "precision_estimated", 3),
         ("recall, estimated", "recall_estimated", 3),
         ("expected calibration error", "calibration_error", 4),
-        ("average precision of the teacher's confidence", "confidence_ap", 3),
         ("CPU seconds: features", "feature_seconds", 1),
         ("CPU seconds: cross-fit and final selector", "fit_seconds", 0),
     ]
