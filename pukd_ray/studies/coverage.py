@@ -112,25 +112,16 @@ class Photographs:
         return Sample(p, self.cache.features[pool.corpus], classes[pool.positives], classes[pool.corpus], pool.relevant)
 
 
-def draw_photographs(photographs: Photographs, case: Case, *, tuning: bool) -> Sample:
+def draw_fashion(bank: Bank, case: Case, *, tuning: bool) -> Pool:
     """P and U of Fashion-MNIST; U has as many images as the kinds allow, up to ROWS."""
     others = OTHER_CLASSES if case.overlap == "hard" else EASY
     shares = dict(zip(CLASSES, case.prior * class_shares(len(CLASSES), case.mix), strict=True))
     shares |= dict.fromkeys(others, (1 - case.prior) / len(others))
-    most = available(photographs.bank, tuning)
+    most = available(bank, tuning)
     rows = min(ROWS, *(int(most[kind] / share) for kind, share in shares.items()))
     counts = {kind: min(round(share * rows), most[kind]) for kind, share in shares.items()}
     rng = np.random.default_rng([case.seed, 5, tuning])
-    pool = draw_counts(
-        photographs.bank,
-        counts,
-        rng,
-        seed=case.seed,
-        per_class=case.per_class,
-        tuning=tuning,
-        bias=case.bias,
-    )
-    return photographs.sample(pool, case.seed)
+    return draw_counts(bank, counts, rng, seed=case.seed, per_class=case.per_class, tuning=tuning, bias=case.bias)
 
 
 def draw_sample(case: Case, photographs: Photographs | None, *, tuning: bool) -> Sample:
@@ -138,7 +129,7 @@ def draw_sample(case: Case, photographs: Photographs | None, *, tuning: bool) ->
     if case.source == FASHION:
         if photographs is None:
             raise ValueError(f"{case.key} needs {FASHION}")
-        return draw_photographs(photographs, case, tuning=tuning)
+        return photographs.sample(draw_fashion(photographs.bank, case, tuning=tuning), case.seed)
     return draw_mixture(
         np.random.default_rng([case.seed, 7]),
         rows=ROWS,
