@@ -199,14 +199,8 @@ def fit_and_calibrate(
         seed: of all that is random.
         check_verdict: sees the prior before the costly part, and may raise.
     """
-    # 1. The prior, unless it is known: small selectors at a grid of priors, cross-fitted, coarse and then finer.
-    if selector.prior == "auto":
-        training = grid_training(selector, seed)
-        coarse = executor.fit_grid("priors", training, COARSE)
-        fine = executor.fit_grid("finer priors", training, executor.finer_priors(coarse))
-        verdict = judge(executor.weigh(coarse, fine, seed))
-    else:
-        verdict = given(float(np.clip(selector.prior, 1e-4, 1 - 1e-4)))
+    # 1. The prior.
+    verdict = conclude_prior(executor, selector, seed)
     if check_verdict is not None:
         check_verdict(verdict)
 
@@ -231,6 +225,16 @@ def fit_and_calibrate(
     # 5. Its logits differ a little from the folds': the calibration is carried over to them.
     calibration, bootstrap = carry_over(fit.calibration, fit.bootstrap, final.u_logits, verdict.prior)
     return FittedSelector(verdict, fit, training, final, calibration, bootstrap)
+
+
+def conclude_prior(executor: Executor, selector: SelectorConfig, seed: int) -> Verdict:
+    """The prior, unless it is known: small selectors at a grid of priors, cross-fitted, coarse and then finer."""
+    if selector.prior != "auto":
+        return given(float(np.clip(selector.prior, 1e-4, 1 - 1e-4)))
+    training = grid_training(selector, seed)
+    coarse = executor.fit_grid("priors", training, COARSE)
+    fine = executor.fit_grid("finer priors", training, executor.finer_priors(coarse))
+    return judge(executor.weigh(coarse, fine, seed))
 
 
 def grid_training(selector: SelectorConfig, seed: int) -> Training:

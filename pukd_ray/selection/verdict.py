@@ -49,6 +49,11 @@ class Evidence:
     shares: tuple[tuple[float, float], ...]
     """(prior, share of U that its network takes) along the grid."""
 
+    @property
+    def biased(self) -> bool:
+        """Whether P surely differs from what is relevant of U."""
+        return net_of(self.test.lower, self.others) > BIASED
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -125,9 +130,9 @@ def judge(e: Evidence) -> Verdict:
     the two-sample test.
     """
     low, high = (float(q) for q in np.quantile(e.ratio.draws, [0.05, 0.95]))
-    lower_auc, upper_auc = net_of(e.test.lower, e.others), net_of(e.test.upper, 0.0)
+    upper_auc = net_of(e.test.upper, 0.0)
     auc = f"AUC {e.test.auc:.2f} +- {LEVEL * e.test.error:.2f}"
-    biased, gap = lower_auc > BIASED, e.boundary.inner
+    biased, gap = e.biased, e.boundary.inner
     apart = gap and (high < e.boundary.lower_bound or (1 - e.alike) * low > e.boundary.upper_bound)
     reasons: list[str] = []
     if biased:

@@ -27,7 +27,7 @@ from pukd_ray.selection.crossfit import FOLDS, Groups
 from pukd_ray.selection.cuts import Scores, precision_count
 from pukd_ray.selection.features import as_half
 from pukd_ray.selection.histogram import bin_edges, bin_scores, estimate_selection
-from pukd_ray.selection.recipe import InProcess, fit_and_calibrate
+from pukd_ray.selection.recipe import FittedSelector, InProcess, fit_and_calibrate
 from pukd_ray.selection.rules import RULES
 from pukd_ray.selection.training import Examples, Trunk
 from pukd_ray.selection.verdict import Verdict
@@ -164,31 +164,45 @@ def measure(
     fitted = fit_and_calibrate(InProcess(features, groups, trunk), selector, seed)
     fit_seconds = time.process_time() - began
 
+    return {
+        **figures_of(fitted, pool.relevant),
+        **rivals(cache, pool, fitted.final.u_logits),
+        "feature_seconds": cache.cpu_seconds_per_image * (len(pool.corpus) + p.shape[0] * p.shape[1]),
+        "fit_seconds": fit_seconds,
+    }
+
+
+def figures_of(fitted: FittedSelector, relevant: np.ndarray) -> dict[str, float]:
+    """What a selector and its estimates are worth on the sample that it was fitted on; truth bool [n_u]."""
     verdict, fit, calibration, logits = fitted.verdict, fitted.fit, fitted.calibration, fitted.final.u_logits
     binned = bin_scores(logits, logits > 0, bin_edges(np.r_[fit.p_logits, fit.u_logits]))
     estimated = estimate_selection(binned, fit.p_logits, fit.p_weights, calibration, fitted.bootstrap)
     figures = {
-        **_quality(logits, pool),
-        **_at_target(logits, calibration(logits), pool),
-        **rivals(cache, pool, logits),
-        "true_prior": true_prior,
+        **_quality(logits, relevant),
+        **_at_target(logits, calibration(logits), relevant),
+        **verdict_figures(verdict, relevant),
+        "steps": fit.steps,
+        "proxy_accuracy": fit.proxy_accuracy,
+        "accuracy": float(((logits > 0) == relevant).mean()),
+        "calibration_error": _calibration_error(calibration(logits), relevant),
+    }
+    figures["precision_estimated"], figures["recall_estimated"] = estimated["precision"], estimated["recall"]
+    figures["precision_lower"], figures["precision_upper"] = estimated["precision_interval"]
+    figures["recall_lower"], figures["recall_upper"] = estimated["recall_interval"]
+    return figures
+
+
+def verdict_figures(verdict: Verdict, relevant: np.ndarray) -> dict[str, float]:
+    """The prior as it was concluded, and in truth."""
+    return {
+        "true_prior": float(relevant.mean()),
         "prior": verdict.prior,
         "prior_lower": verdict.lower,
         "prior_upper": verdict.upper,
         "prior_used": verdict.train,
         "trust": TRUST[verdict.trust],
         **_evidence(verdict),
-        "steps": fit.steps,
-        "proxy_accuracy": fit.proxy_accuracy,
-        "accuracy": float(((logits > 0) == pool.relevant).mean()),
-        "calibration_error": _calibration_error(calibration(logits), pool.relevant),
-        "feature_seconds": cache.cpu_seconds_per_image * (len(pool.corpus) + p.shape[0] * p.shape[1]),
-        "fit_seconds": fit_seconds,
     }
-    figures["precision_estimated"], figures["recall_estimated"] = estimated["precision"], estimated["recall"]
-    figures["precision_lower"], figures["precision_upper"] = estimated["precision_interval"]
-    figures["recall_lower"], figures["recall_upper"] = estimated["recall_interval"]
-    return figures
 
 
 def _evidence(verdict: Verdict) -> dict[str, float]:
@@ -199,10 +213,16 @@ def _evidence(verdict: Verdict) -> dict[str, float]:
     return {
         "gap": float(e.boundary.inner),
         "prior_boundary": e.boundary.value,
+        "boundary_lower": e.boundary.lower_bound,
+        "boundary_upper": e.boundary.upper_bound,
         "prior_ratio": e.ratio.value,
+        "ratio_lower": float(np.quantile(e.ratio.draws, 0.05)),
+        "ratio_upper": float(np.quantile(e.ratio.draws, 0.95)),
+        "prior_bbe": e.bbe,
         "alike": e.alike,
         "auc": e.test.auc,
         "auc_error": e.test.error,
+        "biased": float(e.biased),
     }
 
 
@@ -238,26 +258,26 @@ def _supervised(cache: Cache, pool: Pool) -> np.ndarray:
     return logits
 
 
-def _quality(logits: np.ndarray, pool: Pool) -> dict[str, float]:
+def _quality(logits: np.ndarray, relevant: np.ndarray) -> dict[str, float]:
     taken = logits > 0
-    hits = float((taken & pool.relevant).sum())
-    precision, recall, _ = precision_recall_curve(pool.relevant, logits)
+    hits = float((taken & relevant).sum())
+    precision, recall, _ = precision_recall_curve(relevant, logits)
     return {
-        "ap": float(average_precision_score(pool.relevant, logits)),
+        "ap": float(average_precision_score(relevant, logits)),
         "precision": hits / max(1, int(taken.sum())),
-        "recall": hits / float(pool.relevant.sum()),
-        "f1": 2 * hits / float(taken.sum() + pool.relevant.sum()),
+        "recall": hits / float(relevant.sum()),
+        "f1": 2 * hits / float(taken.sum() + relevant.sum()),
         "best_f1": float((2 * precision * recall / np.maximum(precision + recall, 1e-9)).max()),
         "recall_at_target": float(recall[precision >= TARGET_PRECISION].max()),
     }
 
 
-def _at_target(logits: np.ndarray, probability: np.ndarray, pool: Pool) -> dict[str, float]:
+def _at_target(logits: np.ndarray, probability: np.ndarray, relevant: np.ndarray) -> dict[str, float]:
     """What `selection.rule: precision` takes."""
     order = np.argsort(-logits, kind="stable")
     count = precision_count(probability[order], np.ones(len(order)), TARGET_PRECISION)
-    hits = float(pool.relevant[order[:count]].sum())
-    return {"target_precision": hits / max(1, count), "target_recall": hits / float(pool.relevant.sum())}
+    hits = float(relevant[order[:count]].sum())
+    return {"target_precision": hits / max(1, count), "target_recall": hits / float(relevant.sum())}
 
 
 def _calibration_error(probability: np.ndarray, relevant: np.ndarray, bins: int = 15) -> float:

@@ -12,7 +12,7 @@ import pytest
 import pukd_ray.demo
 from pukd_ray.demo import pools
 from pukd_ray.demo.build import CLASSES, OTHER_CLASSES, SOURCE_CLASSES
-from pukd_ray.demo.pools import Bank, Pool
+from pukd_ray.demo.pools import Bank
 from pukd_ray.preflight import load_config
 from pukd_ray.studies import selector as study
 from pukd_ray.studies.selector import (
@@ -30,14 +30,14 @@ from pukd_ray.studies.tables import render
 
 
 def test_quality_against_a_case_by_hand() -> None:
-    pool = Pool(np.zeros(0), np.zeros(0), np.arange(5), np.array([True, True, False, True, False]))
+    relevant = np.array([True, True, False, True, False])
     logits = np.array([3.0, 2.0, 1.0, -1.0, -2.0])
-    figures = study._quality(logits, pool)
+    figures = study._quality(logits, relevant)
     assert figures["precision"] == figures["recall"] == figures["f1"] == pytest.approx(2 / 3)
     assert figures["ap"] == pytest.approx((1 + 1 + 3 / 4) / 3)
     assert figures["best_f1"] == pytest.approx(6 / 7)  # the first four
     assert figures["recall_at_target"] == pytest.approx(2 / 3)
-    taken = study._at_target(logits, np.array([0.9, 0.9, 0.6, 0.1, 0.1]), pool)
+    taken = study._at_target(logits, np.array([0.9, 0.9, 0.6, 0.1, 0.1]), relevant)
     assert taken == {"target_precision": pytest.approx(2 / 3), "target_recall": pytest.approx(2 / 3)}
     assert study._calibration_error(np.full(4, 0.5), np.array([True, True, True, False])) == pytest.approx(0.25)
 
