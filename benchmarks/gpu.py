@@ -210,18 +210,24 @@ def decoded_table(images: list[bytes], pixels: np.ndarray) -> pa.Table:
     return table.append_column("pixels", column)
 
 
-def scoring_actor(config: TeacherConfig, weights: bytes, precision: str, device: Any) -> Any:
-    """The product's actor, on a device that nobody assigned."""
+def scoring_actor(config: TeacherConfig, weights: bytes, precision: str, device: Any, *, blended: bool = False) -> Any:
+    """The product's actor, on a device that nobody assigned; `blended`: its logit with nearness to P."""
     import pukd_ray.networks.actor as actor
     from pukd_ray.networks.teacher import Teacher
+    from pukd_ray.selection.blend import Blend, fit_nearness
     from pukd_ray.selection.calibration import Calibration
     from pukd_ray.selection.scoring import ScoreImages
 
     actor.assigned_device = lambda: device
-    channels = Teacher(config, weights, device, "auto", precision).extractor.channels  # type: ignore[arg-type]
-    return ScoreImages(
-        config, Here(weights), "auto", precision, random_head(channels), None, Calibration(1.0, 0.0), "likely", 0.9, {}
-    )  # type: ignore[arg-type]
+    extractor = Teacher(config, weights, device, "auto", precision).extractor  # type: ignore[arg-type]
+    blend = None
+    if blended:
+        rng, width = np.random.default_rng(0), extractor.last_tap[0]
+        p, u = (rng.normal(size=(count, width)).astype(np.float32) for count in (1000, 4000))
+        labels = np.arange(len(p)) % 10
+        blend = Blend((1.0, 0.5, 0.2), 1.0), Here(fit_nearness(p, u, labels, labels % 2, 0)[0].dump())
+    head, calibration = random_head(extractor.channels), Calibration(1.0, 0.0)
+    return ScoreImages(config, Here(weights), "auto", precision, head, None, calibration, "likely", 0.9, {}, blend)  # type: ignore[arg-type]
 
 
 def section_a(results: Results, setting: Setting, pools: dict[str, Any]) -> None:
@@ -255,7 +261,7 @@ def forward_only(
         if name == "tf32":
             torch.backends.cudnn.allow_tf32 = True
         shape = (config.channels, config.input_size, config.input_size)
-        fits = 8
+        fits = 8 if config.input_size < 64 else 1
         if setting.device.type != "cpu":
             actor.run(np.zeros((64, *shape), np.uint8))
             fits = actor.run.batch_rows
@@ -319,7 +325,11 @@ def score_modules(
     from pukd_ray.runtime.devices import rows_per_call
 
     spec = pixel_spec(config)
-    rows = 16 if setting.quick else rows_per_call(setting.device.type != "cpu", int(np.prod(spec.shape)))
+    rows = (
+        (16 if config.input_size < 64 else 4)
+        if setting.quick
+        else rows_per_call(setting.device.type != "cpu", int(np.prod(spec.shape)))
+    )
     forward = best.get("bfloat16", best.get("float32", 0.0))
     images = (encoded * (rows // len(encoded) + 1))[:rows]
 
@@ -332,16 +342,17 @@ def score_modules(
     # Transfer, forward and post-processing: tables that are decoded already, as another process left them.
     decode_slot(pool, 0, images, spec, setting.cpus)
     table = decoded_table(images, slot_view(0, rows, spec))
-    actor = scoring_actor(config, weights, "auto", setting.device)
-    for threads in (1, 2):
+    for blended, threads in ((False, 1), (False, 2), (True, 2)):
+        what = f"{threads} thread{'s' * (threads > 1)}{', blended' * blended}"
+        actor = scoring_actor(config, weights, "auto", setting.device, blended=blended)
         with ThreadPoolExecutor(threads) as workers:
 
-            def work(workers: Any = workers, threads: int = threads) -> int:
+            def work(workers: Any = workers, threads: int = threads, actor: Any = actor) -> int:
                 return sum(out.num_rows for out in workers.map(actor.work, [table] * 2 * threads))
 
-            rate = results.add(f"{label}: actor on decoded tables, {threads} thread(s)", setting.rate(work), "images/s")
+            rate = results.add(f"{label}: actor on decoded tables, {what}", setting.rate(work), "images/s")
         if forward:
-            results.add(f"{label}: of forward only, {threads} thread(s)", rate / forward, "")
+            results.add(f"{label}: of forward only, {what}", rate / forward, "")
 
     # All of it: every core decodes, the actor takes what is ready.
     rate = fed_by_pool(setting, actor, images, spec, pool)

@@ -7,6 +7,7 @@ decoding run apart in tasks that feed the actors. The steps are the same.
 
 from __future__ import annotations
 
+import math
 import pickle
 import time
 from abc import ABC, abstractmethod
@@ -24,7 +25,7 @@ from pukd_ray.corpus.context import RunContext
 from pukd_ray.corpus.pixels import PixelSpec, decode_batch, pixel_spec
 from pukd_ray.corpus.reading import ReadRequest, read_blocks, read_units
 from pukd_ray.corpus.sources import sources_by_role
-from pukd_ray.runtime.devices import ACTOR_BATCH
+from pukd_ray.runtime.devices import ACTOR_BATCH, rows_per_call
 from pukd_ray.runtime.engine import IO_CPUS, actor_options, actor_pool, decoder_cpus, decoders, fuses, gpus_per_actor
 from pukd_ray.runtime.timing import Span, take_spans, with_spans
 
@@ -158,11 +159,12 @@ def _fused(run: RunContext, work: Pass, requests: Sequence[ReadRequest]) -> ray.
 def _apart(run: RunContext, work: Pass, requests: Sequence[ReadRequest]) -> ray.data.Dataset:
     config, cluster = run.config, run.cluster
     gpus = gpus_per_actor(config.resources, cluster)
+    spec = pixel_spec(config.teacher)
     rows = read_units(requests, sources_by_role(config), num_cpus=decoder_cpus(cluster), concurrency=decoders(cluster))
     # Same resources as the read, other than the actor's: Ray fuses reading and decoding into one task, without a
     # copy of the encoded bytes in between, and leaves it apart from the network, so that the two overlap.
     decoded = rows.map_batches(
-        DecodeImages(pixel_spec(config.teacher)),
+        DecodeImages(spec),
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=decoder_cpus(cluster),
@@ -172,7 +174,7 @@ def _apart(run: RunContext, work: Pass, requests: Sequence[ReadRequest]) -> ray.
         work.actor,
         fn_constructor_args=work.actor_arguments,
         batch_format="pyarrow",
-        batch_size=ACTOR_BATCH,
+        batch_size=rows_per_call(gpus > 0, math.prod(spec.shape)),
         compute=actor_pool(config.resources, cluster, gpus, len(requests)),
         **actor_options(gpus, cluster),
     )

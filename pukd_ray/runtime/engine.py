@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import ray
 import ray.data
@@ -134,16 +134,18 @@ def fuses(resources: ResourcesConfig, cluster: Cluster) -> bool:
 
 def actor_pool(resources: ResourcesConfig, cluster: Cluster, gpus: float, work: int) -> ActorPoolStrategy:
     """Pool of scoring actors, one per GPU share or CPU; `work` is the number of read requests, more would idle."""
+    # Two calls at a time: while one waits for the GPU, the other unpacks its rows or makes a table of what it got.
+    calls: dict[str, Any] = {"max_concurrent_calls_per_actor": 2, "enable_true_multi_threading": True} if gpus else {}
     if isinstance(resources.score_actors, tuple):
         low, high = resources.score_actors
-        return ActorPoolStrategy(min_size=low, max_size=high)
+        return ActorPoolStrategy(min_size=low, max_size=high, **calls)
     if resources.score_actors != "auto":
-        return ActorPoolStrategy(size=resources.score_actors)
+        return ActorPoolStrategy(size=resources.score_actors, **calls)
     size = int(cluster.gpus / gpus) if gpus else int(cluster.cpus)
     size = max(1, min(size, work))
     if cluster.autoscales:
-        return ActorPoolStrategy(min_size=size, max_size=max(size, min(1000, work)))
-    return ActorPoolStrategy(size=size)
+        return ActorPoolStrategy(min_size=size, max_size=max(size, min(1000, work)), **calls)
+    return ActorPoolStrategy(size=size, **calls)
 
 
 def decoder_cpus(cluster: Cluster) -> float:

@@ -11,7 +11,8 @@ from pukd_ray.config import RunConfig
 from pukd_ray.corpus.context import RunContext, Shared
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.console import progress
-from pukd_ray.runtime.devices import use_threads
+from pukd_ray.runtime.devices import Precision, Worker, assigned_device, use_threads
+from pukd_ray.runtime.engine import gpus_per_train_worker
 from pukd_ray.runtime.timing import Span
 from pukd_ray.selection.blend import Blend
 from pukd_ray.selection.crossfit import (
@@ -31,10 +32,14 @@ from pukd_ray.selection.training import Examples, Training, Trunk
 from pukd_ray.selection.verdict import Evidence, Verdict, finer_priors, weigh
 from pukd_ray.storage import write_bytes
 
+GPU_VALUES = 2**25
+"""Features of U (images x width) from which folds are trained on a GPU: below, starting on one takes longer."""
+
 
 @dataclass(frozen=True)
 class RayTasks:
-    """The recipe's `Executor` of a run: one task per fold, the final training by Ray Train."""
+    """The recipe's `Executor` of a run: on CPUs one task per fold, on a GPU one for all of them, which share the
+    features there; the final training by Ray Train."""
 
     run: RunContext
     files: list[str]
@@ -43,6 +48,8 @@ class RayTasks:
     trunk: ray.ObjectRef
     """Of None where it is frozen."""
     groups: ray.ObjectRef
+    gpus: float = 0.0
+    """Of a task that trains all folds; 0: a CPU each."""
     spans: list[Span] = field(default_factory=list)
     """When trainings were at work."""
 
@@ -54,11 +61,17 @@ class RayTasks:
         groups = ray.put(Groups(light.u_units, light.p_teacher, light.u_teacher))
         if run.config.selector.blend:
             groups = _fit_nearness.remote(run.folder, files, groups, run.config.seed)
-        return cls(run, files, features, trunk, groups), light
+        is_large = len(light.u_units) * light.u.shape[1] >= GPU_VALUES or run.config.selector.trunk == "finetune"
+        gpus = gpus_per_train_worker(run.config.resources, run.cluster) if is_large else 0.0
+        return cls(run, files, features, trunk, groups, gpus), light
 
     def fit_grid(self, name: str, training: Training, priors: Sequence[float]) -> ray.ObjectRef:
         """As `Executor` says; `name` labels the progress."""
-        folds = [_fit_grid_fold.remote(self.features, fold, training, priors) for fold in range(FOLDS)]
+        if self.gpus:
+            together = _fit_grid_folds.options(num_gpus=self.gpus)
+            folds = together.remote(self.features, training, priors, self.run.config.resources.precision)
+        else:
+            folds = [_fit_grid_fold.remote(self.features, fold, training, priors) for fold in range(FOLDS)]
         return _join_folds.remote(priors, *self._watched(name, folds))
 
     def finer_priors(self, coarse: ray.ObjectRef) -> tuple[float, ...]:
@@ -73,7 +86,11 @@ class RayTasks:
 
     def fit_folds(self, name: str, training: Training) -> list[ray.ObjectRef]:
         """As `Executor` says; `name` labels the progress."""
-        folds = [_fit_fold.remote(self.features, self.trunk, fold, training) for fold in range(FOLDS)]
+        if self.gpus:
+            together = _fit_folds.options(num_gpus=self.gpus)
+            folds = together.remote(self.features, self.trunk, training, self.run.config.resources.precision)
+        else:
+            folds = [_fit_fold.remote(self.features, self.trunk, fold, training) for fold in range(FOLDS)]
         return self._watched(name, folds)
 
     def _watched(self, name: str, folds: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
@@ -121,6 +138,14 @@ def _fit_fold(features: Examples, trunk: Trunk | None, fold: int, training: Trai
     return fit_fold(features, fold, training, trunk)
 
 
+@ray.remote(num_cpus=1, num_returns=FOLDS)
+def _fit_folds(features: Examples, trunk: Trunk | None, training: Training, precision: Precision) -> list[HeldOut]:
+    use_threads()
+    worker = Worker(device=assigned_device(), precision=precision)
+    features = features.on(worker)
+    return [fit_fold(features, fold, training, trunk, worker) for fold in range(FOLDS)]
+
+
 # Folds come as arguments, not as a list: Ray fetches only what is an argument.
 
 
@@ -133,6 +158,17 @@ def _assess_fit(groups: Groups, verdict: Verdict, training: Training, *held_out:
 def _fit_grid_fold(features: Examples, fold: int, training: Training, priors: Sequence[float]) -> GridFold:
     use_threads()
     return fit_grid_fold(features, fold_rows(features, fold, training.seed), training, priors)
+
+
+@ray.remote(num_cpus=1, num_returns=FOLDS)
+def _fit_grid_folds(
+    features: Examples, training: Training, priors: Sequence[float], precision: Precision
+) -> list[GridFold]:
+    use_threads()
+    worker = Worker(device=assigned_device(), precision=precision)
+    features = features.on(worker)
+    rows = [fold_rows(features, fold, training.seed) for fold in range(FOLDS)]
+    return [fit_grid_fold(features, held_out, training, priors, worker) for held_out in rows]
 
 
 @ray.remote(num_cpus=0.5)

@@ -13,6 +13,7 @@ from pukd_ray.runtime.engine import (
     decoders,
     gpus_of,
     gpus_per_actor,
+    gpus_per_train_worker,
     inspect_cluster,
 )
 
@@ -27,6 +28,14 @@ def test_gpus_go_by_the_cluster_unless_said() -> None:
     assert [gpus_per_actor(auto, c) for c in (LAPTOP, FARM, GROWN)] == [0, 1, 1]
     half = ResourcesConfig(gpus_per_actor=0.5)
     assert [gpus_per_actor(half, c) for c in (LAPTOP, EMPTY_HEAD)] == [0.5, 0.5]
+
+
+def test_a_training_has_a_gpu_of_its_own_where_actors_share_them() -> None:
+    half = ResourcesConfig(gpus_per_actor=0.5)
+    assert [gpus_per_train_worker(r, FARM) for r in (ResourcesConfig(), half)] == [1, 1]
+    assert gpus_per_train_worker(ResourcesConfig(gpus_per_actor=0), FARM) == 0
+    assert gpus_per_train_worker(ResourcesConfig(gpus_per_train_worker=0.25), FARM) == 0.25
+    assert gpus_per_train_worker(ResourcesConfig(), LAPTOP) == 0
 
 
 def test_a_head_that_takes_no_work_is_waiting_for_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
