@@ -4,12 +4,13 @@ its fast arithmetic agrees with float64.
     python benchmarks/gpu.py --output gpu.json            # about 4 minutes on one GPU
     python benchmarks/gpu.py --quick                      # seconds on a CPU: does every line run?
 
-Needs no cluster and no network: random weights, images made here. Sections (`--sections a,b,c,d`):
+Needs no cluster and no network: random weights, images made here. Sections (`--sections a,b,c,d,e`):
 a. scoring: decode, transfer, forward and post-processing against the forward pass alone on resident data, by
    arithmetic; how many vCPUs feed one accelerator; decoding on the accelerator beside it.
 b. robust distillation ResNet-34 -> ResNet-18 at 32 pixels against the same step on resident random data.
 c. the selector's fits on 200,000 x 4,096 features against the CPU, whose long trainings are extrapolated.
 d. agreement of each arithmetic with float64: ranks, decisions, labels.
+e. what torch.compile would bring to the forward pass, and what it costs at the start.
 Every figure is printed as it is measured, the table comes last; a fault in one part does not cost the others.
 """
 
@@ -239,8 +240,6 @@ def section_a(results: Results, setting: Setting, pools: dict[str, Any]) -> None
         weights = random_weights(config, setting.device, 2 if setting.quick else 20)
         with results.part(f"{label}: forward only, by arithmetic"):
             best = forward_only(results, setting, label, config, weights)
-        with results.part(f"{label}: compiled"):
-            compiled_forward(results, setting, label, config, weights)
         with results.part(f"{label}: score modules"):
             score_modules(results, setting, label, config, weights, encoded, best, pools["decode"])
     with results.part("a: decoding on the accelerator"):
@@ -283,8 +282,16 @@ def forward_only(
     return found
 
 
+def section_e(results: Results, setting: Setting, _: dict[str, Any]) -> None:
+    """Compiling."""
+    for arch, size, classes in (("resnet34_cifar", 32, 10), ("resnet50", 224, 1000)):
+        with results.part(f"e {arch}@{size}"):
+            config = teacher_config(arch, size, classes)
+            compiled_forward(results, setting, f"e {arch}@{size}", config, random_weights(config, setting.device, 2))
+
+
 def compiled_forward(results: Results, setting: Setting, label: str, config: TeacherConfig, weights: bytes) -> None:
-    """The network alone, without its taps: as it is, with its batch norms folded, compiled."""
+    """The network alone, without its taps, as it is and compiled."""
     import torch
 
     from pukd_ray.networks.teacher import load_network
@@ -300,7 +307,7 @@ def compiled_forward(results: Results, setting: Setting, label: str, config: Tea
         began = time.perf_counter()
 
         def work(model: Any = model) -> int:
-            with torch.inference_mode(), autocast(setting.device):
+            with torch.no_grad(), autocast(setting.device):
                 for _ in range(4):
                     model(images)
             return 4 * rows
@@ -741,7 +748,7 @@ def agreement(results: Results, setting: Setting, arch: str, size: int, classes:
         return features, logits
 
     exact_teacher = Teacher(config, weights, device, "auto", "float32")
-    exact_teacher.extractor.double()
+    exact_teacher.extractor.double().to(memory_format=torch.contiguous_format)
     exact_teacher.normalise.double()
     features, logits = run(exact_teacher, double=True)
     del exact_teacher
@@ -852,7 +859,7 @@ def selector_agreement(results: Results, setting: Setting) -> None:
 # -- running ----------------------------------------------------------------------------------------------------
 
 SECTIONS: dict[str, Callable[[Results, Setting, dict[str, Any]], None]] = {
-    "a": section_a, "b": section_b, "c": section_c, "d": section_d,
+    "a": section_a, "b": section_b, "c": section_c, "d": section_d, "e": section_e,
 }  # fmt: skip
 
 
@@ -883,7 +890,7 @@ def environment(device: Any) -> dict[str, Any]:
 def main() -> None:
     """Run the sections that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sections", default="a,b,c,d", help="which, in this order")
+    parser.add_argument("--sections", default="a,b,c,d,e", help="which, in this order")
     parser.add_argument("--output", type=Path, help="JSON")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: tries the code")
     parser.add_argument("--device", help="cuda or cpu; by default what there is")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import numpy as np
@@ -33,8 +33,9 @@ class Batch:
         return len(self.pixels)
 
     def take(self, rows: Tensor) -> Batch:
-        """Some rows of it, each part of it where it lies."""
-        return Batch(*(part[to_device(rows, part.device)] for part in (self.pixels, self.labels, self.weights)))
+        """Some rows of it, where it lies."""
+        rows = to_device(rows, self.pixels.device)
+        return Batch(self.pixels[rows], self.labels[rows], self.weights[rows])
 
     def on(self, device: torch.device) -> Batch:
         """The same on `device`."""
@@ -114,7 +115,8 @@ class InMemory:
     def __init__(self, examples: Batch, batch_size: int, seed: int, worker: Worker = ALONE, stream: int = 3) -> None:
         """`stream` tells the orders of trainings of one seed apart."""
         self.count = len(examples)
-        self._examples = Batch(*(resident(getattr(examples, f.name), worker.device) for f in fields(Batch)))
+        pixels = resident(examples.pixels, worker.device)
+        self._examples = replace(examples, pixels=pixels).on(pixels.device)
         self._mine = worker.mine
         self._order = EndlessOrder(self.count, batch_size, seed, stream)
         self._teacher_logits: Tensor | None = None

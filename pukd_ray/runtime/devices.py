@@ -227,9 +227,11 @@ class BatchRunner:
         limit = max(1, min(BATCH_ROWS, BATCH_BYTES // rows[0].nbytes))
         few = min(PROBED_ROWS, len(rows))
         with self._one_at_a_time:
+            batch = as_tensor(np.ascontiguousarray(rows[:few])).to(self._device)
             before = torch.cuda.memory_allocated(self._device)
-            torch.cuda.reset_peak_memory_stats(self._device)
-            self._compute(as_tensor(np.ascontiguousarray(rows[:few])).to(self._device))
+            for _ in range(2):  # the first tries algorithms out, some with large workspaces
+                torch.cuda.reset_peak_memory_stats(self._device)
+                self._compute(batch)
             each = (torch.cuda.max_memory_allocated(self._device) - before) / few
             free, _ = torch.cuda.mem_get_info(self._device)
         limit = min(limit, max(1, int(MEMORY_SHARE * free / max(each, 1))))
