@@ -317,6 +317,8 @@ class DistillConfig:
     """L2 penalty of SGD."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     """cosine: to 0, after a linear warm-up of 5 % of the steps; step: x 0.1 at 1/4, 1/2 and 3/4 of them."""
+    positive_share: Share | None = None
+    """Share of P in each batch, the rest are selected images; null: all images are seen equally often."""
     temperature: Positive = 1.0
     """Softens both softmaxes; the loss is scaled by its square."""
     augment: Literal["crop_flip", "crop", "none"] = "crop_flip"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pukd_ray.corpus.pixels import PixelSpec, Unreadable, decode, stack_pixels
-from pukd_ray.runtime.batches import EndlessOrder
+from pukd_ray.runtime.batches import EndlessOrder, SharedOrder, marked_rows
 from pukd_ray.runtime.devices import ALONE, Worker, resident, to_device
 
 
@@ -112,13 +112,21 @@ def decode_labelled(blocks: Iterable[pa.Table], spec: PixelSpec) -> Batch:
 class InMemory:
     """All images on every rank, on its device where they fit; a rank's batch is its slice of the seeded global one."""
 
-    def __init__(self, examples: Batch, batch_size: int, seed: int, worker: Worker = ALONE, stream: int = 3) -> None:
-        """`stream` tells the orders of trainings of one seed apart."""
+    def __init__(
+        self,
+        examples: Batch,
+        batch_size: int,
+        seed: int,
+        worker: Worker = ALONE,
+        stream: int = 3,
+        positive_share: float | None = None,
+    ) -> None:
+        """`stream` tells the orders of trainings of one seed apart; of each batch `positive_share` has labels."""
         self.count = len(examples)
         pixels = resident(examples.pixels, worker.device)
         self._examples = replace(examples, pixels=pixels).on(pixels.device)
         self._mine = worker.mine
-        self._order = EndlessOrder(self.count, batch_size, seed, stream)
+        self._order = SharedOrder(examples.labels.numpy() >= 0, positive_share, batch_size, seed, stream)
         self._teacher_logits: Tensor | None = None
 
     def _rows(self, step: int) -> Tensor:
@@ -168,14 +176,26 @@ class Streamed:
     """A rank's shard with columns `pixels` (uint8 [C, H, W] as raw bytes), `label`, `weight`, read again and again.
 
     Every rank takes the same number of steps whatever its shard holds, so none waits for another for ever. Batches are
-    drawn from a buffer of about `buffer_bytes` of pixels: files may hold images in any order.
+    drawn from a buffer of about `buffer_bytes` of pixels: files may hold images in any order. A share of each batch may
+    be the `positives`, which are in memory and then not in the shard.
     """
 
     def __init__(
-        self, shard: Shard, count: int, spec: PixelSpec, batch_size: int, buffer_bytes: float, seed: int
+        self,
+        shard: Shard,
+        count: int,
+        spec: PixelSpec,
+        batch_size: int,
+        buffer_bytes: float,
+        seed: int,
+        positives: Batch | None = None,
+        positive_share: float = 0.0,
     ) -> None:
         self.count = count
-        self._shard, self._spec, self._batch_size, self._seed = shard, spec, batch_size, seed
+        of_positives = marked_rows(positive_share, batch_size) if positives else 0
+        self._positives = positives
+        self._order = EndlessOrder(len(positives), of_positives, seed, 10) if positives and of_positives else None
+        self._shard, self._spec, self._batch_size, self._seed = shard, spec, batch_size - of_positives, seed
         self._buffer = max(batch_size, min(count, int(buffer_bytes / math.prod(spec.shape))))
         self._batches: Iterator[Batch] = iter(())
 
@@ -199,6 +219,8 @@ class Streamed:
         """As `Images.batch`."""
         for _ in range(2):
             found = next(self._batches, None)
+            if found is not None and self._positives and self._order:
+                return Batch.join([self._positives.take(torch.from_numpy(self._order.batch(step))), found])
             if found is not None:
                 return found
             self._batches = self._read(shuffle_seed=self._seed + step)
@@ -218,6 +240,8 @@ class Streamed:
 
     def all_pixels(self) -> Iterator[Tensor]:
         """As `Images.all_pixels`."""
+        if self._positives:
+            yield from self._positives.pixels.split(512)
         yield from (batch.pixels for batch in self._read(shuffle_seed=None))
 
 

@@ -28,3 +28,34 @@ class EndlessOrder:
         joined = np.concatenate([self._pass(n) for n in passes])
         offset = start - passes[0] * self._count
         return joined[offset : offset + self._size]
+
+
+class SharedOrder:
+    """As `EndlessOrder`, but of every batch `share` are of the rows that are `marked` (bool [count]), the rest others.
+
+    The marked ones come first. Where all rows are of one kind there is nothing to share.
+    """
+
+    def __init__(self, marked: np.ndarray, share: float | None, size: int, *seed: int) -> None:
+        marked = np.asarray(marked, bool)
+        if share is None or marked.all() or not marked.any():
+            self._parts = [(np.arange(len(marked)), EndlessOrder(len(marked), size, *seed))]
+            return
+        of_marked = marked_rows(share, size)
+        self._parts = [
+            (rows, EndlessOrder(len(rows), part, *own_seed))
+            for rows, part, own_seed in (
+                (np.flatnonzero(marked), of_marked, (*seed, 10)),
+                (np.flatnonzero(~marked), size - of_marked, seed),
+            )
+            if part
+        ]
+
+    def batch(self, step: int) -> np.ndarray:
+        """Indices int64 [size] of step `step` (from 0)."""
+        return np.concatenate([rows[order.batch(step)] for rows, order in self._parts])
+
+
+def marked_rows(share: float, size: int) -> int:
+    """Rows of a batch of `size` that are a share of it."""
+    return round(share * size)

@@ -17,11 +17,16 @@ from pukd_ray.preflight.files import weights_exist
 # Rows of the paper's table that are built in; `pukd_ray.studies.rows` says what each is.
 RowName = Literal[
     "p_only",
+    "p_long",
     "kd",
+    "kd_few",
     "truth",
     "random",
     "all",
     "teacher_confidence",
+    "teacher_topk_per_class",
+    "knn",
+    "linear_probe",
     "pu_s1",
     "pu_s2_random",
     "pu_s2_top",
@@ -55,6 +60,8 @@ class TableConfig:
     `recommended` with the others too."""
     rows: Listed(RowName) = get_args(RowName)  # type: ignore[valid-type]
     """Built-in rows to make."""
+    once: Listed(RowName) = ()  # type: ignore[valid-type]
+    """Rows of which one repetition is enough."""
     more: Listed(MoreRowConfig) = ()  # type: ignore[valid-type]
     """Further rows, such as ablations."""
     budget: Count | None = None

@@ -35,7 +35,7 @@ from pukd_ray.storage import open_storage, read_bytes, write_bytes
 from pukd_ray.studies.config import PaperConfig
 from pukd_ray.studies.pages import describe_machine
 from pukd_ray.studies.paper_page import draw_accuracy, render_table
-from pukd_ray.studies.rows import BUILT_IN, TableRow, TableStudent, students_of
+from pukd_ray.studies.rows import BUILT_IN, TableRow, TableStudent, own_columns, students_of
 from pukd_ray.studies.students import StudentJob, train_students
 
 NOT_OF_A_STUDENT = ("epochs", "baseline", "memory_gib")
@@ -147,6 +147,8 @@ def _run_config(config: PaperConfig, folder: RunFolder, seed: int, per_class: in
                 positives, per_class=per_class, skip_per_class=positives.skip_per_class + seed * largest
             ),
             "output": f"{folder.display}/runs/{per_class}-seed{seed}",
+            # One pass serves all rows.
+            "score": replace(config.score, also=tuple(sorted({*config.score.also, *own_columns(config)}))),
         }
     )
 
@@ -154,11 +156,16 @@ def _run_config(config: PaperConfig, folder: RunFolder, seed: int, per_class: in
 def _score(run: RunConfig, students: list[TableStudent]) -> None:
     """The run up to the scores, or to the plan if all learn from P or the original data."""
     try:
-        run_pipeline(run, until="score" if any(s.row.data == "selection" for s in students) else "plan")
+        run_pipeline(run, until="score" if _any_selects([s.row for s in students]) else "plan")
     except StaleResultsError as error:
         # Its own advice is `--redo`, which a table does not have.
         advice = f"output: {run.output} was made before that: delete that folder, or choose another output"
         raise ConfigError([*error.changed, advice]) from error
+
+
+def _any_selects(rows: list[TableRow]) -> bool:
+    """Whether any of them takes images of the corpus, or as many as one that does."""
+    return any(row.data == "selection" or row.budget for row in rows)
 
 
 def _warn(text: str) -> None:
@@ -204,10 +211,12 @@ def _jobs_of_run(
     for student in students:
         row, made = student.row, selections.get(student.row.name)
         data = positives if row.data == "positives" else original
+        if original and row.data == "original" and row.budget:
+            data = original.sample(positives.count + selections["pu_s1"]["n_selected"], run.seed)
         if made is not None:
             data = positives.with_selected(f"rows/{row.name}", made["n_selected"])
         assert data is not None
-        own_steps = max(1, round(steps * data.count / reference)) if student.epochs else steps
+        own_steps = max(1, round(steps * data.count / reference)) if student.epochs else steps * row.longer
         distill = DistillConfig(**{**to_plain(config.distill), "steps": own_steps, **row.distill})
         truth = made["truth"] if made else None
         facts = {
@@ -247,7 +256,7 @@ def _make_selections(
     summaries: dict[str, SelectionRecord] = {}
     selecting = {row.name: row for row in rows if row.data == "selection"}
     # What other rows take depends on what pu_s1 takes.
-    for row in ({"pu_s1": BUILT_IN["pu_s1"]} | selecting).values() if selecting else ():
+    for row in ({"pu_s1": BUILT_IN["pu_s1"]} | selecting).values() if _any_selects(rows) else ():
         changes = dict(row.selection)
         if row.budget:
             taken = summaries["pu_s1"]["n_selected"]

@@ -20,9 +20,22 @@ COMPARED = (
     ("pu_s1", "all"),
     ("pu_s1", "truth"),
     ("pu_s1", "kd"),
-    ("recommended", "all"),
-    ("recommended", "random"),
-    ("recommended", "kd"),
+    *(
+        ("recommended", rival)
+        for rival in (
+            "all",
+            "random",
+            "knn",
+            "linear_probe",
+            "teacher_confidence",
+            "teacher_topk_per_class",
+            "p_only",
+            "p_long",
+            "truth",
+            "kd_few",
+            "kd",
+        )
+    ),
 )
 LEVEL = 0.95
 

@@ -12,7 +12,6 @@ import ray
 
 from pukd_ray.config import RunConfig
 from pukd_ray.corpus.context import Shared
-from pukd_ray.corpus.pixels import pixel_spec
 from pukd_ray.distillation.training_set import TrainingSet
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.console import progress, say
@@ -98,7 +97,7 @@ def _train_student(job: StudentJob, weights: bytes) -> None:
     shard = None
     if job.streamed:
         # Several streams share the cluster: with whole CPUs they could wait for each other for ever.
-        shard = job.data.stream(pixel_spec(config.teacher), IO_CPUS, config.seed).iterator()
+        shard = job.data.stream(config, IO_CPUS).iterator()
     images = job.data.images(config, worker, shard)
     assert settings.steps is not None
     class_weights, sums = measure_classes(teacher, images, settings, config.teacher.num_classes, worker)
