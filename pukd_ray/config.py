@@ -186,8 +186,9 @@ class SelectorConfig:
     too, at a tenth of the learning rate (every image then needs a second, teacher forward)."""
     loss: Literal["nnpu", "naive", "vpu"] = "nnpu"
     """nnpu; naive: U as negatives, the rival to beat; vpu: needs no prior."""
-    prior: Literal["auto"] | Share = "auto"
-    """Share of relevant images in the corpus; auto estimates it."""
+    prior: Literal["auto", "audit"] | Share = "auto"
+    """Share of relevant images in the corpus; auto estimates it, audit has it from the labels of `pukd audit`, which
+    then serve the selector too."""
     sample: Count = 200_000
     """Images of the corpus that training sees."""
     steps: Count = 2000

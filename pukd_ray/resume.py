@@ -14,6 +14,7 @@ from pukd_ray.run.folder import RunFolder, changed_inputs
 from pukd_ray.run.stages import STAGE_NAMES, STAGES, Stage, stages_from
 from pukd_ray.runtime.console import say
 from pukd_ray.selection.chunks import missing_column, missing_columns, rules_of_pass
+from pukd_ray.selection.labels import load_labels
 from pukd_ray.storage import open_storage, read_bytes
 
 
@@ -88,6 +89,9 @@ def check_progress(folder: RunFolder, config: RunConfig, redo: str | None, stage
     first = next((name for name in STAGE_NAMES if name in stale), None)
     if first and (redo is None or STAGE_NAMES.index(redo) > STAGE_NAMES.index(first)):
         raise _stale_results(folder, first, stale[first])
+    selector_is_due = "selector" not in done or (redo is not None and "selector" in map(_name, stages_from(redo)))
+    if config.selector.prior == "audit" and selector_is_due:  # before anything is moved
+        load_labels(folder, 0)
     if redo is not None:
         again = stages_from(redo)
         if _has_results(folder, again):
@@ -131,6 +135,10 @@ def _changed_keys(folder: RunFolder, config: RunConfig, inputs: dict[str, dict[s
         key = "selection.rule" if rule == config.selection.rule else "score.also"
         changed.setdefault("score", []).append(f"{key}: {missing_column(folder, rule)}")
     return changed
+
+
+def _name(stage: Stage) -> str:
+    return stage.name
 
 
 def _has_results(folder: RunFolder, stages: Sequence[Stage]) -> bool:

@@ -20,6 +20,8 @@ from pukd_ray.runtime.console import progress
 from pukd_ray.runtime.devices import assigned_device, use_threads
 from pukd_ray.runtime.metrics import record
 from pukd_ray.runtime.timing import Span, covered_seconds
+from pukd_ray.selection.chunks import chunk_markers
+from pukd_ray.selection.drift import drift_of_chunks, load_reference, trust_with
 from pukd_ray.storage import read_bytes
 
 FURTHER: tuple[Literal["student_last", "baseline_positives"], ...] = ("student_last", "baseline_positives")
@@ -147,6 +149,7 @@ def evaluate_run(run: RunContext) -> dict[str, Any]:
         }
 
     truth = selection["truth"]
+    drift = drift_of_chunks(load_reference(folder), chunk_markers(folder))
     metrics: MetricsRecord = {
         "n_positives": folder.read_record(SELECTOR)["n_positives"],
         "n_corpus": counts["n_corpus"],
@@ -171,8 +174,9 @@ def evaluate_run(run: RunContext) -> dict[str, Any]:
             "average_precision": truth["average_precision"] if truth else None,
         },
         "selection_estimated": selection["estimated"],
-        "trust": {"level": prior["trust"], "reasons": prior["reasons"]},
+        "trust": trust_with(drift, prior),
         "audit": summarise_audit(folder),
+        "drift": drift,
         "images_per_second": {"score": counts["images_per_second"]},
     }
     for arm in FURTHER:

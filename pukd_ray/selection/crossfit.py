@@ -48,6 +48,8 @@ class Groups:
     """The teacher's label of each of P, int64 [n_p]."""
     u_classes: np.ndarray
     """The same for U, [n_u]."""
+    p_weights: np.ndarray | None = None
+    """By which P stands for the relevant images of U, [n_p], mean 1, where that is known; else it is estimated."""
     tails: Tails | None = None
     """How near they are to P; None where that is not to be blended with the logit."""
 
@@ -200,8 +202,10 @@ def assess_fit(held_out: Sequence[HeldOut], groups: Groups, verdict: Verdict, tr
         blend = Blend.learn(p, u, groups.tails)
         p, u = blend(p, groups.tails.p), blend(u, groups.tails.u)
     binned, rng = Binned.of(p, u), np.random.default_rng(training.seed)
-    probability = binned.fit(verdict.prior)[0](u)
-    p_weights = class_weights(probability, groups.p_classes, groups.u_classes)
+    p_weights = groups.p_weights
+    if p_weights is None:
+        probability = binned.fit(verdict.prior)[0](u)
+        p_weights = class_weights(probability, groups.p_classes, groups.u_classes)
     calibration, _ = binned.fit(verdict.prior, p_weights)
     refits = [
         binned.fit(

@@ -104,6 +104,10 @@ class Features:
     """uint8 [n_p, views, C * H * W], where the trunk is fine-tuned."""
     u_pixels: np.ndarray | None
     """uint8 [n_u, C * H * W], likewise."""
+    p_units: np.ndarray
+    """Unit of each positive."""
+    p_rows: np.ndarray
+    """Its row there, int64 [n_p]."""
     p_labels: np.ndarray
     p_teacher: np.ndarray
     """The teacher's label of each positive, int64 [n_p]."""
@@ -113,20 +117,39 @@ class Features:
     """Unit of each row of U."""
     u_relevant: np.ndarray
     """Truth of U where it is given: 1, 0, or -1."""
+    known: np.ndarray | None
+    """Images that people found irrelevant, float16 [n, C]; no part of U."""
+    known_pixels: np.ndarray | None
+    """uint8 [n, C * H * W], where the trunk is fine-tuned."""
+    known_rows: np.ndarray
+    """Row of each in the file of labelled images, int64 [n]."""
+
+
+LABELS = "labels"
+"""Unit of the images of the corpus that people labelled: those found relevant have the role of P."""
 
 
 def load_features(folder: RunFolder, files: list[str]) -> Features:
     """Read the feature cache; sorted by id, so that nothing depends on the order in which blocks came."""
-    table, is_p = _read_cache(folder, files, "features", "pixels", "label", "teacher_label", "relevant", "unit")
-    p, u = _stacked(table, "features", is_p, np.float16)
-    p_pixels, u_pixels = _stacked(table, "pixels", is_p, np.uint8)
-    assert p is not None
-    assert u is not None
-    labels = np.array([int(v) if p else -1 for v, p in zip(table.column("label").to_pylist(), is_p, strict=True)])
-    teacher = table.column("teacher_label").to_numpy()
-    truth = np.array([-1 if v is None else int(v) for v in table.column("relevant").to_pylist()])
-    units = np.array(table.column("unit").to_pylist())
-    return Features(p, u, p_pixels, u_pixels, labels[is_p], teacher[is_p], teacher[~is_p], units[~is_p], truth[~is_p])
+    p, u, known = _read_cache(folder, files, "features", "pixels", "label", "teacher_label", "relevant")
+    of_u, u_pixels = _stacked(u, "features", np.float16), _stacked(u, "pixels", np.uint8)
+    assert of_u is not None
+    return Features(
+        p=_views(_stacked(p, "features", np.float16), of_u),
+        u=of_u,
+        p_pixels=None if u_pixels is None else _views(_stacked(p, "pixels", np.uint8), u_pixels),
+        u_pixels=u_pixels,
+        p_units=np.array(p.column("unit").to_pylist()),
+        p_rows=p.column("source_row").to_numpy(),
+        p_labels=np.array([int(v) for v in p.column("label").to_pylist()]),
+        p_teacher=p.column("teacher_label").to_numpy(),
+        u_teacher=u.column("teacher_label").to_numpy(),
+        u_units=np.array(u.column("unit").to_pylist()),
+        u_relevant=np.array([-1 if v is None else int(v) for v in u.column("relevant").to_pylist()]),
+        known=_stacked(known, "features", np.float16),
+        known_pixels=None if u_pixels is None else _stacked(known, "pixels", np.uint8),
+        known_rows=known.column("source_row").to_numpy(),
+    )
 
 
 def load_last_tap(folder: RunFolder, files: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -140,34 +163,39 @@ def load_last_tap(folder: RunFolder, files: list[str]) -> tuple[np.ndarray, np.n
                 f"selector: the features in {folder.display} are of an older version, without what this selection.rule "
                 "is fitted to: --redo selector makes them anew"
             )
-    table, is_p = _read_cache(folder, files, "last_tap", "label")
-    p, u = _stacked(table, "last_tap", is_p, np.float16)
-    assert p is not None
-    assert u is not None
-    labels = np.array([int(v) for v in table.column("label").filter(pa.array(is_p)).to_pylist()], np.int64)
-    return p[:, 0].astype(np.float32), u.astype(np.float32), labels
+    p, u, _ = _read_cache(folder, files, "last_tap", "label")
+    of_p, of_u = _stacked(p, "last_tap", np.float16), _stacked(u, "last_tap", np.float16)
+    assert of_p is not None
+    assert of_u is not None
+    labels = np.array([int(v) for v in p.column("label").to_pylist()], np.int64)
+    return of_p.astype(np.float32), of_u.astype(np.float32), labels
 
 
 _ORDER = ("role", "unit", "source_row", "image_id")
 
 
-def _read_cache(folder: RunFolder, files: list[str], *columns: str) -> tuple[pa.Table, np.ndarray]:
-    """(`columns` of the readable rows, sorted by id; which of them are P, bool [n])."""
+def _read_cache(folder: RunFolder, files: list[str], *columns: str) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """`columns` and `_ORDER` of the readable rows of P, of U and of known negatives, each sorted by id."""
     names = [*dict.fromkeys([*_ORDER, "error", *columns])]
     table = pa.concat_tables([folder.read_table(f, names) for f in files])
     table = table.filter(pc.is_null(table.column("error"))).sort_by([(name, "ascending") for name in _ORDER])
-    return table, np.array(table.column("role").to_pylist()) == "positives"
+    is_p = pc.equal(table.column("role"), "positives")
+    is_known = pc.and_not(pc.equal(table.column("unit"), LABELS), is_p)
+    return table.filter(is_p), table.filter(pc.invert(pc.or_(is_p, is_known))), table.filter(is_known)
 
 
-def _stacked(table: pa.Table, name: str, is_p: np.ndarray, kind: type) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """(P [n_p, views, width], U [n_u, width]) of a column of raw bytes; None where it is empty."""
+def _stacked(table: pa.Table, name: str, kind: type) -> np.ndarray | None:
+    """[n, width] of a column of raw bytes; None where it is empty."""
     column = table.column(name)
     if column.null_count:
-        return None, None
+        return None
     raw = column.to_pylist()
-    p, u = ([row for row, here in zip(raw, mask, strict=True) if here] for mask in (is_p, ~is_p))
-    width = len(u[0]) // np.dtype(kind).itemsize if u else -1
-    stacked_p: np.ndarray = (
-        np.frombuffer(b"".join(p), kind).reshape(len(p), -1, width) if p else np.zeros((0, 1, width), kind)
-    )
-    return stacked_p, np.frombuffer(b"".join(u), kind).reshape(len(u), width)
+    values: np.ndarray = np.frombuffer(b"".join(raw), kind)
+    return values.reshape(len(raw), -1) if raw else values.reshape(0, 0)
+
+
+def _views(p: np.ndarray | None, u: np.ndarray) -> np.ndarray:
+    """P [n_p, views, width] of [n_p, views * width], as wide as U [n_u, width]."""
+    assert p is not None
+    width = max(1, u.shape[1])
+    return p.reshape(len(p), p.shape[1] // width, width)

@@ -40,7 +40,17 @@ from pukd_ray.selection.training import (
     logits_of,
     seen_by,
 )
-from pukd_ray.selection.verdict import Evidence, Verdict, finer_priors, given, judge, weigh
+from pukd_ray.selection.verdict import (
+    Evidence,
+    LabelledPrior,
+    Verdict,
+    audited,
+    examine,
+    finer_priors,
+    given,
+    judge,
+    weigh,
+)
 
 GRID_STEPS = 300  # at 200 steps, batches of 384 and a width of 32 a task lost its valley that had one at these
 GRID_BATCH = 512
@@ -126,14 +136,18 @@ class Executor(Protocol):
     """Where the recipe's jobs run. It holds the features, the trunk and the groups of P and U; what a fold held out may
     be a reference to it, which only the executor looks into."""
 
+    @property
+    def needs_p(self) -> bool:
+        """Whether P stands for the relevant images of U in estimates; else labelled images do (`Groups.p_weights`)."""
+
     def fit_grid(self, name: str, training: Training, priors: Sequence[float]) -> Any:
         """`fit_grid_fold` for each fold, as a `Grid` or a reference to one."""
 
     def finer_priors(self, coarse: Any) -> Sequence[float]:
         """`verdict.finer_priors`."""
 
-    def weigh(self, coarse: Any, fine: Any, seed: int) -> Evidence:
-        """`verdict.weigh` of both grids."""
+    def weigh(self, grids: Sequence[Any], seed: int) -> Evidence:
+        """`verdict.weigh` of all grids together."""
 
     def fit_folds(self, name: str, training: Training) -> Sequence[Any]:
         """`fit_fold` for each fold."""
@@ -154,6 +168,11 @@ class InProcess:
     trunk: Trunk | None = None
     worker: Worker = ALONE
 
+    @property
+    def needs_p(self) -> bool:
+        """As `Executor` says."""
+        return self.groups.p_weights is None
+
     def fit_grid(self, name: str, training: Training, priors: Sequence[float]) -> Grid:
         """As `Executor` says."""
         del name  # no progress to show
@@ -164,10 +183,10 @@ class InProcess:
         """As `Executor` says."""
         return finer_priors(coarse)
 
-    def weigh(self, coarse: Grid, fine: Grid, seed: int) -> Evidence:
+    def weigh(self, grids: Sequence[Grid], seed: int) -> Evidence:
         """As `Executor` says."""
         groups = self.groups
-        return weigh(coarse.joined(fine), self.features, groups.p_classes, groups.u_classes, groups.units, seed)
+        return weigh(grids, self.features, groups.p_classes, groups.u_classes, groups.units, seed)
 
     def fit_folds(self, name: str, training: Training) -> list[HeldOut]:
         """As `Executor` says."""
@@ -190,6 +209,7 @@ def fit_and_calibrate(
     selector: SelectorConfig,
     seed: int,
     check_verdict: Callable[[Verdict], None] | None = None,
+    labels: LabelledPrior | None = None,
 ) -> FittedSelector:
     """Estimate the prior, choose the steps, train the selector on everything and calibrate it.
 
@@ -198,9 +218,10 @@ def fit_and_calibrate(
         selector: the config's `selector`.
         seed: of all that is random.
         check_verdict: sees the prior before the costly part, and may raise.
+        labels: the prior that people's labels tell, for `prior` audit.
     """
     # 1. The prior.
-    verdict = conclude_prior(executor, selector, seed)
+    verdict = conclude_prior(executor, selector, seed, labels)
     if check_verdict is not None:
         check_verdict(verdict)
 
@@ -212,6 +233,10 @@ def fit_and_calibrate(
 
     # 3. Their held-out logits choose the steps, weigh what else is known of an image, and calibrate.
     fit = executor.assess_fit(folds, verdict, training)
+
+    if verdict.evidence is None:  # the same look at a prior that is given: what it makes of U, and whether P is like it
+        looked_at = Grid(np.array([verdict.train]), fit.p_logits[None], fit.u_logits[None])
+        verdict = examine(verdict, executor.weigh([looked_at], seed), needs_p=executor.needs_p)
 
     # 4. The selector on all of P, stopped where the folds were best, on the schedule that they followed. Its boundary
     # is where it belongs if U has a gap there. Else ranking and threshold are two decisions: it was trained with a
@@ -227,14 +252,19 @@ def fit_and_calibrate(
     return FittedSelector(verdict, fit, training, final, calibration, bootstrap)
 
 
-def conclude_prior(executor: Executor, selector: SelectorConfig, seed: int) -> Verdict:
+def conclude_prior(
+    executor: Executor, selector: SelectorConfig, seed: int, labels: LabelledPrior | None = None
+) -> Verdict:
     """The prior, unless it is known: small selectors at a grid of priors, cross-fitted, coarse and then finer."""
+    if selector.prior == "audit":
+        assert labels is not None
+        return audited(labels)
     if selector.prior != "auto":
         return given(float(np.clip(selector.prior, 1e-4, 1 - 1e-4)))
     training = grid_training(selector, seed)
     coarse = executor.fit_grid("priors", training, COARSE)
     fine = executor.fit_grid("finer priors", training, executor.finer_priors(coarse))
-    return judge(executor.weigh(coarse, fine, seed))
+    return judge(executor.weigh([coarse, fine], seed))
 
 
 def grid_training(selector: SelectorConfig, seed: int) -> Training:

@@ -29,6 +29,7 @@ from pukd_ray.runtime.timing import Span, Stopwatch, covered_seconds
 from pukd_ray.selection.blend import Blend, Nearness
 from pukd_ray.selection.calibration import Calibration, from_json, rescale_logits
 from pukd_ray.selection.chunks import chunk_markers, rules_of_pass
+from pukd_ray.selection.drift import count_scores, describe_drift, drift_of_chunks, load_reference
 from pukd_ray.selection.features import as_half, load_last_tap
 from pukd_ray.selection.rules import RULES
 from pukd_ray.storage import read_bytes
@@ -154,7 +155,7 @@ def _read_blend(folder: RunFolder) -> tuple[Blend, Shared]:
     return Blend(**folder.read_json("selector/blend.json")), Shared.of(nearness)
 
 
-_LEDGER_SCHEMA = pa.schema([("file", pa.string()), ("units", pa.string()), ("reasons", pa.string())])
+_LEDGER_SCHEMA = pa.schema([(name, pa.string()) for name in ("file", "units", "reasons", "scores")])
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,8 @@ class WriteScores:
     chunk: str
     rules: tuple[str, ...]
     """Those with a column of their own."""
+    edges: np.ndarray | None = None
+    """Thresholds to count scores by; None where no unit is new to the selector's sample."""
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Score rows -> one ledger row."""
@@ -174,9 +177,21 @@ class WriteScores:
         self.folder.write_table(name, table.select(schema.names).cast(schema))
         units = Counter(table.column("unit").to_pylist())
         reasons = Counter(e.partition(":")[0] for e in table.column("error").to_pylist() if e is not None)
-        return pa.table(
-            {"file": [name], "units": [json.dumps(units)], "reasons": [json.dumps(reasons)]}, schema=_LEDGER_SCHEMA
-        )
+        scores = {} if self.edges is None else {unit: self._count(table, unit) for unit in units}
+        ledger = {
+            "file": name,
+            "units": json.dumps(units),
+            "reasons": json.dumps(reasons),
+            "scores": json.dumps(scores),
+        }
+        return pa.Table.from_pylist([ledger], schema=_LEDGER_SCHEMA)
+
+    def _count(self, table: pa.Table, unit: str) -> list[float]:
+        mine = table.filter(pc.equal(table.column("unit"), unit)).select(["pu_logit", "pu_probability"])
+        logits, probability = (column.drop_null().to_numpy() for column in mine.columns)
+        assert self.edges is not None
+        counted: list[float] = count_scores(logits, probability, len(mine) - len(logits), self.edges).tolist()
+        return counted
 
 
 def score_corpus(run: RunContext) -> dict[str, Any]:
@@ -208,7 +223,10 @@ def score_corpus(run: RunContext) -> dict[str, Any]:
         fit_scorers(folder, rules) if pending else {},
         _read_blend(folder) if config.selector.blend else None,
     )
-    rate = _first_rate(folder)
+    reference = load_reference(folder)
+    is_new = reference is not None and any(unit.unit_id not in reference.known for unit in pending)
+    edges = reference.edges if reference is not None and is_new else None
+    rate, warned = _first_rate(folder), False
     with progress("score", total, "images", done) as bar:
         while pending:
             size = config.score.chunk_images or max(1, int(rate * CHUNK_SECONDS))
@@ -218,20 +236,24 @@ def score_corpus(run: RunContext) -> dict[str, Any]:
             files: list[str] = []
             rows: Counter[str] = Counter()
             reasons: Counter[str] = Counter()
+            scores: dict[str, np.ndarray] = {}
             spans: list[Span] = []
-            work = Pass("score", ScoreImages, arguments, WriteScores(folder, name, rules))
+            work = Pass("score", ScoreImages, arguments, WriteScores(folder, name, rules, edges))
             for part in stream(run, work, [ReadRequest(u) for u in chunk]):
                 spans += part.spans
                 for entry in part.entries:
                     files.append(entry["file"])
                     counts, rejected = json.loads(entry["units"]), json.loads(entry["reasons"])
                     rows.update(counts)
+                    for unit, counted in json.loads(entry["scores"]).items():
+                        scores[unit] = scores.get(unit, 0) + np.array(counted)
                     reasons.update(rejected)
                     record("images_scored", sum(counts.values()) - sum(rejected.values()))
                     for reason, number in rejected.items():
                         record("images_rejected", number, reason=reason)
                     bar.update(sum(counts.values()))
             _check_conservation(chunk, rows)
+            new = reference.tally_of(chunk, scores) if reference is not None and is_new else None
             marker = {
                 "chunk": name,
                 "units": [u.unit_id for u in chunk],
@@ -239,6 +261,7 @@ def score_corpus(run: RunContext) -> dict[str, Any]:
                 "columns": list(rules),
                 "n_rows": sum(rows.values()),
                 "rejected_by_reason": dict(reasons),
+                "new": None if new is None else new.to_json(),
                 "seconds": round(watch.seconds, 3),
                 "computing_seconds": round(covered_seconds(spans), 3),
             }
@@ -247,6 +270,10 @@ def score_corpus(run: RunContext) -> dict[str, Any]:
             rate = sum(rows.values()) / watch.seconds
             _delete_unfinished(folder, markers)
             _check_rejected(config, markers)
+            drift = drift_of_chunks(reference, markers)
+            if drift is not None and drift["found"] and not warned:
+                warned = True
+                say(f"          warning: {describe_drift(drift)}")
     return summarise(markers)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import ray
 
@@ -24,8 +25,9 @@ from pukd_ray.selection.crossfit import (
     fit_fold,
     fold_rows,
 )
-from pukd_ray.selection.features import Features, load_last_tap
+from pukd_ray.selection.features import LABELS, Features, load_last_tap
 from pukd_ray.selection.grid import Grid, GridFold, fit_grid_fold
+from pukd_ray.selection.labels import label_weights, stand_in
 from pukd_ray.selection.recipe import FinalFit
 from pukd_ray.selection.train_loop import fit_on_group, load_examples
 from pukd_ray.selection.training import Examples, Training, Trunk
@@ -48,6 +50,8 @@ class RayTasks:
     trunk: ray.ObjectRef
     """Of None where it is frozen."""
     groups: ray.ObjectRef
+    needs_p: bool
+    """As `Executor` says."""
     gpus: float = 0.0
     """Of a task that trains all folds; 0: a CPU each."""
     spans: list[Span] = field(default_factory=list)
@@ -58,12 +62,14 @@ class RayTasks:
         """(the executor, what the feature cache says beside the features)."""
         features, trunk, light_ref = _load_examples.remote(run.folder, files, run.config, run.weights)
         light: Features = ray.get(light_ref)
-        groups = ray.put(Groups(light.u_units, light.p_teacher, light.u_teacher))
+        labelled = (light.p_units == LABELS).any()
+        p_weights = stand_in(light.p_units, light.p_rows, label_weights(run.folder)) if labelled else None
+        groups = ray.put(Groups(light.u_units, light.p_teacher, light.u_teacher, p_weights))
         if run.config.selector.blend:
             groups = _fit_nearness.remote(run.folder, files, groups, run.config.seed)
         is_large = len(light.u_units) * light.u.shape[1] >= GPU_VALUES or run.config.selector.trunk == "finetune"
         gpus = gpus_per_train_worker(run.config.resources, run.cluster) if is_large else 0.0
-        return cls(run, files, features, trunk, groups, gpus), light
+        return cls(run, files, features, trunk, groups, p_weights is None, gpus), light
 
     def fit_grid(self, name: str, training: Training, priors: Sequence[float]) -> ray.ObjectRef:
         """As `Executor` says; `name` labels the progress."""
@@ -79,9 +85,9 @@ class RayTasks:
         priors: tuple[float, ...] = ray.get(_finer_priors.remote(coarse))
         return priors
 
-    def weigh(self, coarse: ray.ObjectRef, fine: ray.ObjectRef, seed: int) -> Evidence:
+    def weigh(self, grids: Sequence[Any], seed: int) -> Evidence:
         """As `Executor` says."""
-        evidence: Evidence = ray.get(_weigh.remote(coarse, fine, self.features, self.groups, seed))
+        evidence: Evidence = ray.get(_weigh.remote(self.features, self.groups, seed, *grids))
         return evidence
 
     def fit_folds(self, name: str, training: Training) -> list[ray.ObjectRef]:
@@ -182,5 +188,5 @@ def _finer_priors(coarse: Grid) -> tuple[float, ...]:
 
 
 @ray.remote(num_cpus=0.5)
-def _weigh(coarse: Grid, fine: Grid, features: Examples, groups: Groups, seed: int) -> Evidence:
-    return weigh(coarse.joined(fine), features, groups.p_classes, groups.u_classes, groups.units, seed)
+def _weigh(features: Examples, groups: Groups, seed: int, *grids: Grid) -> Evidence:
+    return weigh(grids, features, groups.p_classes, groups.u_classes, groups.units, seed)

@@ -40,14 +40,20 @@ class Examples:
     """[n_p, views, ...], the image itself first."""
     u: Any
     """[n_u, ...]: features float16 [C], or pixels uint8 [C, H, W]."""
+    known: np.ndarray | None = None
+    """Known negatives, [n, ...] as of U."""
+    known_shares: np.ndarray | None = None
+    """Chance of each to be drawn, float64 [n]; None: all alike."""
 
     def take(self, p_rows: np.ndarray, u_rows: np.ndarray) -> Examples:
-        """Some rows of both, where they lie."""
-        return Examples(self.p[p_rows], self.u[u_rows])
+        """Some rows of P and U, where they lie."""
+        return replace(self, p=self.p[p_rows], u=self.u[u_rows])
 
     def on(self, worker: Worker) -> Examples:
         """The same on the worker's accelerator, where they fit: batches are then taken there. For a CPU as they are."""
-        return self if worker.on_cpu else Examples(resident(self.p, worker.device), resident(self.u, worker.device))
+        if worker.on_cpu:
+            return self
+        return replace(self, p=resident(self.p, worker.device), u=resident(self.u, worker.device))
 
 
 @dataclass(frozen=True)
@@ -161,16 +167,23 @@ def train(
     loss = LOSSES[training.loss]
     due = set(callbacks.checkpoints)
     mine, device = worker.mine, worker.device
+    known = examples.known if loss.knows and examples.known is not None else np.zeros(0)
+    n_known = int(training.batch_size * P_SHARE) if len(known) else 0
+    drawing = np.random.default_rng([training.seed, 4])
     for step in range(1, training.steps + 1):
         p_rows, u_rows = batches(step - 1)
         view = views.integers(0, examples.p.shape[1], len(p_rows))
-        kept = dropout_mask(len(p_rows) + len(u_rows), network.channels, (training.seed, step), worker)
-        kept = torch.cat([kept[: len(p_rows)][mine], kept[len(p_rows) :][mine]])
-        p_rows, view, u_rows = p_rows[mine], view[mine], u_rows[mine]
+        known_rows = drawing.choice(len(known), n_known, p=examples.known_shares) if n_known else u_rows[:0]
+        sizes = [len(p_rows), len(u_rows), n_known]
+        mask = dropout_mask(sum(sizes), network.channels, (training.seed, step), worker)
+        kept = torch.cat([part[mine] for part in mask.split(sizes)])
+        p_rows, view, u_rows, known_rows = p_rows[mine], view[mine], u_rows[mine], known_rows[mine]
         x = drawn(examples, p_rows, view, u_rows, device)
         labels = torch.ones(len(x), device=device)
         labels[len(p_rows) :] = -1
-        batch = Batch(model, x, kept, labels, len(p_rows), training.prior_at(step), rng, worker.group)
+        if n_known:
+            x = torch.cat([x, as_floats(known[known_rows], device)])
+        batch = Batch(model, x, kept, labels, len(p_rows), training.prior_at(step), rng, worker.group, n_known)
         value, objective = loss.risk(batch)
         optimizer.zero_grad()
         objective.backward()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 
-from pukd_ray.run.records import Trust
+from pukd_ray.run.records import Estimator, Trust
 from pukd_ray.selection.evidence import (
     LEVEL,
     Boundary,
@@ -30,6 +32,9 @@ TESTED = 0.56  # upper bound of the AUC up to which a bias is small: it moves th
 UNTESTABLE = 0.65  # upper bound of the AUC, without a gap: a bias of this size could hide
 OVERLAP = 0.6  # of `Evidence.alike`, without a gap
 STRETCH = 1.75  # how much of KL(P || relevant) a linear classifier's AUC misses: k = 0.7 and 1.2 give 1.8 and 1.7
+ENOUGH = 100  # labels of an audit
+PRECISE = 2.0  # upper relative to lower limit of its prior, or to its value
+GIVEN: tuple[Estimator, ...] = ("given", "audit")  # not by this package's own estimates
 FLATTER = 1.3  # what counts as a gap of the coarse grid, whose priors are far apart
 
 
@@ -67,13 +72,14 @@ class Verdict:
     """The prior to train with: one that is too small is the dangerous side."""
     trust: Trust
     reasons: tuple[str, ...]
-    evidence: Evidence | None = None
-    """None of a prior that is given."""
+    evidence: Evidence | None
+    """Of a prior that is given what it makes of U, once a selector was trained with it; before, None."""
+    estimator: Estimator
 
     @property
     def has_gap(self) -> bool:
         """Whether the boundary of a selector trained so runs through a gap in U; taken for granted of a given prior."""
-        return self.evidence is None or self.evidence.boundary.inner
+        return self.estimator in GIVEN or (self.evidence is not None and self.evidence.boundary.inner)
 
     def drawn_prior(self, rng: np.random.Generator) -> float:
         """A prior whose logarithm is normal to either side of `prior`, with 90 % between the bounds."""
@@ -95,9 +101,15 @@ def finer_priors(coarse: Grid) -> tuple[float, ...]:
 
 
 def weigh(
-    grid: Grid, features: Examples, p_classes: np.ndarray, u_classes: np.ndarray, units: np.ndarray, seed: int
+    grids: Sequence[Grid],
+    features: Examples,
+    p_classes: np.ndarray,
+    u_classes: np.ndarray,
+    units: np.ndarray,
+    seed: int,
 ) -> Evidence:
-    """Collect the evidence of a grid of held-out logits; classes are the teacher's labels of P [n_p] and U [n_u]."""
+    """Collect the evidence of held-out logits; classes are the teacher's labels of P [n_p] and U [n_u]."""
+    grid = reduce(Grid.joined, grids)
     boundary = find_boundary(grid.priors, grid.p, grid.u)
     g = generous(grid.priors, grid.p, grid.u)
     at = max(boundary.best, min(g, boundary.best + 1)) if boundary.inner else g
@@ -143,7 +155,8 @@ def judge(e: Evidence) -> Verdict:
         reasons.append("no gap in U between what is relevant and the rest")
     if gap and (biased or apart):
         found = e.boundary
-        return Verdict(found.value, found.lower_bound, found.upper_bound, found.value, "low", tuple(reasons), e)
+        bounds = found.lower_bound, found.upper_bound
+        return Verdict(found.value, *bounds, found.value, "low", tuple(reasons), e, "boundary")
     value = max(e.ratio.value * (1 - e.alike / 4), 1e-4)
     stretch = float(np.exp(STRETCH * divergence(upper_auc)))
     lower, upper = min(low, value) * (1 - e.alike), min(1.0, max(max(high, value) * stretch, e.bbe))
@@ -155,7 +168,8 @@ def judge(e: Evidence) -> Verdict:
             value = float(np.sqrt(value * e.boundary.value))
         else:
             lower, upper = min(lower, e.boundary.value), max(upper, e.boundary.value)
-        return Verdict(value, lower, upper, train, "low" if reasons else "high", tuple(reasons), e)
+        estimator: Estimator = "both" if upper_auc > TESTED else "density_ratio"
+        return Verdict(value, lower, upper, train, "low" if reasons else "high", tuple(reasons), e, estimator)
     trust: Trust = "none" if biased else "low"
     if upper_auc > UNTESTABLE:
         trust = "none"
@@ -167,9 +181,52 @@ def judge(e: Evidence) -> Verdict:
     train = float(np.clip(e.bbe if trust == "low" else 2 * e.bbe, value, 0.7))
     if trust == "none":  # how many to take has to be decided all the same; the density ratio may have collapsed
         value, lower, upper = e.bbe, 0.0, 1.0
-    return Verdict(value, lower, upper, train, trust, tuple(reasons), e)
+    return Verdict(value, lower, upper, train, trust, tuple(reasons), e, "density_ratio" if trust == "low" else "bbe")
 
 
 def given(prior: float) -> Verdict:
-    """Of a prior that is known."""
-    return Verdict(prior, prior, prior, prior, "high", ())
+    """Of a prior that is known, as long as nobody has looked whether P goes with it: see `examine`."""
+    return Verdict(prior, prior, prior, prior, "low", (), None, "given")
+
+
+@dataclass(frozen=True)
+class LabelledPrior:
+    """The prior by labels of a random sample, of an audit."""
+
+    value: float
+    lower: float
+    """90 %."""
+    upper: float
+    labelled: int
+    """Images that it rests on."""
+    reasons: tuple[str, ...] = ()
+    """Why it may not be the corpus's."""
+
+
+def audited(prior: LabelledPrior) -> Verdict:
+    """The same of a prior by labels."""
+    reasons = list(prior.reasons)
+    value, lower, upper = (float(np.clip(v, 1e-4, 1 - 1e-4)) for v in (prior.value, prior.lower, prior.upper))
+    if prior.labelled < ENOUGH or upper > PRECISE * max(lower, value / PRECISE):
+        reasons.append(f"{prior.labelled} labels leave the prior between {lower:.3g} and {upper:.3g}: label more")
+    return Verdict(value, lower, upper, value, "low", tuple(reasons), None, "audit")
+
+
+def examine(verdict: Verdict, e: Evidence, *, needs_p: bool = True) -> Verdict:
+    """The same prior, and what to think of it and of P after a selector was trained with it; `e` is of that one prior.
+
+    Precision and recall are estimated from P, whoever says the prior: a biased P spoils them, unless labelled images
+    stand for it (`needs_p` is false).
+    """
+    low, high = (float(q) for q in np.quantile(e.ratio.draws, [0.05, 0.95]))
+    lower_auc, upper_auc = net_of(e.test.lower, e.others), net_of(e.test.upper, 0.0)
+    auc = f"AUC {e.test.auc:.2f} +- {LEVEL * e.test.error:.2f}"
+    reasons = list(verdict.reasons)
+    if needs_p and lower_auc > BIASED:
+        reasons.append(f"P differs from what is taken of U ({auc})")
+    elif needs_p and upper_auc > UNTESTABLE:
+        reasons.append(f"too few images to see whether P is biased ({auc})")
+    reach = high * float(np.exp(STRETCH * divergence(upper_auc)))
+    if verdict.upper < (1 - e.alike) * low or verdict.lower > max(reach, e.bbe):
+        reasons.append(f"the density ratio says {e.ratio.value:.3g}, the prior that is given {verdict.prior:.3g}")
+    return replace(verdict, trust="low" if reasons else "high", reasons=tuple(reasons), evidence=e)

@@ -30,7 +30,7 @@ from pukd_ray.selection.histogram import bin_edges, bin_scores, estimate_selecti
 from pukd_ray.selection.recipe import FittedSelector, InProcess, fit_and_calibrate
 from pukd_ray.selection.rules import RULES
 from pukd_ray.selection.training import Examples, Trunk
-from pukd_ray.selection.verdict import Verdict
+from pukd_ray.selection.verdict import GIVEN, Verdict
 from pukd_ray.selection.views import random_views
 from pukd_ray.studies.cifar import draw_cifar
 from pukd_ray.studies.pages import describe_machine
@@ -206,15 +206,16 @@ def verdict_figures(verdict: Verdict, relevant: np.ndarray) -> dict[str, float]:
 
 
 def _evidence(verdict: Verdict) -> dict[str, float]:
-    """What the prior was concluded from; nothing of one that was given."""
+    """What the prior was concluded from; of one that was given what was looked at."""
     e = verdict.evidence
-    if e is None:
-        return {}
-    return {
+    assert e is not None
+    grid = {
         "gap": float(e.boundary.inner),
         "prior_boundary": e.boundary.value,
         "boundary_lower": e.boundary.lower_bound,
         "boundary_upper": e.boundary.upper_bound,
+    }
+    return ({} if verdict.estimator in GIVEN else grid) | {
         "prior_ratio": e.ratio.value,
         "ratio_lower": float(np.quantile(e.ratio.draws, 0.05)),
         "ratio_upper": float(np.quantile(e.ratio.draws, 0.95)),
