@@ -13,8 +13,8 @@ PriorSource = Literal["config", "bbe", "audit"]
 Trust = Literal["high", "low", "none"]
 """Of the estimates: none says that they cannot be told."""
 Estimator = Literal["density_ratio", "boundary", "both", "bbe", "given", "audit"]
-"""What a prior stands on: P's density ratio, U's emptiest boundary, the geometric mean of both, best bins (where nothing
-can be told), the config, labels."""
+"""What a prior stands on: P's density ratio, U's emptiest boundary, the geometric mean of both, best bins (where
+nothing can be told), the config, labels."""
 
 
 # -- selector ---------------------------------------------------------------------------------------------------

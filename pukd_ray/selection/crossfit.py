@@ -17,7 +17,7 @@ import torch
 from pukd_ray.runtime.devices import ALONE, Worker
 from pukd_ray.runtime.timing import Span
 from pukd_ray.selection.blend import Blend, Nearness, Tails, fit_nearness
-from pukd_ray.selection.calibration import Binned, Calibration, resample_weights, rescale_logits
+from pukd_ray.selection.calibration import Binned, Calibration, resample_weights, rescale_logits, tilt_of, tilted
 from pukd_ray.selection.evidence import class_weights
 from pukd_ray.selection.risk import proxy_accuracy
 from pukd_ray.selection.training import (
@@ -206,13 +206,19 @@ def assess_fit(held_out: Sequence[HeldOut], groups: Groups, verdict: Verdict, tr
     if p_weights is None:
         probability = binned.fit(verdict.prior)[0](u)
         p_weights = class_weights(probability, groups.p_classes, groups.u_classes)
-    calibration, _ = binned.fit(verdict.prior, p_weights)
+
+    def fitted(prior: float, divergence: float, weights: np.ndarray, u_weights: np.ndarray | None) -> Calibration:
+        tilt = tilt_of(divergence, p)
+        return replace(binned.fit(prior, tilted(weights, p, tilt), u_weights)[0], tilt=tilt)
+
+    calibration = fitted(verdict.prior, verdict.bias_of_logits(), p_weights, None)
     refits = [
-        binned.fit(
+        fitted(
             verdict.drawn_prior(rng),
+            verdict.drawn_bias_of_logits(rng),
             p_weights * resample_weights(rng, len(p)),
             resample_weights(rng, len(u), groups.units),
-        )[0]
+        )
         for _ in range(BOOTSTRAPS)
     ]
     return FitReport(

@@ -180,8 +180,8 @@ class TwoSample:
 
     @property
     def upper(self) -> float:
-        """Of the AUC, 95 %."""
-        return self.auc + LEVEL * self.error
+        """Of the AUC, 95 %; below 1/2 is chance, and no evidence against a bias."""
+        return max(self.auc, 0.5) + LEVEL * self.error
 
 
 def divergence(auc: float) -> float:

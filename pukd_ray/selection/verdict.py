@@ -29,12 +29,12 @@ from pukd_ray.selection.training import Examples
 # Set on 47 tuning tasks (Fashion pools and Gaussian mixtures; priors 0.002 to 0.6, P 10 to 100 per class, k 0 to 1.2).
 BIASED = 0.53  # lower bound of the AUC above which P is called biased: teacher's own images against new ones have 0.51
 TESTED = 0.56  # upper bound of the AUC up to which a bias is small: it moves the prior by less than 4 %
-UNTESTABLE = 0.65  # upper bound of the AUC, without a gap: a bias of this size could hide
-OVERLAP = 0.6  # of `Evidence.alike`, without a gap
+SPAN = 20.0  # upper by lower bound from which on the density ratio says too little
 STRETCH = 1.75  # how much of KL(P || relevant) a linear classifier's AUC misses: k = 0.7 and 1.2 give 1.8 and 1.7
 ENOUGH = 100  # labels of an audit
 PRECISE = 2.0  # upper relative to lower limit of its prior, or to its value
 GIVEN: tuple[Estimator, ...] = ("given", "audit")  # not by this package's own estimates
+ALONG = 0.1  # share of a bias's KL that shows in the logits
 FLATTER = 1.3  # what counts as a gap of the coarse grid, whose priors are far apart
 
 
@@ -80,6 +80,19 @@ class Verdict:
     def has_gap(self) -> bool:
         """Whether the boundary of a selector trained so runs through a gap in U; taken for granted of a given prior."""
         return self.estimator in GIVEN or (self.evidence is not None and self.evidence.boundary.inner)
+
+    def bias_of_logits(self) -> float:
+        """KL divergence of P's logits from those of U's relevant images, as far as the test shows a bias."""
+        e = self.evidence
+        return 0.0 if e is None else ALONG * STRETCH * divergence(net_of(e.test.auc, e.others))
+
+    def drawn_bias_of_logits(self, rng: np.random.Generator) -> float:
+        """The same with what the test does not rule out; how much of a bias shows in the logits is not known."""
+        e = self.evidence
+        if e is None:
+            return 0.0
+        auc = net_of(float(rng.normal(e.test.auc, e.test.error)), e.others)
+        return float(2 * ALONG * rng.random() * STRETCH * divergence(auc))
 
     def drawn_prior(self, rng: np.random.Generator) -> float:
         """A prior whose logarithm is normal to either side of `prior`, with 90 % between the bounds."""
@@ -141,47 +154,45 @@ def judge(e: Evidence) -> Verdict:
     gap alone speaks. Without a gap only the density ratio is left, which a biased P puts too low: it then has to pass
     the two-sample test.
     """
-    low, high = (float(q) for q in np.quantile(e.ratio.draws, [0.05, 0.95]))
-    upper_auc = net_of(e.test.upper, 0.0)
-    auc = f"AUC {e.test.auc:.2f} +- {LEVEL * e.test.error:.2f}"
-    biased, gap = e.biased, e.boundary.inner
-    apart = gap and (high < e.boundary.lower_bound or (1 - e.alike) * low > e.boundary.upper_bound)
+    found, gap, biased = e.boundary, e.boundary.inner, e.biased
+    value = max(e.ratio.value * (1 - e.alike / 4), 1e-4)
+    lower, upper = (float(q) for q in np.quantile(e.ratio.draws, [0.05, 0.95]))
+    # What looks like both may be either, and a bias that the test could not see puts the density ratio too low.
+    unseen = float(np.exp(STRETCH * divergence(e.test.upper)))
+    lower, upper = min(lower, value) * (1 - e.alike / 2), max(upper, value) * (1 + e.alike) * unseen
+    vague = upper > SPAN * lower
+    upper = min(1.0, upper)
+    apart = gap and (upper < found.lower_bound or lower > found.upper_bound)
     reasons: list[str] = []
+    auc = f"AUC {e.test.auc:.2f} +- {LEVEL * e.test.error:.2f}"
     if biased:
         reasons.append(f"P differs from what is taken of U ({auc})")
     if apart:
-        reasons.append(f"the density ratio says {e.ratio.value:.3g}, the emptiest boundary {e.boundary.value:.3g}")
+        reasons.append(f"the density ratio says {e.ratio.value:.3g}, the emptiest boundary {found.value:.3g}")
     if not gap:
         reasons.append("no gap in U between what is relevant and the rest")
-    if gap and (biased or apart):
-        found = e.boundary
-        bounds = found.lower_bound, found.upper_bound
-        return Verdict(found.value, *bounds, found.value, "low", tuple(reasons), e, "boundary")
-    value = max(e.ratio.value * (1 - e.alike / 4), 1e-4)
-    stretch = float(np.exp(STRETCH * divergence(upper_auc)))
-    lower, upper = min(low, value) * (1 - e.alike), min(1.0, max(max(high, value) * stretch, e.bbe))
+    if vague:
+        reasons.append(f"by its density ratio the prior may be anything from {lower:.2g} to {upper:.2g}")
+    untested = not biased and e.test.upper > TESTED
+    settled = not reasons
+    if untested:
+        reasons.append(f"few images to see whether P is biased ({auc})")
+    if gap and not settled:
+        return Verdict(
+            found.value, found.lower_bound, found.upper_bound, found.value, "low", tuple(reasons), e, "boundary"
+        )
     if gap:
-        train = max(e.boundary.value, value)
-        if upper_auc > TESTED:
-            reasons.append(f"few images to see whether P is biased ({auc})")
-            lower, upper = min(lower, e.boundary.lower_bound), max(upper, e.boundary.upper_bound)
-            value = float(np.sqrt(value * e.boundary.value))
-        else:
-            lower, upper = min(lower, e.boundary.value), max(upper, e.boundary.value)
-        estimator: Estimator = "both" if upper_auc > TESTED else "density_ratio"
-        return Verdict(value, lower, upper, train, "low" if reasons else "high", tuple(reasons), e, estimator)
-    trust: Trust = "none" if biased else "low"
-    if upper_auc > UNTESTABLE:
-        trust = "none"
-        reasons.append(f"too few images to see whether P is biased ({auc})")
-    if e.alike > OVERLAP or e.ratio.value <= 1e-4:
-        trust = "none"
-        reasons.append(f"{e.alike:.0%} of what looks relevant cannot be told from the rest")
+        train = max(found.value, value)
+        ends = (found.lower_bound, found.upper_bound) if untested else (found.value, found.value)
+        lower, upper = min(lower, ends[0]), max(upper, ends[1])
+        value = float(np.sqrt(value * found.value)) if untested else value
+        trust: Trust = "low" if reasons else "high"
+        return Verdict(value, lower, upper, train, trust, tuple(reasons), e, "both" if untested else "density_ratio")
     # A prior twice too large ranks better than one that is too small, and worse than the right one.
-    train = float(np.clip(e.bbe if trust == "low" else 2 * e.bbe, value, 0.7))
-    if trust == "none":  # how many to take has to be decided all the same; the density ratio may have collapsed
-        value, lower, upper = e.bbe, 0.0, 1.0
-    return Verdict(value, lower, upper, train, trust, tuple(reasons), e, "density_ratio" if trust == "low" else "bbe")
+    if biased or vague:  # how many to take has to be decided all the same; the density ratio may have collapsed
+        return Verdict(e.bbe, 0.0, 1.0, float(np.clip(2 * e.bbe, value, 0.7)), "none", tuple(reasons), e, "bbe")
+    train = float(np.clip(e.bbe, value, 0.7))
+    return Verdict(value, lower, upper, train, "low", tuple(reasons), e, "density_ratio")
 
 
 def given(prior: float) -> Verdict:
@@ -219,13 +230,13 @@ def examine(verdict: Verdict, e: Evidence, *, needs_p: bool = True) -> Verdict:
     stand for it (`needs_p` is false).
     """
     low, high = (float(q) for q in np.quantile(e.ratio.draws, [0.05, 0.95]))
-    lower_auc, upper_auc = net_of(e.test.lower, e.others), net_of(e.test.upper, 0.0)
+    upper_auc = e.test.upper
     auc = f"AUC {e.test.auc:.2f} +- {LEVEL * e.test.error:.2f}"
     reasons = list(verdict.reasons)
-    if needs_p and lower_auc > BIASED:
+    if needs_p and e.biased:
         reasons.append(f"P differs from what is taken of U ({auc})")
-    elif needs_p and upper_auc > UNTESTABLE:
-        reasons.append(f"too few images to see whether P is biased ({auc})")
+    elif needs_p and upper_auc > TESTED:
+        reasons.append(f"few images to see whether P is biased ({auc})")
     reach = high * float(np.exp(STRETCH * divergence(upper_auc)))
     if verdict.upper < (1 - e.alike) * low or verdict.lower > max(reach, e.bbe):
         reasons.append(f"the density ratio says {e.ratio.value:.3g}, the prior that is given {verdict.prior:.3g}")

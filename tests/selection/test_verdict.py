@@ -132,8 +132,8 @@ def test_a_biased_p_leaves_the_boundary_alone() -> None:
     ("changes", "reason"),
     [
         ({"test": TwoSample(0.65, 0.02, 400, 1600)}, "P differs"),
-        ({"test": TwoSample(0.5, 0.2, 10, 40)}, "too few images"),
-        ({"alike": 0.8}, "80% of what looks relevant"),
+        ({"test": TwoSample(0.5, 0.5, 10, 10)}, "few images"),
+        ({"ratio": DensityRatio(0.02, np.linspace(0, 0.04, 40), Calibration(1, 0))}, "anything from 0.00"),
     ],
 )
 def test_without_a_gap_what_cannot_be_told_is_not_told(changes: dict[str, object], reason: str) -> None:
@@ -152,7 +152,7 @@ def test_without_a_gap_what_cannot_be_told_is_not_told(changes: dict[str, object
     [
         (0.25, {}, None),
         (0.25, {"test": TwoSample(0.65, 0.02, 400, 1600)}, "P differs"),
-        (0.25, {"test": TwoSample(0.5, 0.2, 10, 40)}, "too few images"),
+        (0.25, {"test": TwoSample(0.5, 0.2, 10, 40)}, "few images"),
         (0.6, {}, "the density ratio says 0.24, the prior that is given 0.6"),
         (0.1, {}, "the density ratio says 0.24, the prior that is given 0.1"),
     ],
@@ -168,6 +168,20 @@ def test_a_prior_that_is_given_is_looked_at(prior: float, changes: dict[str, obj
     else:
         assert after.trust == "low"
         assert any(reason in r for r in after.reasons)
+
+
+def test_a_bias_that_few_images_cannot_show_widens_the_interval() -> None:
+    plain = evidence()
+    many, few = (judge(replace(plain, test=TwoSample(0.5, error, 400, 1600))) for error in (0.01, 0.05))
+    assert (many.trust, few.trust) == ("high", "low")
+    assert few.lower <= plain.boundary.lower_bound < many.lower
+    assert few.upper >= plain.boundary.upper_bound > many.upper
+    assert TwoSample(0.4, 0.05, 400, 1600).upper == TwoSample(0.5, 0.05, 400, 1600).upper  # below 1/2 is chance
+
+
+def test_what_looks_like_both_widens_the_interval() -> None:
+    clear, mixed = judge(evidence(alike=0.0)), judge(evidence(alike=0.4))
+    assert mixed.lower < clear.lower < clear.upper < mixed.upper
 
 
 def test_drawn_priors_have_the_verdicts_interval() -> None:
