@@ -23,6 +23,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/results/coverage.json"), help="[%(default)s]")
     parser.add_argument("--tables", type=Path, help="Markdown file for the tables [printed]")
     parser.add_argument("--test-seeds", type=int, default=20, help="of the test for a biased P [%(default)s]")
+    parser.add_argument("--keep", type=Path, help="folder for what each run's figures are from, pickled")
     parser.add_argument("--tuning", action="store_true", help="other tasks: nothing final is looked at")
     parser.add_argument(
         "--part", default="1/1", metavar="I/N", help="only every Nth run, from the Ith on [%(default)s]"
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
     runs: list[BiasRun | Case] = [*bias_runs(arguments.test_seeds, tuning=tuning), *draw_cases(tuning=tuning)]
     photographs = Photographs.load(load_photographs(arguments.source), teacher)
     with engine("coverage-study"):
-        study = run_study(arguments.output, photographs, runs[part], tuning=tuning)
+        study = run_study(arguments.output, photographs, runs[part], tuning=tuning, keep=arguments.keep)
     page = render(study)
     if arguments.tables is None:
         print(page)

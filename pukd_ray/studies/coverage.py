@@ -6,7 +6,9 @@ through the shipped recipe, and then through the estimates of the stage `select`
 
 from __future__ import annotations
 
+import gzip
 import json
+import pickle
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -143,12 +145,27 @@ def draw_sample(case: Case, photographs: Photographs | None, *, tuning: bool) ->
     )
 
 
-def measure_case(sample: Sample, seed: int, settings: Mapping[str, Any] = SETTINGS) -> dict[str, float]:
-    """All figures of one task."""
+def measure_case(
+    sample: Sample, seed: int, settings: Mapping[str, Any] = SETTINGS, keep: Path | None = None
+) -> dict[str, float]:
+    """All figures of one task; what they are from is pickled into the file `keep`."""
     use_threads()
     began = time.process_time()
     executor, selector = _executor(sample, seed), SelectorConfig(**settings)
     fitted = fit_and_calibrate(executor, selector, seed)
+    if keep is not None:
+        groups, fit = executor.groups, fitted.fit
+        kept = {
+            "verdict": fitted.verdict,
+            "training": fitted.training,
+            "p_logits": fit.p_logits.astype(np.float16),
+            "u_logits": fit.u_logits.astype(np.float16),
+            "final_logits": fitted.final.u_logits.astype(np.float16),
+            "p_classes": groups.p_classes.astype(np.uint8),
+            "u_classes": groups.u_classes.astype(np.uint8),
+            "relevant": sample.relevant,
+        }
+        keep.write_bytes(gzip.compress(pickle.dumps(kept)))
     return {**figures_of(fitted, sample.relevant), "seconds": time.process_time() - began}
 
 
@@ -189,23 +206,33 @@ def bias_runs(seeds: int, *, tuning: bool = False) -> list[BiasRun]:
 
 
 @ray.remote(num_cpus=1)
-def _measure(run: Case | BiasRun, photographs: Photographs, tuning: bool) -> tuple[str, dict[str, float]]:
+def _measure(
+    run: Case | BiasRun, photographs: Photographs, tuning: bool, keep: Path | None
+) -> tuple[str, dict[str, float]]:
     if isinstance(run, BiasRun):
         pool = draw_pool(photographs.bank, "hard", seed=run.seed, bias=run.bias, tuning=tuning)
         return run.key, measure_test(photographs.sample(pool, run.seed), run.seed)
-    return run.key, measure_case(draw_sample(run, photographs, tuning=tuning), run.seed)
+    file = None if keep is None else keep / (run.key.replace("/", "_") + ".pickle.gz")
+    return run.key, measure_case(draw_sample(run, photographs, tuning=tuning), run.seed, keep=file)
 
 
 def run_study(
-    file: Path, photographs: Photographs, runs: Sequence[Case | BiasRun], *, tuning: bool = False
+    file: Path,
+    photographs: Photographs,
+    runs: Sequence[Case | BiasRun],
+    *,
+    tuning: bool = False,
+    keep: Path | None = None,
 ) -> dict[str, Any]:
     """Make the runs that `file` (JSON) does not have yet, one on each CPU, adding each as it ends; return all of it."""
     study: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"runs": {}}
     study |= {"machine": describe_machine(), "tuning": tuning}
     missing = [run for run in runs if run.key not in study["runs"]]
     shared = ray.put(photographs)
-    waiting = [_measure.remote(run, shared, tuning) for run in missing]
+    waiting = [_measure.remote(run, shared, tuning, keep) for run in missing]
     file.parent.mkdir(parents=True, exist_ok=True)
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
     with progress("coverage", len(runs), "runs", len(runs) - len(missing)) as bar:
         while waiting:
             done, waiting = ray.wait(waiting)
