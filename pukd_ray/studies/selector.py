@@ -325,15 +325,16 @@ def describe(run: Run, figures: Mapping[str, float]) -> str:
 
 
 def all_runs(seeds: int, cifar: bool) -> list[Run]:
-    """The runs of docs/results.md, in the order of their worth: default settings, then ablations."""
-    pools = (*MEASURED, "cifar") if cifar else MEASURED
-    runs = [Run("default", pool, "default", seed) for seed in range(seeds) for pool in pools]
-    runs += [Run("default", "hard", setting, seed) for seed in range(seeds) for setting in BIASED]
-    runs += [Run("quick", "hard", setting, seed) for seed in range(seeds) for setting in SETTINGS]
-    runs += [Run("quick", "rare", setting, seed) for seed in range(seeds) for setting in RARE_TOO]
-    if cifar:
-        runs += [Run("quick", "cifar", setting, seed) for seed in range(seeds) for setting in CIFAR_TOO]
-    return runs
+    """The runs of docs/results.md, in the order of their worth, and of each kind the longest first."""
+    pools = ("cifar", *MEASURED) if cifar else MEASURED
+    biased = [name for name, setting in BIASED.items() if setting.prior_factor is None]
+    ablations = {"hard": SETTINGS, "rare": RARE_TOO, "cifar": CIFAR_TOO}
+    of_a_seed = (
+        [("default", pool, "default") for pool in pools] + [("default", "hard", setting) for setting in biased],
+        [("quick", pool, setting) for pool in ablations if pool in pools for setting in ablations[pool]],
+        [("default", "hard", setting) for setting in BIASED if setting not in biased],
+    )
+    return [Run(*what, seed) for kind in of_a_seed for seed in range(seeds) for what in kind]
 
 
 def quick_runs(seeds: int, cifar: bool) -> list[Run]:
