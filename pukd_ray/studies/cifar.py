@@ -10,19 +10,13 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
 
 from pukd_ray.config import TeacherConfig
 from pukd_ray.demo.pools import TUNING_SHARE, TUNING_SIZE, Bank, Pool
-from pukd_ray.networks.small import CifarResNet
-from pukd_ray.networks.teacher import dump_state
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CORPUS = 20_000
@@ -78,10 +72,8 @@ def draw_cifar(bank: Bank, *, seed: int, per_class: int = 100, tuning: bool = Fa
 def cifar_teacher(folder: Path) -> tuple[TeacherConfig, bytes]:
     """(config, weights) of the public ResNet-20."""
     file = folder / "teachers" / "resnet20-12fca82f.th"
-    saved: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
-    state = {name.removeprefix("module.").replace("linear.", "fc."): value for name, value in saved.items()}
     teacher = TeacherConfig(
-        arch=f"{__name__}:public_resnet20",
+        arch="resnet20_cifar",
         weights=str(file),
         num_classes=len(CLASSES),
         channels=3,
@@ -89,23 +81,4 @@ def cifar_teacher(folder: Path) -> tuple[TeacherConfig, bytes]:
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
     )
-    return teacher, dump_state(state)
-
-
-def public_resnet20(*, num_classes: int, channels: int, input_size: int) -> CifarResNet:
-    """ResNet-20 with shortcuts that have no parameters (He et al. 2016, option A), as the public checkpoints."""
-    del input_size
-    network = CifarResNet(3, num_classes=num_classes, channels=channels)
-    for module in network.modules():
-        if getattr(module, "downsample", None) is not None:
-            module.downsample = Padded()
-    return network
-
-
-class Padded(nn.Module):
-    """[B, C, H, W] -> [B, 2 C, H / 2, W / 2]: every other pixel, and zero channels on both sides."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """As the class says."""
-        channels = x.shape[1] // 2
-        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, channels, channels))
+    return teacher, file.read_bytes()
