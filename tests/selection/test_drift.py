@@ -163,11 +163,14 @@ def test_the_sample_is_grouped_by_files_if_it_has_enough(files: int, groups: int
     assert found.tally_of(new[2:], counts) is None
 
 
+BARE = {"selector.blend": False}  # the network's logit alone goes through the pass as well
+
+
 @pytest.mark.timeout(400)
 @pytest.mark.usefixtures("ray_cluster")
 def test_new_files_of_a_run_are_compared_and_only_they(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_task(tmp_path, images=900)
-    config = load_config(tmp_path / "config.yaml", {"selector.steps": 60, "score.chunk_images": 2000})
+    config = load_config(tmp_path / "config.yaml", {"selector.steps": 60, "score.chunk_images": 2000} | BARE)
     folder = RunFolder(config.output)
 
     def score() -> tuple[ChunkMarker, str]:
@@ -176,6 +179,7 @@ def test_new_files_of_a_run_are_compared_and_only_they(tmp_path: Path, capsys: p
 
     first, _ = score()
     assert first["new"] is None
+    assert not {f for f in folder.files("selector") if "blend" in f or "nearness" in f}
     pq.write_table(corpus(300, 0.3, 11), tmp_path / "lake" / "part-3.parquet")
     same, out = score()
     assert same["new"] is not None
