@@ -65,7 +65,8 @@ class RayTasks:
         labelled = (light.p_units == LABELS).any()
         p_weights = stand_in(light.p_units, light.p_rows, label_weights(run.folder)) if labelled else None
         groups = ray.put(Groups(light.u_units, light.p_teacher, light.u_teacher, p_weights))
-        if run.config.selector.blend:
+        # Without a few of both the run ends by `check_sample`.
+        if run.config.selector.blend and len(light.p_labels) >= FOLDS and len(light.u_units):
             groups = _fit_nearness.remote(run.folder, files, groups, run.config.seed)
         is_large = len(light.u_units) * light.u.shape[1] >= GPU_VALUES or run.config.selector.trunk == "finetune"
         gpus = gpus_per_train_worker(run.config.resources, run.cluster) if is_large else 0.0
