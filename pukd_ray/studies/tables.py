@@ -9,7 +9,7 @@ import numpy as np
 
 from pukd_ray.demo.pools import MEASURED
 from pukd_ray.studies.pages import render_page
-from pukd_ray.studies.selector import BIASED, RIVALS
+from pukd_ray.studies.selector import BIASED, RIVALS, TRUST
 
 Figures = dict[str, float]
 TOLD = ", prior: true"
@@ -44,7 +44,7 @@ def render(study: dict[str, Any], command: str) -> str:
         biased=_biased({s: chosen("default", "hard", s) for s in ("default", *BIASED)}),
         ablations=ablations,
         cost=_cost(chosen("quick", "hard", "default"), chosen("quick", "hard", "trunk: finetune")),
-        coverage={pool: _coverage(defaults[pool]) for pool in pools},
+        coverage={pool: _coverage(defaults[pool]) for pool in pools if _told(defaults[pool])},
     )
 
 
@@ -68,8 +68,7 @@ def _biased(settings: dict[str, dict[int, Figures]]) -> list[dict[str, str]]:
             for key in ("ap", "precision", "recall", "f1")
         }
         prior = _shown([f["prior"] for f in runs.values()])
-        held = sum(f["prior_lower"] <= f["true_prior"] <= f["prior_upper"] for f in runs.values())
-        rows.append({"name": name, "prior": prior, "held": f"{held} of {len(runs)}", **row})
+        rows.append({"name": name, "prior": prior, "held": _held(list(runs.values())), **row})
     return rows
 
 
@@ -108,8 +107,19 @@ def _headline(runs: list[Figures]) -> list[tuple[str, str]]:
         ("CPU seconds: cross-fit and final selector", "fit_seconds", 0),
     ]
     shown = [(name, _shown([f[key] for f in runs], digits)) for name, key, digits in rows]
-    held = sum(f["prior_lower"] <= f["true_prior"] <= f["prior_upper"] for f in runs)
-    return [*shown, ("prior intervals that hold the truth", f"{held} of {len(runs)}")]
+    return [*shown, ("prior intervals that hold the truth", _held(runs))]
+
+
+def _told(runs: Sequence[Figures]) -> list[Figures]:
+    """Those whose figures a user gets to see: not where the answer is "cannot tell"."""
+    return [f for f in runs if f["trust"] > TRUST["none"]]
+
+
+def _held(runs: Sequence[Figures]) -> str:
+    told = _told(runs)
+    held = sum(f["prior_lower"] <= f["true_prior"] <= f["prior_upper"] for f in told)
+    silent = len(runs) - len(told)
+    return f"{held} of {len(told)}" + (f" ({silent} cannot tell)" if silent else "")
 
 
 def _ablation(settings: dict[str, dict[int, Figures]]) -> list[dict[str, str]]:
@@ -140,7 +150,8 @@ def _cost(frozen: dict[int, Figures], finetune: dict[int, Figures]) -> dict[str,
 
 
 def _coverage(runs: list[Figures]) -> list[tuple[str, int, int, str, str]]:
-    """(figure, intervals that hold the truth, of how many, mean truth - estimate, mean width)."""
+    """(figure, intervals that hold the truth, of how many that are told, mean truth - estimate, mean width)."""
+    runs = _told(runs)
     rows = []
     for name, true, estimate in (
         ("prior", "true_prior", "prior"),

@@ -103,11 +103,17 @@ def test_tables_pair_differences_by_seed_and_count_coverage() -> None:
     for seed in range(3):
         runs[f"quick/hard/loss: naive/{seed}"]["ap"] -= 0.125
         runs[f"quick/hard/trunk: finetune/{seed}"]["fit_seconds"] *= 19
+    for run in runs.values():
+        run["trust"] = 2.0
+    for seed in (0, 1, 2):
+        runs[f"default/cifar/default/{seed}"]["trust"] = 0.0
     runs["default/hard/default/2"]["prior_upper"] = 0.0
     runs["default/hard/P biased, 0.7, prior: true/1"]["ap"] = 0.81
     page = render(figures, "x")
     row = next(line for line in page.splitlines() if line.startswith("| loss: naive |"))
     assert row.startswith("| loss: naive | 0.385 ± 0.010 | -0.1250 ± 0.0000 |")
+    assert "| 2 of 3 | 3 of 3 | 3 of 3 | 3 of 3 | 0 of 0 (3 cannot tell) |" in page
+    assert "`cifar`, default settings" not in page
     assert "| prior | 2 of 3 | +0.0000 | -0.1733 |" in page
     assert "took 10.0 times the CPU seconds" in page
     assert f"| average precision |{' 0.5100 ± 0.0100 |' * 5}" in page
