@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ class Cache:
     cpu_seconds_per_image: float
 
 
-def extract(source: Source, grid: int | str, rows: slice = slice(None)) -> Cache:
+def extract(source: Source, grid: int | str, rows: np.ndarray | slice = slice(None)) -> Cache:
     """Run the teacher over images of the bank, in this process."""
     network = Teacher(source.teacher, source.weights, torch.device("cpu"), grid)  # type: ignore[arg-type]
     pixels = source.pixels(rows)
@@ -292,7 +292,7 @@ def _calibration_error(probability: np.ndarray, relevant: np.ndarray, bins: int 
 
 QUICK = {"steps": 300, "batch_size": 512, "lr": 0.003}
 """The ablations' settings, far cheaper than the defaults, which have a table of their own."""
-SLICE = 8192  # images that a task extracts
+SLICE = 2048  # images that a task extracts
 CIFAR_TOO = ("default", "blend: false", "prior: true")
 RARE_TOO = ("default", "blend: false", "prior: true", "prior: half", "prior: double", "loss: naive")
 
@@ -344,7 +344,7 @@ def quick_runs(seeds: int, cifar: bool) -> list[Run]:
 
 
 @ray.remote(num_cpus=1)
-def _extract(source: Source, grid: int | str, rows: slice) -> Cache:
+def _extract(source: Source, grid: int | str, rows: np.ndarray) -> Cache:
     use_threads()
     return extract(source, grid, rows)
 
@@ -376,6 +376,7 @@ def run_study(file: Path, sources: Mapping[str, Source], runs: list[Run], *, tun
     }
     study["machine"] = describe_machine()
     missing = [run for run in runs if run.key not in study["runs"]]
+    needed = _needed_rows(sources, missing, tuning=tuning)
     # One copy in the object store of each source, and of its features for each choice of taps and grid.
     stored: dict[int, ray.ObjectRef] = {}
     caches: dict[tuple[int, str], ray.ObjectRef] = {}
@@ -390,8 +391,10 @@ def run_study(file: Path, sources: Mapping[str, Source], runs: list[Run], *, tun
                 stored[of_source] = ray.put(source)
             if key not in caches:
                 tapped = ray.put(replace(source, teacher=replace(source.teacher, taps=setting.taps)))
-                slices = [slice(i, i + SLICE) for i in range(0, len(source.bank.images), SLICE)]
-                caches[key] = _join.remote(*[_extract.remote(tapped, grid, rows) for rows in slices])
+                rows = needed[of_source]
+                slices = [rows[i : i + SLICE] for i in range(0, len(rows), SLICE)]
+                parts = [_extract.remote(tapped, grid, part) for part in slices]
+                caches[key] = _join.remote(len(source.bank.images), rows, *parts)
             waiting.append(_measure.remote(stored[of_source], caches[key], run, tuning))
         while waiting:
             done, waiting = ray.wait(waiting)
@@ -403,11 +406,24 @@ def run_study(file: Path, sources: Mapping[str, Source], runs: list[Run], *, tun
     return study
 
 
+def _needed_rows(sources: Mapping[str, Source], runs: Sequence[Run], *, tuning: bool) -> dict[int, np.ndarray]:
+    """By id of the source the rows of its bank that the runs' pools have, ascending."""
+    rows: dict[int, list[np.ndarray]] = {}
+    for name, seed, bias in dict.fromkeys((run.pool, run.seed, ALL_SETTINGS[run.setting].bias) for run in runs):
+        pool = sources[name].draw(name, Setting(bias=bias), seed, tuning=tuning)  # fewer positives are among these
+        rows.setdefault(id(sources[name]), []).extend((pool.positives, pool.corpus))
+    return {source: np.unique(np.concatenate(parts)) for source, parts in rows.items()}
+
+
 @ray.remote(num_cpus=1)
-def _join(*parts: Cache) -> Cache:
-    return Cache(
-        np.concatenate([part.features for part in parts]),
-        np.concatenate([part.last_tap for part in parts]),
-        np.concatenate([part.logits for part in parts]),
-        float(np.mean([part.cpu_seconds_per_image for part in parts])),
-    )
+def _join(count: int, rows: np.ndarray, *parts: Cache) -> Cache:
+    """What the teacher makes of `rows` of a bank of `count` images; zeros for the rest, which no pool has."""
+
+    def placed(name: str) -> np.ndarray:
+        found = np.concatenate([getattr(part, name) for part in parts])
+        whole = np.zeros((count, found.shape[1]), found.dtype)
+        whole[rows] = found
+        return whole
+
+    seconds = float(np.mean([part.cpu_seconds_per_image for part in parts]))
+    return Cache(placed("features"), placed("last_tap"), placed("logits"), seconds)
