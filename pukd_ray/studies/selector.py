@@ -22,7 +22,7 @@ from pukd_ray.config import SelectorConfig, TeacherConfig
 from pukd_ray.demo.pools import MEASURED, Bank, Pool, draw_pool
 from pukd_ray.networks.teacher import Teacher, teacher_opinion
 from pukd_ray.runtime.console import progress
-from pukd_ray.runtime.devices import use_threads
+from pukd_ray.runtime.devices import ALONE, Worker, assigned_device, use_threads
 from pukd_ray.selection.crossfit import FOLDS, Groups
 from pukd_ray.selection.cuts import Scores, precision_count
 from pukd_ray.selection.features import as_half
@@ -138,8 +138,9 @@ def measure(
     base: Mapping[str, Any],
     *,
     tuning: bool = False,
+    worker: Worker = ALONE,
 ) -> dict[str, float]:
-    """One run; `base` are config keys of `selector` that all runs share."""
+    """One run, trained on the worker's device; `base` are config keys of `selector` that all runs share."""
     use_threads()
     pool = source.draw(pool_name, setting, seed, tuning=tuning)
     true_prior = float(pool.relevant.mean())
@@ -161,14 +162,14 @@ def measure(
     if selector.blend:
         p_tap, u_tap = (cache.last_tap[rows].astype(np.float32) for rows in (pool.positives, pool.corpus))
         groups, _ = groups.with_tails(p_tap, u_tap, pool.labels, seed)
-    fitted = fit_and_calibrate(InProcess(features, groups, trunk), selector, seed)
+    fitted = fit_and_calibrate(InProcess(features, groups, trunk, worker), selector, seed)
     fit_seconds = time.process_time() - began
 
     return {
         **figures_of(fitted, pool.relevant),
         **rivals(cache, pool, fitted.final.u_logits),
         "feature_seconds": cache.cpu_seconds_per_image * (len(pool.corpus) + p.shape[0] * p.shape[1]),
-        "fit_seconds": fit_seconds,
+        **({"fit_seconds": fit_seconds} if worker.on_cpu else {}),
     }
 
 
@@ -352,8 +353,8 @@ def _extract(source: Source, grid: int | str, rows: np.ndarray) -> Cache:
 @ray.remote(num_cpus=1)
 def _measure(source: Source, cache: Cache, run: Run, tuning: bool) -> tuple[str, dict[str, float]]:
     base = QUICK if run.base == "quick" else {}
-    setting = ALL_SETTINGS[run.setting]
-    return run.key, measure(source, cache, run.pool, run.seed, setting, base, tuning=tuning)
+    setting, worker = ALL_SETTINGS[run.setting], Worker(device=assigned_device(), precision="float32")
+    return run.key, measure(source, cache, run.pool, run.seed, setting, base, tuning=tuning, worker=worker)
 
 
 def run_study(file: Path, sources: Mapping[str, Source], runs: list[Run], *, tuning: bool = False) -> dict[str, Any]:
@@ -380,6 +381,9 @@ def run_study(file: Path, sources: Mapping[str, Source], runs: list[Run], *, tun
     # One copy in the object store of each source, and of its features for each choice of taps and grid.
     stored: dict[int, ray.ObjectRef] = {}
     caches: dict[tuple[int, str], ray.ObjectRef] = {}
+    # A GPU is shared by as many runs as there are CPUs: their networks are small.
+    cluster = ray.cluster_resources()
+    run_one = _measure.options(num_gpus=min(1.0, cluster.get("GPU", 0) / cluster["CPU"]))
     waiting = []
     with progress("study", len(runs), "runs", len(runs) - len(missing)) as bar:
         for run in missing:
@@ -395,7 +399,7 @@ def run_study(file: Path, sources: Mapping[str, Source], runs: list[Run], *, tun
                 slices = [rows[i : i + SLICE] for i in range(0, len(rows), SLICE)]
                 parts = [_extract.remote(tapped, grid, part) for part in slices]
                 caches[key] = _join.remote(len(source.bank.images), rows, *parts)
-            waiting.append(_measure.remote(stored[of_source], caches[key], run, tuning))
+            waiting.append(run_one.remote(stored[of_source], caches[key], run, tuning))
         while waiting:
             done, waiting = ray.wait(waiting)
             for name, figures in ray.get(done):

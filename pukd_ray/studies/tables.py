@@ -82,6 +82,8 @@ def _first(figures: dict[int, Figures], seeds: Sequence[int]) -> dict[int, Figur
 
 
 def _shown(values: Sequence[float], digits: int = 3) -> str:
+    if not len(values):
+        return "-"
     spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
     return f"{np.mean(values):.{digits}f} ± {spread:.{digits}f}"
 
@@ -106,7 +108,7 @@ def _headline(runs: list[Figures]) -> list[tuple[str, str]]:
         ("CPU seconds: features", "feature_seconds", 1),
         ("CPU seconds: cross-fit and final selector", "fit_seconds", 0),
     ]
-    shown = [(name, _shown([f[key] for f in runs], digits)) for name, key, digits in rows]
+    shown = [(name, _shown([f[key] for f in runs if key in f], digits)) for name, key, digits in rows]
     return [*shown, ("prior intervals that hold the truth", _held(runs))]
 
 
@@ -131,14 +133,16 @@ def _ablation(settings: dict[str, dict[int, Figures]]) -> list[dict[str, str]]:
         difference = [figures["ap"] - default[seed]["ap"] for seed, figures in runs.items() if seed in default]
         row = {key: _shown([f[key] for f in runs.values()]) for key in ("ap", "precision", "recall", "f1", "best_f1")}
         prior = _shown([f["prior"] for f in runs.values()], 4)
-        cpu = f"{np.mean([f['fit_seconds'] + f['feature_seconds'] for f in runs.values()]):.0f}"
+        cpu = _shown([f["fit_seconds"] + f["feature_seconds"] for f in runs.values() if "fit_seconds" in f], 0)
         rows.append({"name": name, "difference": _shown(difference, 4), "prior": prior, "cpu": cpu, **row})
     return rows
 
 
 def _cost(frozen: dict[int, Figures], finetune: dict[int, Figures]) -> dict[str, float] | None:
     """Finetune against frozen, on the seeds that have both."""
-    both = sorted(frozen.keys() & finetune.keys())
+    both = sorted(
+        s for s in frozen.keys() & finetune.keys() if "fit_seconds" in frozen[s] and "fit_seconds" in finetune[s]
+    )
     if not both:
         return None
 
