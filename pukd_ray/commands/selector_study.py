@@ -33,6 +33,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="instead: every pool with the ablations' settings; writes --output and prints it",
     )
+    parser.add_argument(
+        "--audited",
+        action="store_true",
+        help="instead: `hard`, with a biased P too, and what 300 labels make of it; writes --output and prints it",
+    )
     parser.add_argument("--tuning", action="store_true", help="on the tuning pools: nothing final is looked at")
 
 
@@ -43,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
     from pukd_ray.demo.pools import MEASURED
     from pukd_ray.runtime.engine import engine
     from pukd_ray.studies.cifar import cifar_teacher, load_cifar
-    from pukd_ray.studies.selector import Source, all_runs, describe, quick_runs, run_study
+    from pukd_ray.studies.selector import Source, all_runs, audited_runs, describe, quick_runs, run_study
     from pukd_ray.studies.tables import render
 
     teacher = load_config(Path(pukd_ray.demo.__path__[0]) / "demo.yaml").teacher
@@ -52,9 +57,11 @@ def main(argv: Sequence[str]) -> None:
     if arguments.data is not None:
         sources["cifar"] = Source(load_cifar(arguments.data), *cifar_teacher(arguments.data))
     runs = (quick_runs if arguments.quick else all_runs)(arguments.seeds, "cifar" in sources)
+    if arguments.audited:
+        runs = audited_runs(arguments.seeds)
     with engine("selector-study"):
         study = run_study(arguments.output, sources, runs, tuning=arguments.tuning)
-    if arguments.quick:
+    if arguments.quick or arguments.audited:
         for run in runs:
             print(describe(run, study["runs"][run.key]))
         return

@@ -116,6 +116,8 @@ class CalibrationRecord(TypedDict):
     offset: float
     at_bound: bool
     """Whether the slope was stopped at a bound."""
+    tilt: NotRequired[float]
+    """By which a biased P was made to stand for the relevant images; runs of earlier versions lack it."""
 
 
 class LabelsRecord(TypedDict):

@@ -102,7 +102,8 @@ class Tally:
     @classmethod
     def from_json(cls, saved: TallyRecord) -> Tally:
         """Of a chunk's marker, or of the reference."""
-        return cls(*(np.array(v) if isinstance(v, list) else v for v in saved.values()))  # type: ignore[arg-type]
+        values = {name: np.array(v) if isinstance(v, list) else v for name, v in saved.items()}
+        return cls(**values)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

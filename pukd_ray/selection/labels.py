@@ -172,6 +172,11 @@ def stand_in(p_units: np.ndarray, p_rows: np.ndarray, weight: np.ndarray) -> np.
     joined = p_units == LABELS
     found = np.zeros(len(p_units))
     found[joined] = weight[p_rows[joined]]
+    return stand_by(found)
+
+
+def stand_by(found: np.ndarray) -> np.ndarray | None:
+    """The same of weights [n_p] that are 0 of P's own images."""
     if not found.any() or found.sum() ** 2 / (found**2).sum() < ENOUGH_POSITIVES:
         return None
     return np.asarray(found / found.mean())

@@ -237,6 +237,8 @@ def fit_and_calibrate(
     if verdict.evidence is None:  # the same look at a prior that is given: what it makes of U, and whether P is like it
         looked_at = Grid(np.array([verdict.train]), fit.p_logits[None], fit.u_logits[None])
         verdict = examine(verdict, executor.weigh([looked_at], seed), needs_p=executor.needs_p)
+        if executor.needs_p:  # a bias that is found tilts the calibration
+            fit = executor.assess_fit(folds, verdict, training)
 
     # 4. The selector on all of P, stopped where the folds were best, on the schedule that they followed. Its boundary
     # is where it belongs if U has a gap there. Else ranking and threshold are two decisions: it was trained with a

@@ -27,11 +27,13 @@ from pukd_ray.selection.crossfit import FOLDS, Groups
 from pukd_ray.selection.cuts import Scores, precision_count
 from pukd_ray.selection.features import as_half
 from pukd_ray.selection.histogram import bin_edges, bin_scores, estimate_selection
+from pukd_ray.selection.labels import stand_by
 from pukd_ray.selection.recipe import FittedSelector, InProcess, fit_and_calibrate
 from pukd_ray.selection.rules import RULES
 from pukd_ray.selection.training import Examples, Trunk
 from pukd_ray.selection.verdict import GIVEN, Verdict
 from pukd_ray.selection.views import random_views
+from pukd_ray.studies.audited import TrueLabels, label_by_truth
 from pukd_ray.studies.cifar import draw_cifar
 from pukd_ray.studies.pages import describe_machine
 
@@ -56,6 +58,8 @@ class Setting:
     taps: tuple[str, ...] | None = None
     bias: float = 0.0
     """P is drawn from each class with probability proportional to exp(bias * standardised mean pixel)."""
+    labels: int = 0
+    """Images of an audit whose labels serve a second selector, the one that is measured, on all other images."""
 
 
 SETTINGS: dict[str, Setting] = {
@@ -82,6 +86,12 @@ BIASED: dict[str, Setting] = {
 }
 """P as a biased sample, and what a selector that is told the prior makes of it."""
 ALL_SETTINGS = SETTINGS | BIASED
+AUDITED: dict[str, Setting] = {
+    "300 labels": Setting(labels=300),
+    "P biased, 0.7, 300 labels": Setting(bias=0.7, labels=300),
+    "P biased, 1.2, 300 labels": Setting(bias=1.2, labels=300),
+}
+"""What `selector.prior: audit` makes of them; not on the page."""
 
 
 @dataclass(frozen=True)
@@ -149,26 +159,48 @@ def measure(
         selector = replace(selector, prior=setting.prior_factor * true_prior)
     teacher = replace(source.teacher, taps=setting.taps)
     network = Teacher(teacher, source.weights, torch.device("cpu"), selector.grid)
-    views = random_views(source.pixels(pool.positives), selector.augment, selector.views, pool.positives + seed)
-    p = np.stack([as_half(network(views[:, v])[0].numpy()) for v in range(views.shape[1])], 1)
-    features = Examples(p, cache.features[pool.corpus])
-    trunk = None
-    if selector.trunk == "finetune":
-        trunk = Trunk(teacher, source.weights, selector.grid, Examples(views, source.pixels(pool.corpus)))
+    classes, u_features = cache.logits.argmax(1), cache.features[pool.corpus]
 
+    def views_of(p_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(pixels, features) of P at these rows of the bank."""
+        views = random_views(source.pixels(p_rows), selector.augment, selector.views, p_rows + seed)
+        return views, np.stack([as_half(network(views[:, v])[0].numpy()) for v in range(views.shape[1])], 1)
+
+    def executor(
+        views: np.ndarray, p: np.ndarray, p_rows: np.ndarray, p_labels: np.ndarray, labels: TrueLabels | None = None
+    ) -> InProcess:
+        trunk, known, p_weights = None, None, None
+        if selector.trunk == "finetune":
+            trunk = Trunk(teacher, source.weights, selector.grid, Examples(views, source.pixels(pool.corpus)))
+        if labels is not None:
+            known, p_weights = labels.of_irrelevant(u_features), stand_by(labels.of_relevant(len(p_rows)))
+        units = np.arange(len(pool.corpus)) // UNIT_ROWS
+        groups = Groups(units, classes[p_rows], classes[pool.corpus], p_weights)
+        if selector.blend:
+            p_tap, u_tap = (cache.last_tap[rows].astype(np.float32) for rows in (p_rows, pool.corpus))
+            groups, _ = groups.with_tails(p_tap, u_tap, p_labels, seed)
+        return InProcess(Examples(p, u_features, *(known or ())), groups, trunk, worker)
+
+    seen = views_of(pool.positives)
     began = time.process_time()
-    classes = cache.logits.argmax(1)
-    groups = Groups(np.arange(len(pool.corpus)) // UNIT_ROWS, classes[pool.positives], classes[pool.corpus])
-    if selector.blend:
-        p_tap, u_tap = (cache.last_tap[rows].astype(np.float32) for rows in (pool.positives, pool.corpus))
-        groups, _ = groups.with_tails(p_tap, u_tap, pool.labels, seed)
-    fitted = fit_and_calibrate(InProcess(features, groups, trunk, worker), selector, seed)
+    fitted = fit_and_calibrate(executor(*seen, pool.positives, pool.labels), selector, seed)
     fit_seconds = time.process_time() - began
+    judged: dict[str, float] = {}
+    if setting.labels:
+        logits = fitted.final.u_logits
+        said = label_by_truth(logits, fitted.calibration(logits), pool.relevant, setting.labels, seed)
+        joined = pool.corpus[said.rows[said.relevant]]
+        p_rows, p_labels = np.r_[pool.positives, joined], np.r_[pool.labels, classes[joined]]
+        again = executor(*views_of(p_rows), p_rows, p_labels, said)
+        fitted = fit_and_calibrate(again, replace(selector, prior="audit"), seed, labels=said.prior)
+        rest = np.setdiff1d(np.arange(len(pool.corpus)), said.rows)
+        judged = _quality(fitted.final.u_logits[rest], pool.relevant[rest])
 
     return {
         **figures_of(fitted, pool.relevant),
+        **judged,
         **rivals(cache, pool, fitted.final.u_logits),
-        "feature_seconds": cache.cpu_seconds_per_image * (len(pool.corpus) + p.shape[0] * p.shape[1]),
+        "feature_seconds": cache.cpu_seconds_per_image * (len(pool.corpus) + len(pool.positives) * selector.views),
         **({"fit_seconds": fit_seconds} if worker.on_cpu else {}),
     }
 
@@ -350,10 +382,16 @@ def _extract(source: Source, grid: int | str, rows: np.ndarray) -> Cache:
     return extract(source, grid, rows)
 
 
+def audited_runs(seeds: int) -> list[Run]:
+    """`hard` with labels of an audit, and without them, with the ablations' settings."""
+    without = ("default", *(name for name, setting in BIASED.items() if not setting.prior_factor))
+    return [Run("quick", "hard", setting, seed) for seed in range(seeds) for setting in (*without, *AUDITED)]
+
+
 @ray.remote(num_cpus=1)
 def _measure(source: Source, cache: Cache, run: Run, tuning: bool) -> tuple[str, dict[str, float]]:
     base = QUICK if run.base == "quick" else {}
-    setting, worker = ALL_SETTINGS[run.setting], Worker(device=assigned_device(), precision="float32")
+    setting, worker = (ALL_SETTINGS | AUDITED)[run.setting], Worker(device=assigned_device(), precision="float32")
     return run.key, measure(source, cache, run.pool, run.seed, setting, base, tuning=tuning, worker=worker)
 
 
@@ -387,7 +425,7 @@ def run_study(file: Path, sources: Mapping[str, Source], runs: list[Run], *, tun
     waiting = []
     with progress("study", len(runs), "runs", len(runs) - len(missing)) as bar:
         for run in missing:
-            source, setting = sources[run.pool], ALL_SETTINGS[run.setting]
+            source, setting = sources[run.pool], (ALL_SETTINGS | AUDITED)[run.setting]
             of_source = id(source)
             grid = setting.selector.get("grid", "auto")
             key = (of_source, f"{setting.taps}/{grid}")

@@ -17,6 +17,7 @@ from pukd_ray.preflight import load_config
 from pukd_ray.studies import selector as study
 from pukd_ray.studies.selector import (
     ALL_SETTINGS,
+    AUDITED,
     RIVALS,
     Run,
     Source,
@@ -45,8 +46,17 @@ def test_quality_against_a_case_by_hand() -> None:
 @pytest.mark.usefixtures("one_thread")  # a run sets it
 @pytest.mark.parametrize(
     "setting",
-    ["default", "trunk: finetune", "prior: half", "taps: last", "loss: vpu", "P biased, 1.2", "blend: false"],
-)
+    [
+        "default",
+        "trunk: finetune",
+        "prior: half",
+        "taps: last",
+        "loss: vpu",
+        "P biased, 1.2",
+        "blend: false",
+        "P biased, 1.2, 300 labels",
+    ],
+)  # fmt: skip
 def test_a_run_measures_every_figure(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     kinds = np.array(SOURCE_CLASSES)[np.arange(2400) % 10]
@@ -57,7 +67,7 @@ def test_a_run_measures_every_figure(setting: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(pools, "POOLS", {"hard": dict.fromkeys(CLASSES, 40) | dict.fromkeys(OTHER_CLASSES, 100)})
     demo = load_config(Path(pukd_ray.demo.__path__[0]) / "demo.yaml").teacher
     weights = Path(demo.weights).read_bytes()
-    chosen = ALL_SETTINGS[setting]
+    chosen = (ALL_SETTINGS | AUDITED)[setting]
     source = Source(bank, replace(demo, taps=chosen.taps), weights)
     cache = extract(source, "auto")
     base = {"steps": 40, "batch_size": 64, "lr": 0.003, "views": 2}
@@ -68,6 +78,9 @@ def test_a_run_measures_every_figure(setting: str, monkeypatch: pytest.MonkeyPat
     assert {f"ap_{name}" for name in (*RIVALS, "supervised")} <= figures.keys()
     assert figures["ap_supervised"] > 0.9  # known kinds are the bright ones
     assert describe(Run("quick", "hard", setting, 0), figures).startswith(f"quick/hard/{setting}/0: prior 0.")
+    if chosen.labels:
+        assert figures["prior_lower"] <= figures["true_prior"] <= figures["prior_upper"]
+        assert "gap" not in figures  # no grid of priors
     if setting == "prior: half":
         assert figures["prior"] == figures["prior_used"] == pytest.approx(1 / 7)
 
