@@ -67,7 +67,7 @@ class Evidence:
         value = max(self.ratio.value * (1 - self.alike / 4), 1e-4)
         lower, upper = (float(q) for q in np.quantile(self.ratio.draws, [0.05, 0.95]))
         unseen = float(np.exp(STRETCH * divergence(self.test.upper)))
-        return value, min(lower, value) * (1 - self.alike / 2), max(upper, value) * (1 + self.alike) * unseen
+        return value, min(lower, value) * (1 - self.alike / 2), max(upper, value) * unseen / max(1 - self.alike, 1e-3)
 
 
 @dataclass(frozen=True)
