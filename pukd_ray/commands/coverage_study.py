@@ -21,7 +21,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """This command's."""
     add_source(parser)
     parser.add_argument("--output", type=Path, default=Path("docs/results/coverage.json"), help="[%(default)s]")
-    parser.add_argument("--tables", type=Path, help="Markdown file for the tables [printed]")
+    parser.add_argument("--tables", type=Path, default=Path("docs/coverage.md"), help="[%(default)s]")
     parser.add_argument("--test-seeds", type=int, default=20, help="of the test for a biased P [%(default)s]")
     parser.add_argument("--keep", type=Path, help="folder for what each run's figures are from, pickled")
     parser.add_argument("--tuning", action="store_true", help="other tasks: nothing final is looked at")
@@ -55,9 +55,5 @@ def main(argv: Sequence[str]) -> None:
     photographs = Photographs.load(load_photographs(arguments.source), teacher)
     with engine("coverage-study"):
         study = run_study(arguments.output, photographs, runs[part], tuning=tuning, keep=arguments.keep)
-    page = render(study)
-    if arguments.tables is None:
-        print(page)
-    else:
-        arguments.tables.write_text(page, encoding="utf-8")
-        print(arguments.tables)
+    arguments.tables.write_text(render(study), encoding="utf-8")
+    print(arguments.tables)

@@ -59,6 +59,16 @@ class Evidence:
         """Whether P surely differs from what is relevant of U."""
         return net_of(self.test.lower, self.others) > BIASED
 
+    def by_ratio(self) -> tuple[float, float, float]:
+        """(prior, lower, upper bound) by P's density ratio; the upper bound may be above 1.
+
+        What looks like both may be either, and a bias that the test could not see puts the density ratio too low.
+        """
+        value = max(self.ratio.value * (1 - self.alike / 4), 1e-4)
+        lower, upper = (float(q) for q in np.quantile(self.ratio.draws, [0.05, 0.95]))
+        unseen = float(np.exp(STRETCH * divergence(self.test.upper)))
+        return value, min(lower, value) * (1 - self.alike / 2), max(upper, value) * unseen / max(1 - self.alike, 1e-3)
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -155,11 +165,7 @@ def judge(e: Evidence) -> Verdict:
     the two-sample test.
     """
     found, gap, biased = e.boundary, e.boundary.inner, e.biased
-    value = max(e.ratio.value * (1 - e.alike / 4), 1e-4)
-    lower, upper = (float(q) for q in np.quantile(e.ratio.draws, [0.05, 0.95]))
-    # What looks like both may be either, and a bias that the test could not see puts the density ratio too low.
-    unseen = float(np.exp(STRETCH * divergence(e.test.upper)))
-    lower, upper = min(lower, value) * (1 - e.alike / 2), max(upper, value) * (1 + e.alike) * unseen
+    value, lower, upper = e.by_ratio()
     vague = upper > SPAN * lower
     upper = min(1.0, upper)
     apart = gap and (upper < found.lower_bound or lower > found.upper_bound)
@@ -176,23 +182,21 @@ def judge(e: Evidence) -> Verdict:
     untested = not biased and e.test.upper > TESTED
     settled = not reasons
     if untested:
-        reasons.append(f"few images to see whether P is biased ({auc})")
+        reasons.append(f"too few images to see whether P is biased ({auc})")
+    told = tuple(reasons)
     if gap and not settled:
-        return Verdict(
-            found.value, found.lower_bound, found.upper_bound, found.value, "low", tuple(reasons), e, "boundary"
-        )
+        return Verdict(found.value, found.lower_bound, found.upper_bound, found.value, "low", told, e, "boundary")
     if gap:
         train = max(found.value, value)
         ends = (found.lower_bound, found.upper_bound) if untested else (found.value, found.value)
         lower, upper = min(lower, ends[0]), max(upper, ends[1])
-        value = float(np.sqrt(value * found.value)) if untested else value
-        trust: Trust = "low" if reasons else "high"
-        return Verdict(value, lower, upper, train, trust, tuple(reasons), e, "both" if untested else "density_ratio")
+        if untested:
+            return Verdict(float(np.sqrt(value * found.value)), lower, upper, train, "low", told, e, "both")
+        return Verdict(value, lower, upper, train, "high", told, e, "density_ratio")
     # A prior twice too large ranks better than one that is too small, and worse than the right one.
     if biased or vague:  # how many to take has to be decided all the same; the density ratio may have collapsed
-        return Verdict(e.bbe, 0.0, 1.0, float(np.clip(2 * e.bbe, value, 0.7)), "none", tuple(reasons), e, "bbe")
-    train = float(np.clip(e.bbe, value, 0.7))
-    return Verdict(value, lower, upper, train, "low", tuple(reasons), e, "density_ratio")
+        return Verdict(e.bbe, 0.0, 1.0, float(np.clip(2 * e.bbe, value, 0.7)), "none", told, e, "bbe")
+    return Verdict(value, lower, upper, float(np.clip(e.bbe, value, 0.7)), "low", told, e, "density_ratio")
 
 
 def given(prior: float) -> Verdict:
@@ -229,15 +233,13 @@ def examine(verdict: Verdict, e: Evidence, *, needs_p: bool = True) -> Verdict:
     Precision and recall are estimated from P, whoever says the prior: a biased P spoils them, unless labelled images
     stand for it (`needs_p` is false).
     """
-    low, high = (float(q) for q in np.quantile(e.ratio.draws, [0.05, 0.95]))
-    upper_auc = e.test.upper
+    _, lower, upper = e.by_ratio()
     auc = f"AUC {e.test.auc:.2f} +- {LEVEL * e.test.error:.2f}"
     reasons = list(verdict.reasons)
     if needs_p and e.biased:
         reasons.append(f"P differs from what is taken of U ({auc})")
-    elif needs_p and upper_auc > TESTED:
-        reasons.append(f"few images to see whether P is biased ({auc})")
-    reach = high * float(np.exp(STRETCH * divergence(upper_auc)))
-    if verdict.upper < (1 - e.alike) * low or verdict.lower > max(reach, e.bbe):
+    elif needs_p and e.test.upper > TESTED:
+        reasons.append(f"too few images to see whether P is biased ({auc})")
+    if verdict.upper < lower or verdict.lower > upper:
         reasons.append(f"the density ratio says {e.ratio.value:.3g}, the prior that is given {verdict.prior:.3g}")
     return replace(verdict, trust="low" if reasons else "high", reasons=tuple(reasons), evidence=e)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pukd_ray.studies.coverage import FACTORS
+from pukd_ray.studies.coverage import FACTORS, ROWS, SETTINGS
 from pukd_ray.studies.pages import HERE, render_page
 
 Figures = Mapping[str, float]
@@ -42,6 +42,10 @@ def render(study: Mapping[str, Any], command: str = "pukd coverage-study") -> st
         machine=study["machine"],
         seconds=f"{np.median([f['seconds'] for f in runs.values()]):.0f}" if runs else "no",
         remarks=(HERE / "coverage_remarks.md").read_text(encoding="utf-8"),
+        count=len(cases),
+        settings=", ".join(f"{name} {value}" for name, value in SETTINGS.items()),
+        factors={name: ", ".join(map(str, dict.fromkeys(values))) for name, values in FACTORS.items()},
+        rows_of_u=ROWS,
         rows=rows,
         given=sum(f["trust"] > 0 for f in plain),
         plain=len(plain),

@@ -152,7 +152,7 @@ def test_without_a_gap_what_cannot_be_told_is_not_told(changes: dict[str, object
     [
         (0.25, {}, None),
         (0.25, {"test": TwoSample(0.65, 0.02, 400, 1600)}, "P differs"),
-        (0.25, {"test": TwoSample(0.5, 0.2, 10, 40)}, "few images"),
+        (0.25, {"test": TwoSample(0.5, 0.2, 10, 40)}, "too few images"),
         (0.6, {}, "the density ratio says 0.24, the prior that is given 0.6"),
         (0.1, {}, "the density ratio says 0.24, the prior that is given 0.1"),
     ],

@@ -18,8 +18,9 @@ from pukd_ray.studies.coverage import (
     bias_runs,
     draw_cases,
     draw_fashion,
+    measure_case,
 )
-from pukd_ray.studies.coverage_page import render
+from pukd_ray.studies.coverage_page import TRUE, render
 from pukd_ray.studies.mixtures import draw_mixture
 
 
@@ -104,3 +105,21 @@ def test_a_part_that_is_none_is_refused(text: str) -> None:
     assert list(range(7))[parse_part("2/3")] == [1, 4]
     with pytest.raises(ConfigError, match="is not I/N"):
         parse_part(text)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("changes", "is_given"),
+    [({"overlap": "easy", "per_class": 20}, True), ({"prior": 0.6}, True), ({"overlap": "easy", "bias": 1.0}, False)],
+    ids=["few", "hard", "biased"],
+)
+def test_intervals_hold_on_some_tasks(changes: dict[str, object], is_given: bool) -> None:
+    settings = {"steps": 250, "batch_size": 256, "lr": 0.004, "views": 4}
+    figures = measure_case(mixture(**{"per_class": 100, **changes}), 0, settings)
+    if not is_given and not figures["trust"]:
+        return  # a biased P without a gap in U: nothing is told
+    assert figures["trust"] > 0
+    for name, truth in TRUE.items():
+        assert figures[f"{name}_lower"] <= figures[truth] <= figures[f"{name}_upper"]
+    assert figures["prior_upper"] < 4 * figures["prior_lower"]
