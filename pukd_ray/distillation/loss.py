@@ -116,8 +116,8 @@ def rkd_objective(
         kl = kl * sample_weights.detach().to(kl)
     classes = teacher_logits.argmax(dim=1)
     sums = per_class_sums(kl, classes, num_classes)
-    mass = float(num_samples) if sample_weights is None else float(sample_weights.double().sum())
-    totals = torch.cat([sums, sums.new_tensor([mass])])
+    mass = sums.new_tensor(num_samples) if sample_weights is None else sample_weights.to(sums).sum()
+    totals = torch.cat([sums, mass[None]])
     ranks = 1
     if group is not None:
         dist.all_reduce(totals, group=group)

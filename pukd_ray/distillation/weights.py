@@ -163,7 +163,8 @@ def sampled_worst_case(draws: Tensor, per_class_loss: Tensor) -> Tensor:
 
 def worst_draw(draws: Tensor, loss: Tensor) -> Tensor:
     """`sampled_worst_case` of float64 arguments that nobody checks."""
-    return draws[(draws * loss).sum(dim=1).argmax()]  # argmax gives the first maximum
+    first = (draws * loss).sum(dim=1).argmax()  # of equals
+    return draws.index_select(0, first[None])[0]  # an index would be looked at
 
 
 def _scaled_to_count(weights: Tensor) -> Tensor:
