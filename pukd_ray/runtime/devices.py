@@ -76,7 +76,7 @@ def half_type(device: torch.device, precision: Precision = "auto") -> torch.dtyp
     """The 16-bit type in which networks compute on `device`; None: float32, as on every CPU."""
     import torch
 
-    if torch.device(device).type == "cpu" or precision == "float32":
+    if kind_of(device) == "cpu" or precision == "float32":
         return None
     if precision == "auto":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -93,12 +93,13 @@ def autocast(device: torch.device, precision: Precision = "auto") -> AbstractCon
 
 
 def set_up(device: torch.device, precision: Precision = "auto") -> None:
-    """Settings of this process for networks on `device`: the fastest convolutions for shapes that do not change, and
-    of float32 all digits where it is asked for."""
+    """Settings of this process for networks on `device`: the current one, the fastest convolutions for shapes that do
+    not change, and of float32 all digits where it is asked for."""
     import torch
 
-    if torch.device(device).type == "cpu":
+    if kind_of(device) != "cuda":
         return
+    torch.cuda.set_device(device)
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = precision != "float32"
 
@@ -394,7 +395,6 @@ class Worker:
         # Not Ray's `prepare_model`, which goes by what the node has.
         if self.on_cpu:
             return DistributedDataParallel(network)
-        torch.cuda.set_device(self.device)
         return DistributedDataParallel(network, device_ids=[self.device])
 
     def share_batch_statistics(self, network: nn.Module) -> nn.Module:
