@@ -389,7 +389,6 @@ class Worker:
         network = network.to(self.device)
         if self.group is None:
             return network
-        import torch
         from torch.nn.parallel import DistributedDataParallel
 
         # Not Ray's `prepare_model`, which goes by what the node has.
