@@ -73,7 +73,7 @@ def measure_classes(
     cache = images if isinstance(images, InMemory) and shows_as_is(settings) else None
     seen: list[Tensor] = []
     for pixels in images.all_pixels():
-        with worker.autocast():
+        with worker.autocast(learns=False):
             logits = teacher(to_device(pixels, worker.device)).float()
         if cache:
             seen.append(logits)
@@ -189,12 +189,14 @@ def distil(
     for step in range(start, steps):
         pixels, shown = view(run, step)
         target = run.images.teacher_logits(step) if shows_as_is(settings) else None
-        with worker.autocast():
-            if target is None:
-                with torch.no_grad():
-                    target = run.teacher(pixels)  # the same view as the student's
-            logits = model(to_fastest_layout(run.normalise(pixels)))
-        target, logits = target.float(), logits.float()
+        images = to_fastest_layout(run.normalise(pixels))
+        if step == start:
+            ask_teacher = worker.captured(run.teacher, pixels, learns=False)
+            ask_student = worker.captured(model, images, learns=True)
+        if target is None:
+            with torch.no_grad():
+                target = ask_teacher(pixels)  # the same view as the student's
+        target, logits = target.float(), ask_student(images).float()
         weights = None
         if settings.sample_weights == "pu_probability":
             weights = torch.stack([share * batch.weights for share, batch in shown]).sum(0)
