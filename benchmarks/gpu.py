@@ -542,7 +542,7 @@ def bare_step(setting: Setting, archs: tuple[str, str], batch: int) -> float:
     def work() -> int:
         steps = 20 if not setting.quick else 1
         for _ in range(steps):
-            with worker.autocast():
+            with worker.autocast(learns=True):
                 with torch.no_grad():
                     target = teacher(images)
                 logits = student(images)

@@ -362,8 +362,8 @@ class ResourcesConfig:
     gpus_per_train_worker: Literal["auto"] | Annotated[Float, Field(ge=0)] = "auto"
     """GPUs of each of them. auto: 1 if scoring actors have some, else 0."""
     precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """What networks compute in on a GPU, while everything after them is float32 or float64. auto: bfloat16 where the
-    card has it, else float16. On CPUs it is always float32."""
+    """What networks compute in on a GPU, while everything after them is float32 or float64. auto: forward passes in
+    float16, trainings in bfloat16 where the card has it. On CPUs it is always float32."""
 
     @field_validator("score_actors")
     @classmethod

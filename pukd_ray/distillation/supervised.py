@@ -49,8 +49,10 @@ def fit_classifier(
     for step in range(steps):
         batch = images.batch(step).on(worker.device)
         x = augment(batch.pixels, config.augment, (config.seed, 6, step), config.batch_size)
-        with worker.autocast():
-            loss = F.cross_entropy(network(normalise(x)), batch.labels)
+        x = normalise(x)
+        if step == 0:
+            ask = worker.captured(network, x, learns=True)
+        loss = F.cross_entropy(ask(x).float(), batch.labels)
         optimizer.zero_grad()
         scaler.scale(loss).backward()
         scaler.step(optimizer)
@@ -67,7 +69,7 @@ def top1(network: nn.Module, teacher: TeacherConfig, examples: Batch, worker: Wo
     normalise = Normalise(teacher).to(worker.device)
     hits = torch.zeros((), device=worker.device)
     for pixels, labels in zip(examples.pixels.split(512), examples.labels.split(512), strict=True):
-        with worker.autocast():
+        with worker.autocast(learns=False):
             found = network(normalise(to_device(pixels, worker.device))).argmax(1)
         hits += (found == to_device(labels, worker.device)).sum()
     return float(hits) / len(examples)

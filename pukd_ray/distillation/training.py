@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from pukd_ray.config import DistillConfig, RunConfig, TeacherConfig
 from pukd_ray.distillation.data import Batch, Images, InMemory, augment
-from pukd_ray.distillation.loss import rkd_objective
+from pukd_ray.distillation.loss import NOT_FINITE, rkd_objective
 from pukd_ray.distillation.weights import class_weights
 from pukd_ray.networks.teacher import Normalise, load_network, new_network
 from pukd_ray.runtime.devices import Worker, set_up, to_device, to_fastest_layout
@@ -73,7 +73,7 @@ def measure_classes(
     cache = images if isinstance(images, InMemory) and shows_as_is(settings) else None
     seen: list[Tensor] = []
     for pixels in images.all_pixels():
-        with worker.autocast():
+        with worker.autocast(learns=False):
             logits = teacher(to_device(pixels, worker.device)).float()
         if cache:
             seen.append(logits)
@@ -180,21 +180,23 @@ def distil(
         for name, part in parts.items():
             part.load_state_dict(resume[name])
         start, history = resume["step"], resume["history"]
-    base = run.class_weights
+    base = run.class_weights.to(worker.device)
     noise = torch.rand(1, len(base), dtype=torch.float64, generator=torch.Generator().manual_seed(config.seed))
-    draws = torch.cat([base[None], base + settings.epsilon * noise])
+    draws = torch.cat([base[None], base + settings.epsilon * noise.to(worker.device)])
     model.train()
     log_every = max(1, steps // LOG_POINTS)
     save_every = -(-steps // CHECKPOINTS)
     for step in range(start, steps):
         pixels, shown = view(run, step)
         target = run.images.teacher_logits(step) if shows_as_is(settings) else None
-        with worker.autocast():
-            if target is None:
-                with torch.no_grad():
-                    target = run.teacher(pixels)  # the same view as the student's
-            logits = model(to_fastest_layout(run.normalise(pixels)))
-        target, logits = target.float(), logits.float()
+        images = to_fastest_layout(run.normalise(pixels))
+        if step == start:
+            ask_teacher = worker.captured(run.teacher, pixels, learns=False)
+            ask_student = worker.captured(model, images, learns=True)
+        if target is None:
+            with torch.no_grad():
+                target = ask_teacher(pixels)  # the same view as the student's
+        target, logits = target.float(), ask_student(images).float()
         weights = None
         if settings.sample_weights == "pu_probability":
             weights = torch.stack([share * batch.weights for share, batch in shown]).sum(0)
@@ -222,9 +224,12 @@ def distil(
         if average:
             average.update_parameters(bare)
         if (step + 1) % log_every == 0 or step + 1 == steps:
-            history.append((step + 1, float(value)))
+            loss = float(value)  # the one wait for the device
+            if not math.isfinite(loss):
+                raise ValueError(NOT_FINITE)
+            history.append((step + 1, loss))
             if on_step and worker.rank == 0:
-                on_step(step + 1, float(value))
+                on_step(step + 1, loss)
         if on_checkpoint and (step + 1) % save_every == 0 and step + 1 < steps:
             states = {name: part.state_dict() for name, part in parts.items()}
             on_checkpoint({"step": step + 1, "history": history, **states})

@@ -11,7 +11,7 @@ from pukd_ray.config import TeacherConfig
 from pukd_ray.corpus.context import Shared
 from pukd_ray.corpus.pixels import PixelSpec, pixel_spec, stack_pixels
 from pukd_ray.corpus.streaming import TimedActor
-from pukd_ray.runtime.devices import BatchRunner, Precision, assigned_device, use_threads
+from pukd_ray.runtime.devices import BatchRunner, Precision, assigned_device, half_type, use_threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,12 +32,12 @@ class TeacherActor(TimedActor):
         self.run = BatchRunner(self.columns, device)
         """uint8 [n, C, H, W] -> `columns` on the host."""
 
-    def columns(self, pixels: Tensor) -> dict[str, Tensor]:
+    def columns(self, pixels: Tensor, precision: Precision | None = None) -> dict[str, Tensor]:
         """What the host gets of a batch uint8 [b, C, H, W] on the device: `finite` bool [b], and what to keep of it;
         here `features` float32 [b, F] and the columns of `teacher_opinion`."""
         from pukd_ray.networks.teacher import all_finite, teacher_opinion
 
-        features, logits = self.teacher(pixels)
+        features, logits = self.teacher(pixels, precision)
         return {"finite": all_finite(features, logits), "features": features, **teacher_opinion(logits)}
 
     def forward(self, table: pa.Table) -> tuple[pa.Table, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
@@ -49,6 +49,10 @@ class TeacherActor(TimedActor):
             found = self.run(pixels)
         else:  # what no image is there for has a type and a width all the same
             found = {name: column[:0] for name, column in self.run(np.zeros((1, *self.spec.shape), np.uint8)).items()}
+        if not found["finite"].all() and half_type(self.teacher.device, self.teacher.precision):
+            beyond = ~found["finite"]  # of 16 bits, perhaps, and not of 32
+            for name, column in self.run(pixels[beyond], precision="float32").items():
+                found[name][beyond] = column
         finite = found.pop("finite")
         if not finite.all():
             rows = np.flatnonzero(readable)[~finite]

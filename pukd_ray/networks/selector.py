@@ -112,7 +112,7 @@ class PixelSelector(nn.Module):
 
     def forward(self, pixels: Tensor, kept: Tensor | None = None) -> Tensor:
         """As the class says; `kept` as in `SelectorHead.forward`."""
-        with autocast(pixels.device, self.precision):
+        with autocast(pixels.device, self.precision, learns=torch.is_grad_enabled()):
             features = self.extractor(self.normalise(pixels))
         logits: Tensor = self.head(features.float(), kept)
         return logits

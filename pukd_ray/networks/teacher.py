@@ -85,11 +85,12 @@ class Teacher:
         self.normalise = Normalise(config).to(device)
 
     @torch.inference_mode()
-    def __call__(self, pixels: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 [B, C, H, W] -> (features [B, F], logits [B, K]), float32, on the device."""
+    def __call__(self, pixels: np.ndarray | Tensor, precision: Precision | None = None) -> tuple[Tensor, Tensor]:
+        """uint8 [B, C, H, W] -> (features [B, F], logits [B, K]), float32, on the device; computed in the teacher's
+        precision, or in this one."""
         if isinstance(pixels, np.ndarray):
             pixels = torch.from_numpy(pixels)
-        with autocast(self.device, self.precision):
+        with autocast(self.device, precision or self.precision):
             features, logits = self.extractor.features_and_logits(self.normalise(pixels.to(self.device)))
         return features.float(), logits.float()
 

@@ -35,7 +35,9 @@ MEMORY_SHARE = 0.2  # of what is free, for a batch: two actors may share a devic
 RESIDENT_SHARE = 0.5  # of what is free, for data of a training
 
 Precision = Literal["auto", "bfloat16", "float16", "float32"]
-"""Of networks on an accelerator: `auto` is bfloat16 where it has it, else float16. A CPU computes in float32."""
+"""Of networks on an accelerator. `auto`: forward passes in float16, as fast as bfloat16 and eight times closer to
+float64 (docs/benchmarks/gpu.md); trainings, whose gradients want the range, in bfloat16 where the device has it, else
+in float16 with scaled losses. A CPU computes in float32."""
 
 
 def use_threads(count: int = 1) -> None:
@@ -72,33 +74,35 @@ def _has_accelerator() -> bool:
     return bool(ray.get_runtime_context().get_accelerator_ids().get("GPU"))
 
 
-def half_type(device: torch.device, precision: Precision = "auto") -> torch.dtype | None:
-    """The 16-bit type in which networks compute on `device`; None: float32, as on every CPU."""
+def half_type(device: torch.device, precision: Precision = "auto", *, learns: bool = False) -> torch.dtype | None:
+    """The 16-bit type in which networks compute on `device`; None: float32, as on every CPU. `learns`: in training."""
     import torch
 
-    if torch.device(device).type == "cpu" or precision == "float32":
+    if kind_of(device) == "cpu" or precision == "float32":
         return None
     if precision == "auto":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if native else torch.float16
+        return torch.bfloat16 if learns and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if precision == "bfloat16" else torch.float16
 
 
-def autocast(device: torch.device, precision: Precision = "auto") -> AbstractContextManager[Any]:
+def autocast(
+    device: torch.device, precision: Precision = "auto", *, learns: bool = False
+) -> AbstractContextManager[Any]:
     """Networks inside compute in `half_type`, but for what needs float32."""
     import torch
 
-    half = half_type(device, precision)
+    half = half_type(device, precision, learns=learns)
     return nullcontext() if half is None else torch.autocast(torch.device(device).type, half)
 
 
 def set_up(device: torch.device, precision: Precision = "auto") -> None:
-    """Settings of this process for networks on `device`: the fastest convolutions for shapes that do not change, and
-    of float32 all digits where it is asked for."""
+    """Settings of this process for networks on `device`: the current one, the fastest convolutions for shapes that do
+    not change, and of float32 all digits where it is asked for."""
     import torch
 
-    if torch.device(device).type == "cpu":
+    if kind_of(device) != "cuda":
         return
+    torch.cuda.set_device(device)
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = precision != "float32"
 
@@ -178,7 +182,7 @@ class BatchRunner:
 
     def __init__(
         self,
-        compute: Callable[[Tensor], Mapping[str, Tensor]],
+        compute: Callable[..., Mapping[str, Tensor]],
         device: torch.device,
         batch_rows: int | None = None,
     ) -> None:
@@ -190,13 +194,13 @@ class BatchRunner:
         self._one_at_a_time = threading.Lock()  # hooks that watch a network would see another thread's batch
         self._of_thread = threading.local()
 
-    def __call__(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """As the class says; at least one row."""
+    def __call__(self, rows: np.ndarray, **options: Any) -> dict[str, np.ndarray]:
+        """As the class says; at least one row. `options` go to `compute`."""
         import torch
 
         with torch.inference_mode():
             if self._on_cpu and self.batch_rows is None:
-                columns = self._compute(as_tensor(rows))
+                columns = self._compute(as_tensor(rows), **options)
                 return {name: column.numpy() for name, column in columns.items()}
             if self.batch_rows is None:
                 self.batch_rows = self._fitting_rows(rows)
@@ -206,7 +210,7 @@ class BatchRunner:
             while start < len(rows):
                 size = self.batch_rows  # another thread may halve it
                 try:
-                    under_way.append(self._start(rows[start : start + size], size))
+                    under_way.append(self._start(rows[start : start + size], size, options))
                     start += size
                     has_room = True
                 except torch.OutOfMemoryError:
@@ -245,12 +249,12 @@ class BatchRunner:
         if not self._on_cpu:
             torch.cuda.empty_cache()
 
-    def _start(self, part: np.ndarray, size: int) -> Callable[[], dict[str, np.ndarray]]:
+    def _start(self, part: np.ndarray, size: int, options: Mapping[str, Any]) -> Callable[[], dict[str, np.ndarray]]:
         """Have a batch of `size` rows computed; what is returned waits for its columns."""
         lane = self._next_lane((size, *part.shape[1:]))
         filled = lane.fill(part)
         with self._one_at_a_time:
-            lane.take(self._compute(filled))
+            lane.take(self._compute(filled, **options))
         return lambda: lane.finish(len(part))
 
     def _next_lane(self, shape: tuple[int, ...]) -> _Lane:
@@ -330,6 +334,8 @@ class Worker:
     device: Any = "cpu"
     """A torch.device, or what torch takes for one."""
     precision: Precision = "auto"
+    captures: bool = True
+    """Whether `captured` captures, where it can."""
 
     @classmethod
     def current(cls, precision: Precision = "auto") -> Worker:
@@ -363,24 +369,50 @@ class Worker:
         """Whether it computes on the CPU."""
         return kind_of(self.device) == "cpu"
 
-    def autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self, *, learns: bool) -> AbstractContextManager[Any]:
         """`autocast` on the device."""
-        return autocast(self.device, self.precision)
+        return autocast(self.device, self.precision, learns=learns)
 
     def scaler(self) -> torch.amp.GradScaler:
         """Keeps gradients within float16's range; does nothing where networks do not compute in it."""
         import torch
 
-        return torch.amp.GradScaler(kind_of(self.device), enabled=self._half == torch.float16)
+        half = half_type(self.device, self.precision, learns=True)
+        return torch.amp.GradScaler(kind_of(self.device), enabled=half == torch.float16)
 
     @property
     def fused(self) -> bool | None:
         """What optimizers are told: on an accelerator, one kernel for all parameters; on a CPU their default."""
         return None if self.on_cpu else True
 
-    @property
-    def _half(self) -> torch.dtype | None:
-        return half_type(self.device, self.precision)
+    def captured(self, network: nn.Module, sample: Tensor, *, learns: bool) -> Callable[[Tensor], Tensor]:
+        """`network` under autocast, for inputs like `sample`: on an accelerator one launch of a CUDA graph instead of
+        hundreds of kernels, for whose launches steps on small images would wait. Its result lasts until the next call.
+        As it is on a CPU, in a group, and where it cannot be captured."""
+        import torch
+
+        def plain(inputs: Tensor) -> Tensor:
+            with self.autocast(learns=learns):
+                result: Tensor = network(inputs)
+            return result
+
+        if self.on_cpu or self.world > 1 or not self.captures:
+            return plain
+        half = half_type(self.device, self.precision, learns=learns)
+        uncached = torch.autocast(kind_of(self.device), half, enabled=half is not None, cache_enabled=False)
+        # Trying out moves batch statistics; what was captured refers to their memory, so they are put back in place.
+        before = [buffer.clone() for buffer in network.buffers()]
+        try:
+            with uncached:
+                capture: Any = torch.cuda.make_graphed_callables if learns else _replayed
+                graphed: Callable[[Tensor], Tensor] = capture(network, (sample,))
+        except RuntimeError as error:
+            warnings.warn(f"{type(network).__name__} is not captured: {error}", stacklevel=2)
+            graphed = plain
+        with torch.no_grad():
+            for buffer, value in zip(network.buffers(), before, strict=True):
+                buffer.copy_(value)
+        return graphed
 
     def prepare(self, network: nn.Module) -> nn.Module:
         """`network` for data-parallel training: on the device, gradients averaged over the group."""
@@ -388,13 +420,11 @@ class Worker:
         network = network.to(self.device)
         if self.group is None:
             return network
-        import torch
         from torch.nn.parallel import DistributedDataParallel
 
         # Not Ray's `prepare_model`, which goes by what the node has.
         if self.on_cpu:
             return DistributedDataParallel(network)
-        torch.cuda.set_device(self.device)
         return DistributedDataParallel(network, device_ids=[self.device])
 
     def share_batch_statistics(self, network: nn.Module) -> nn.Module:
@@ -405,6 +435,30 @@ class Worker:
             return network
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         return converted
+
+
+def _replayed(network: nn.Module, samples: tuple[Tensor]) -> Callable[[Tensor], Tensor]:
+    """`network` without gradients for inputs like `samples[0]`, captured."""
+    import torch
+
+    inputs = samples[0].clone()
+    with torch.no_grad():
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(3):  # algorithms are chosen, workspaces made
+                network(inputs)
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result: Tensor = network(inputs)
+
+    def replay(given: Tensor) -> Tensor:
+        inputs.copy_(given)
+        graph.replay()
+        return result
+
+    return replay
 
 
 ALONE = Worker()

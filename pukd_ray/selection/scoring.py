@@ -72,14 +72,14 @@ class ScoreImages(TeacherActor):
         self._calibration, self._kept, self._keep_above = calibration, keep, keep_above
         self._fitted = {rule: arrays.get() for rule, arrays in fitted.items()}
 
-    def columns(self, pixels: Tensor) -> dict[str, Tensor]:
+    def columns(self, pixels: Tensor, precision: Precision | None = None) -> dict[str, Tensor]:
         """As `TeacherActor.columns`: the PU logit and the teacher's opinion; where rules have a scorer, also what it
         looks at. Features are those of the fine-tuned trunk, if there is one; all else is the teacher's."""
         from pukd_ray.networks.selector import through_half
         from pukd_ray.networks.teacher import all_finite, teacher_opinion
 
-        features, logits = self.teacher(pixels)
-        seen = features if self._trunk is None else self._trunk(pixels)[0]
+        features, logits = self.teacher(pixels, precision)
+        seen = features if self._trunk is None else self._trunk(pixels, precision)[0]
         found = {"finite": all_finite(features, seen, logits), "z": self._head(through_half(seen))}
         found |= teacher_opinion(logits)
         if self._fitted or self._blend:

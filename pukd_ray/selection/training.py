@@ -160,6 +160,7 @@ def train(
     model = worker.prepare(network)
     learnt = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(learnt, lr=training.lr, weight_decay=WEIGHT_DECAY, fused=worker.fused)
+    scaler = worker.scaler()
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.horizon or training.steps)
     batches = _batches(len(examples.p), len(examples.u), training)
     views = np.random.default_rng([training.seed, 3])
@@ -186,8 +187,9 @@ def train(
         batch = Batch(model, x, kept, labels, len(p_rows), training.prior_at(step), rng, worker.group, n_known)
         value, objective = loss.risk(batch)
         optimizer.zero_grad()
-        objective.backward()
-        optimizer.step()
+        scaler.scale(objective).backward()
+        scaler.step(optimizer)
+        scaler.update()
         schedule.step()
         if callbacks.on_step:
             callbacks.on_step(step, float(value))

@@ -130,13 +130,13 @@ def test_trainings_of_a_node_share_its_cores_but_one(
 @pytest.mark.parametrize("native", [False, True])
 def test_networks_compute_in_the_16_bits_that_the_card_has(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
-    assert half_type(GPU) == (torch.bfloat16 if native else torch.float16)
+    assert half_type(GPU) == torch.float16
+    assert half_type(GPU, learns=True) == (torch.bfloat16 if native else torch.float16)
     assert [half_type(GPU, p) for p in ("bfloat16", "float16", "float32")] == [torch.bfloat16, torch.float16, None]
-    assert [half_type(CPU, p) for p in ("auto", "bfloat16", "float32")] == [None] * 3
-    with ALONE.autocast():
+    assert [half_type(CPU, p, learns=True) for p in ("auto", "bfloat16", "float32")] == [None] * 3
+    with ALONE.autocast(learns=True):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
     assert not ALONE.scaler().is_enabled()
-    assert Worker(device=GPU, precision="float16")._half == torch.float16
 
 
 def test_an_actor_on_an_accelerator_is_handed_several_batches_at_once() -> None:
