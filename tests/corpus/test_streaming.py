@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -76,5 +77,5 @@ def test_a_pass_that_is_given_up_leaves_no_task_behind(tmp_path: Path) -> None:
     for _ in range(100):
         if ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]:
             return
-        ray.wait([ray.put(0)], timeout=0.1)
+        time.sleep(0.1)
     pytest.fail("tasks still run")
