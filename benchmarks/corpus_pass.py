@@ -51,6 +51,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--contenders", nargs="+", default=list(MODULES), choices=MODULES)
     parser.add_argument("--rounds", type=int, default=3, help="runs of each contender, one after the other in a round")
     parser.add_argument("--out", type=Path, default=PAGE / "corpus_pass.json", help="a page goes beside it")
+    parser.add_argument("--append", action="store_true", help="go on with what is in --out: a round now, a round later")
     parser.add_argument("--note", default="", help="a sentence for the page, such as what else the machine did")
     return parser.parse_args(argv)
 
@@ -80,12 +81,13 @@ def run_once(contender: str, task: Task) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=task.folder.parent) as scratch:
         own = fresh(task, Path(scratch) / "run")
         command = [sys.executable, "-m", MODULES[contender], str(own.folder), str(own.corpus), own.network]
+        load = os.getloadavg()[0]
         cost: Cost = measure(command)
-    return asdict(cost)
+    return {"load_before": load, **asdict(cost)}
 
 
-def compare(kind: str, count: int, network: str, asked: argparse.Namespace) -> dict[str, Any]:
-    """All rounds of one corpus and network."""
+def compare(kind: str, count: int, network: str, asked: argparse.Namespace, earlier: dict[str, Any]) -> dict[str, Any]:
+    """All rounds of one corpus and network, after the `earlier` runs of it."""
     corpus = make_corpus(asked.cache, kind, count, asked.seed)
     folder = asked.cache / f"task-{corpus.name}-{network}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -94,9 +96,11 @@ def compare(kind: str, count: int, network: str, asked: argparse.Namespace) -> d
         if file.is_file():
             file.read_bytes()
     contenders = [c for c in asked.contenders if (kind, c) not in WITHOUT]
-    runs: dict[str, list[dict[str, Any]]] = {c: [] for c in contenders}
+    runs: dict[str, list[dict[str, Any]]] = {
+        c: list(earlier.get(c, ())) for c in dict.fromkeys([*earlier, *contenders])
+    }
     for round_ in range(asked.rounds):
-        shift = round_ % len(contenders)
+        shift = (round_ + len(earlier.get(contenders[0], ()))) % len(contenders)
         for contender in contenders[shift:] + contenders[:shift]:
             run = run_once(contender, task)
             if run["said"]["images"] != count:
@@ -139,6 +143,7 @@ def page(results: dict[str, Any]) -> str:
             f"## {entry['kind']}, {entry['network']}",
             "",
             f"{entry['images']:,} images, {entry['bytes'] / entry['images'] / 1000:.1f} kB each.",
+            _load_of(entry),
             "",
             HEADER,
             "|---|--:|--:|--:|--:|--:|--:|",
@@ -161,6 +166,11 @@ def page(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _load_of(entry: dict[str, Any]) -> str:
+    loads = [run["load_before"] for runs in entry["runs"].values() for run in runs if "load_before" in run]
+    return f"Load average before the runs: {min(loads):.1f} to {max(loads):.1f}." if loads else ""
+
+
 def _version(name: str) -> str | None:
     try:
         return version(name)
@@ -178,6 +188,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
     asked = arguments(argv)
     packages = ("ray", "torch", "torchvision", "pyarrow", "numpy", "pillow", "daft")
+    before: list[dict[str, Any]] = json.loads(asked.out.read_text())["comparisons"] if asked.append else []
+    known = {(e["kind"], e["images"], e["network"]): e for e in before}
     results: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
         "cpus": len(os.sched_getaffinity(0)),
@@ -190,7 +202,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     for kind, count in sizes_asked(asked):
         for network in asked.networks:
-            results["comparisons"].append(compare(kind, count, network, asked))
+            earlier = known.get((kind, count, network), {"runs": {}})["runs"]
+            known[kind, count, network] = compare(kind, count, network, asked, earlier)
+            results["comparisons"] = list(known.values())
             asked.out.parent.mkdir(parents=True, exist_ok=True)
             asked.out.write_text(json.dumps(results, indent=1) + "\n")
             asked.out.with_suffix(".md").write_text(page(results))

@@ -66,6 +66,7 @@ def test_the_hand_written_loop_writes_all_of_the_table(cache: Path, tmp_path: Pa
 def test_the_page_compares_with_the_ceiling() -> None:
     def run(seconds: float, computing: float) -> dict[str, object]:
         return {
+            "load_before": 2 / seconds,
             "seconds": seconds,
             "cpu": {"driver": 2 * seconds},
             "peak_mib": {"driver": 100.0, "workers": 200.0},
@@ -76,6 +77,7 @@ def test_the_page_compares_with_the_ceiling() -> None:
     runs = {"ceiling": [run(2, 1), run(4, 2), run(2.5, 1.25)], "ours": [run(5, 2.5), run(5, 1), run(10, 2.5)]}
     about = {"date": "d", "cpus": 2, "cpu": "c", "python": "3", "versions": {"ray": "2"}, "command": "x", "note": ""}
     lines = page({**about, "comparisons": [{**entry, "runs": runs}]}).splitlines()
+    assert "Load average before the runs: 0.2 to 1.0." in lines
     assert "| ceiling | 400 (250 to 500) | 800 (500 to 1,000) | 1.00 | 1.00 | 5.00 | 100, 200, 0 |" in lines
     assert "| ours | 200 (100 to 200) | 400 (400 to 1,000) | 0.50 | 0.50 | 10.00 | 100, 200, 0 |" in lines
 
