@@ -36,6 +36,7 @@ from pukd_ray.runtime.engine import (
     fuses,
     gpus_per_actor,
     most_tasks,
+    wait_for_some,
 )
 from pukd_ray.runtime.timing import Span, take_spans, with_spans
 
@@ -174,7 +175,7 @@ def _fused(run: RunContext, work: Pass, requests: Sequence[ReadRequest]) -> Iter
     running = [task.remote(arguments, r) for r in islice(waiting, most_tasks(config.resources))]
     try:
         while running:
-            done, running = ray.wait(running)
+            done, running = wait_for_some(running)
             running += [task.remote(arguments, r) for r in islice(waiting, len(done))]
             yield from ray.get(done)
     finally:

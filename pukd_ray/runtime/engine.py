@@ -139,6 +139,20 @@ def most_tasks(resources: ResourcesConfig) -> int:
     return 1000 if asked == "auto" else asked if isinstance(asked, int) else asked[1]
 
 
+def wait_for_some(tasks: list[ray.ObjectRef]) -> tuple[list[ray.ObjectRef], list[ray.ObjectRef]]:
+    """(those that are done, the others), as soon as one is done.
+
+    RunError if none is for as long as Ray Data would wait, and there is no CPU that any could run on.
+    """
+    limit = DataContext.get_current().execution_no_progress_timeout_s
+    while True:
+        done, left = ray.wait(tasks, timeout=limit if limit > 0 else None)
+        if done:
+            return done, left
+        if not ray.cluster_resources().get("CPU"):
+            raise RunError(f"no node with a CPU came in {limit:g} seconds: start again once there are nodes")
+
+
 def actor_pool(resources: ResourcesConfig, cluster: Cluster, gpus: float, work: int) -> ActorPoolStrategy:
     """Pool of actors of `gpus` each; `work` is the number of read requests, more actors than that would idle."""
     # Two calls at a time: while one waits for the GPU, the other unpacks its rows or makes a table of what it got.

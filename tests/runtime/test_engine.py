@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pukd_ray.config import ConfigError, ResourcesConfig
+from pukd_ray.errors import RunError
 from pukd_ray.runtime.engine import (
     IO_CPUS,
     Cluster,
@@ -17,6 +18,7 @@ from pukd_ray.runtime.engine import (
     gpus_per_train_worker,
     inspect_cluster,
     most_tasks,
+    wait_for_some,
 )
 
 LAPTOP = Cluster(cpus=2, gpus=0, nodes=1, autoscales=False)
@@ -97,3 +99,15 @@ def test_a_pool_is_as_large_as_the_config_says() -> None:
 def test_decoding_asks_for_what_it_takes_where_there_is_room() -> None:
     assert [decoder_cpus(c) for c in (LAPTOP, FARM, EMPTY_HEAD)] == [IO_CPUS, 1.0, 1.0]
     assert [decoders(c) for c in (LAPTOP, FARM, EMPTY_HEAD)] == [2, 64, None]
+
+
+def test_a_pass_waits_for_busy_cpus_but_not_for_ever_for_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [([], [1, 2]), ([], [1, 2]), ([2], [1])]
+    cpus = [4.0, 2.0]
+    monkeypatch.setattr("ray.wait", lambda *_, **__: answers.pop(0))
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": cpus.pop(0)})
+    assert wait_for_some([1, 2]) == ([2], [1])
+    answers.append(([], [1]))
+    monkeypatch.setattr("ray.cluster_resources", dict)
+    with pytest.raises(RunError, match="no node with a CPU"):
+        wait_for_some([1])
