@@ -14,7 +14,6 @@ from pukd_ray.run.folder import RunFolder, changed_inputs
 from pukd_ray.run.stages import STAGE_NAMES, STAGES, Stage, stages_from
 from pukd_ray.runtime.console import say
 from pukd_ray.selection.chunks import missing_column, missing_columns, rules_of_pass
-from pukd_ray.selection.labels import load_labels
 from pukd_ray.storage import open_storage, read_bytes
 
 
@@ -91,6 +90,8 @@ def check_progress(folder: RunFolder, config: RunConfig, redo: str | None, stage
         raise _stale_results(folder, first, stale[first])
     selector_is_due = "selector" not in done or (redo is not None and "selector" in map(_name, stages_from(redo)))
     if config.selector.prior == "audit" and selector_is_due:  # before anything is moved
+        from pukd_ray.selection.labels import load_labels  # torch comes with it
+
         load_labels(folder, 0)
     if redo is not None:
         again = stages_from(redo)

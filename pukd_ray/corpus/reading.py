@@ -25,6 +25,7 @@ from pukd_ray.corpus.units import Unit
 
 BLOCK_ROWS = 1024
 BLOCK_BYTES = 32 << 20
+SPLIT_ROWS = 256
 
 ROW_SCHEMA = pa.schema(
     [
@@ -55,6 +56,27 @@ class ReadRequest:
     def count(self) -> int:
         """Rows that are asked for."""
         return self.unit.rows if self.positions is None else len(self.positions)
+
+
+def split_requests(requests: Sequence[ReadRequest], count: int) -> list[ReadRequest]:
+    """The same rows in about `count` requests, if they are fewer now; cut at multiples of `SPLIT_ROWS`, so that a
+    network sees the same batches whatever `count` is."""
+    asked = [request for request in requests if request.count]
+    if len(asked) >= count:
+        return asked
+    size = max(1, round(sum(request.count for request in asked) / count / SPLIT_ROWS)) * SPLIT_ROWS
+    return [part for request in asked for part in _split(request, size)]
+
+
+def _split(request: ReadRequest, size: int) -> list[ReadRequest]:
+    if request.count <= size:
+        return [request]
+    positions = np.arange(request.count) if request.positions is None else request.positions
+    parts = [slice(start, start + size) for start in range(0, request.count, size)]
+    return [
+        ReadRequest(request.unit, positions[part], None if request.labels is None else request.labels[part])
+        for part in parts
+    ]
 
 
 def content_hash(data: bytes) -> int:

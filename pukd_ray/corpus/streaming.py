@@ -1,32 +1,43 @@
 """The streaming pass: read -> decode on CPUs -> networks on actors -> a consumer per block.
 
 Sampling, features, scoring and evaluation all run through here, so P, U and test see the same pixels. Where CPUs do
-the network, an actor per core takes all four steps, and only ledgers leave it; where accelerators do, reading and
-decoding run apart in tasks that feed the actors. The steps are the same.
+the network, a task takes all four steps for a read request, and only its ledger leaves the process; where accelerators
+do, reading and decoding run apart, in tasks that feed the actors. The steps are the same.
 """
 
 from __future__ import annotations
 
 import math
-import pickle
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray.data
+import ray
 from ray.data import TaskPoolStrategy
 
 from pukd_ray.config import SourceConfig
-from pukd_ray.corpus.context import RunContext
+from pukd_ray.corpus.context import RunContext, Shared
 from pukd_ray.corpus.pixels import PixelSpec, decode_batch, pixel_spec
-from pukd_ray.corpus.reading import ReadRequest, read_blocks, read_units
+from pukd_ray.corpus.reading import ReadRequest, read_blocks, read_units, split_requests
 from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.runtime.devices import ACTOR_BATCH, rows_per_call
-from pukd_ray.runtime.engine import IO_CPUS, actor_options, actor_pool, decoder_cpus, decoders, fuses, gpus_per_actor
+from pukd_ray.runtime.engine import (
+    IO_CPUS,
+    actor_options,
+    actor_pool,
+    decoder_cpus,
+    decoders,
+    fuses,
+    gpus_per_actor,
+    most_tasks,
+    wait_for_some,
+)
 from pukd_ray.runtime.timing import Span, take_spans, with_spans
 
 
@@ -98,32 +109,6 @@ class Pass:
     driver."""
 
 
-FUSED_BYTES = 64 << 20
-"""About what a fused actor hands to its consumer at once: unless it keeps images, all rows of a request."""
-
-
-class FusedPass:
-    """All steps of a pass in one process: takes read requests, returns ledgers."""
-
-    def __init__(self, work: Pass, spec: PixelSpec, sources: dict[str, tuple[SourceConfig, ...]]) -> None:
-        self._decode, self._sources = DecodeImages(spec), sources
-        self._actor = work.actor(*work.actor_arguments)
-        self._consume = Consume(work.consume)
-
-    def __call__(self, requests: pa.Table) -> Iterator[pa.Table]:
-        """Pickled requests -> the ledger of each part that was consumed."""
-        for request in map(pickle.loads, requests.column("request").to_pylist()):
-            done: list[pa.Table] = []
-            for block in read_blocks(request, self._sources[request.unit.role][request.unit.source]):
-                parts = (block.slice(start, ACTOR_BATCH) for start in range(0, block.num_rows, ACTOR_BATCH))
-                done += [self._actor(self._decode(part)) for part in parts]
-                if sum(table.nbytes for table in done) >= FUSED_BYTES:
-                    yield self._consume(pa.concat_tables(done))
-                    done = []
-            if done:
-                yield self._consume(pa.concat_tables(done))
-
-
 @dataclass(frozen=True)
 class LedgerPart:
     """What reaches the driver of some blocks of a pass."""
@@ -134,29 +119,72 @@ class LedgerPart:
     """When workers were at work on them."""
 
 
+REQUESTS_PER_CPU = 8
+"""Fewer requests are split, so that no CPU waits long for the last."""
+
+FUSED_BYTES = 64 << 20
+"""About what a fused pass hands to its consumer at once: unless it keeps images, all rows of a request."""
+
+
+class FusedPass:
+    """All steps of a pass in one process."""
+
+    def __init__(self, work: Pass, spec: PixelSpec, sources: dict[str, tuple[SourceConfig, ...]]) -> None:
+        self._decode, self._sources = DecodeImages(spec), sources
+        self._actor = work.actor(*work.actor_arguments)
+        self._consume = Consume(work.consume)
+
+    def __call__(self, request: ReadRequest) -> Iterator[pa.Table]:
+        """A request -> the ledger of each part that was consumed."""
+        done: list[pa.Table] = []
+        for block in read_blocks(request, self._sources[request.unit.role][request.unit.source]):
+            parts = (block.slice(start, ACTOR_BATCH) for start in range(0, block.num_rows, ACTOR_BATCH))
+            done += [self._actor(self._decode(part)) for part in parts]
+            if sum(table.nbytes for table in done) >= FUSED_BYTES:
+                yield self._consume(pa.concat_tables(done))
+                done = []
+        if done:
+            yield self._consume(pa.concat_tables(done))
+
+
+@lru_cache(maxsize=1)
+def _fused_pass(arguments: Shared) -> FusedPass:
+    """Networks are loaded once in a process, for as long as it gets requests of the same pass."""
+    return FusedPass(*arguments.get())
+
+
+@ray.remote(num_cpus=1, max_retries=-1)
+def _run_fused(arguments: Shared, request: ReadRequest) -> pa.Table:
+    """The whole ledger of a request: of one that was tried again, only what the last attempt wrote."""
+    return pa.concat_tables(_fused_pass(arguments)(request))
+
+
 def stream(run: RunContext, work: Pass, requests: Sequence[ReadRequest]) -> Iterator[LedgerPart]:
     """Stream the requested rows through the pass's actors to its consumer; yields what that returns, in any order."""
-    ledger = (_fused if fuses(run.config.resources, run.cluster) else _apart)(run, work, requests)
-    ledger.set_name(work.name)
-    for batch in ledger.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        entries, spans = take_spans(batch)
+    for ledger in (_fused if fuses(run.config.resources, run.cluster) else _apart)(run, work, requests):
+        entries, spans = take_spans(ledger)
         yield LedgerPart(entries.to_pylist(), spans)
 
 
-def _fused(run: RunContext, work: Pass, requests: Sequence[ReadRequest]) -> ray.data.Dataset:
+def _fused(run: RunContext, work: Pass, requests: Sequence[ReadRequest]) -> Iterator[pa.Table]:
+    """A task per request, in processes that the stages of a run share: their imports are done once."""
     config, cluster = run.config, run.cluster
-    pickled = [pa.table({"request": [pickle.dumps(request)]}) for request in requests]
-    return ray.data.from_arrow(pickled).map_batches(
-        FusedPass,
-        fn_constructor_args=(work, pixel_spec(config.teacher), sources_by_role(config)),
-        batch_format="pyarrow",
-        batch_size=None,
-        compute=actor_pool(config.resources, cluster, 0, len(requests)),
-        **actor_options(0, cluster),
-    )
+    arguments = Shared.of((work, pixel_spec(config.teacher), sources_by_role(config)))
+    waiting = iter(split_requests(requests, int(cluster.cpus) * REQUESTS_PER_CPU))
+    task = _run_fused.options(name=work.name)
+    running = [task.remote(arguments, r) for r in islice(waiting, most_tasks(config.resources))]
+    try:
+        while running:
+            done, running = wait_for_some(running)
+            running += [task.remote(arguments, r) for r in islice(waiting, len(done))]
+            yield from ray.get(done)
+    finally:
+        for left in running:
+            ray.cancel(left)
 
 
-def _apart(run: RunContext, work: Pass, requests: Sequence[ReadRequest]) -> ray.data.Dataset:
+def _apart(run: RunContext, work: Pass, requests: Sequence[ReadRequest]) -> Iterator[pa.Table]:
+    """Ray Data: tasks that read and decode, actors, tasks that consume."""
     config, cluster = run.config, run.cluster
     gpus = gpus_per_actor(config.resources, cluster)
     spec = pixel_spec(config.teacher)
@@ -176,6 +204,8 @@ def _apart(run: RunContext, work: Pass, requests: Sequence[ReadRequest]) -> ray.
         batch_format="pyarrow",
         batch_size=rows_per_call(gpus > 0, math.prod(spec.shape)),
         compute=actor_pool(config.resources, cluster, gpus, len(requests)),
-        **actor_options(gpus, cluster),
+        **actor_options(gpus),
     )
-    return scored.map_batches(Consume(work.consume), batch_format="pyarrow", batch_size=None, num_cpus=IO_CPUS)
+    ledger = scored.map_batches(Consume(work.consume), batch_format="pyarrow", batch_size=None, num_cpus=IO_CPUS)
+    ledger.set_name(work.name)
+    yield from ledger.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)

@@ -127,13 +127,34 @@ def gpus_of(key: str, asked: Literal["auto"] | float, cluster: Cluster) -> float
 
 
 def fuses(resources: ResourcesConfig, cluster: Cluster) -> bool:
-    """Whether the actors of a pass also read, decode and write: where the network runs on CPUs as all of it does, and
-    nothing is won by sending bytes and pixels from process to process. An accelerator wants many CPUs to feed it."""
+    """Whether all steps of a pass share a process: where the network runs on CPUs as the other steps do, nothing is won
+    by sending bytes and pixels from process to process. An accelerator wants many CPUs to feed it."""
     return not gpus_per_actor(resources, cluster)
 
 
+def most_tasks(resources: ResourcesConfig) -> int:
+    """Most tasks of a fused pass that wait or run at a time: what `score_actors` allows, else as many as bring nodes
+    where there is an autoscaler, and no more than the driver is to remember."""
+    asked = resources.score_actors
+    return 1000 if asked == "auto" else asked if isinstance(asked, int) else asked[1]
+
+
+def wait_for_some(tasks: list[ray.ObjectRef]) -> tuple[list[ray.ObjectRef], list[ray.ObjectRef]]:
+    """(those that are done, the others), as soon as one is done.
+
+    RunError if none is for as long as Ray Data would wait, and there is no CPU that any could run on.
+    """
+    limit = DataContext.get_current().execution_no_progress_timeout_s
+    while True:
+        done, left = ray.wait(tasks, timeout=limit if limit > 0 else None)
+        if done:
+            return done, left
+        if not ray.cluster_resources().get("CPU"):
+            raise RunError(f"no node with a CPU came in {limit:g} seconds: start again once there are nodes")
+
+
 def actor_pool(resources: ResourcesConfig, cluster: Cluster, gpus: float, work: int) -> ActorPoolStrategy:
-    """Pool of scoring actors, one per GPU share or CPU; `work` is the number of read requests, more would idle."""
+    """Pool of actors of `gpus` each; `work` is the number of read requests, more actors than that would idle."""
     # Two calls at a time: while one waits for the GPU, the other unpacks its rows or makes a table of what it got.
     calls: dict[str, Any] = {"max_concurrent_calls_per_actor": 2, "enable_true_multi_threading": True} if gpus else {}
     if isinstance(resources.score_actors, tuple):
@@ -141,8 +162,7 @@ def actor_pool(resources: ResourcesConfig, cluster: Cluster, gpus: float, work: 
         return ActorPoolStrategy(min_size=low, max_size=high, **calls)
     if resources.score_actors != "auto":
         return ActorPoolStrategy(size=resources.score_actors, **calls)
-    size = int(cluster.gpus / gpus) if gpus else int(cluster.cpus)
-    size = max(1, min(size, work))
+    size = max(1, min(int(cluster.gpus / gpus), work))
     if cluster.autoscales:
         return ActorPoolStrategy(min_size=size, max_size=max(size, min(1000, work)), **calls)
     return ActorPoolStrategy(size=size, **calls)
@@ -160,11 +180,9 @@ def decoders(cluster: Cluster) -> int | None:
     return None if cluster.autoscales else max(1, int(cluster.cpus))
 
 
-def actor_options(gpus: float, cluster: Cluster) -> dict[str, float]:
-    """Resources of one network actor; on CPUs it is busy all the time, and small clusters keep room for another run."""
-    if gpus:
-        return {"num_gpus": gpus, "num_cpus": CPU_ACTOR_CPUS}
-    return {"num_cpus": 1.0 if cluster.autoscales or cluster.cpus >= 4 else CPU_ACTOR_CPUS}
+def actor_options(gpus: float) -> dict[str, float]:
+    """Resources of one network actor."""
+    return {"num_gpus": gpus, "num_cpus": CPU_ACTOR_CPUS}
 
 
 def worker_resources(cpus: float, gpus: float) -> dict[str, float]:

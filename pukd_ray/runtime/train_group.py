@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import ray
 import ray.train
 from ray.data import Dataset
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -26,12 +27,16 @@ def train_group(
 ) -> dict[str, Any]:
     """Run `loop(setup)` in each of `resources.train_workers` workers of `cpus` CPUs and their GPUs.
 
-    Ray Train keeps its own files and checkpoints under `<stage>/train-<stage>` of the run; its metrics and the
+    Ray Train keeps its own files under `<stage>/train-<stage>` of the run; its metrics and the
     dashboard's API (`/api/train/v2/runs/v1`) use that name. A group that loses a worker is started again, up to three
-    times.
+    times. One worker on a CPU is a task: six processes need not start for it.
     """
     gpus = gpus_per_train_worker(resources, cluster)
     workers = resources.train_workers
+    if workers == 1 and not gpus and not datasets:
+        alone = _train_alone.options(num_cpus=cpus, name=f"train-{stage}").remote(loop, setup)
+        alone_report: dict[str, Any] = ray.get(alone)
+        return alone_report
     trainer = TorchTrainer(
         loop,
         train_loop_config=setup,
@@ -52,3 +57,10 @@ def train_group(
     )
     report: dict[str, Any] = trainer.fit().return_value
     return report
+
+
+@ray.remote(max_retries=3)
+def _train_alone(loop: Callable[[dict[str, Any]], dict[str, Any] | None], setup: dict[str, Any]) -> Any:
+    """The loop in Ray Train's local mode, in a process that may have run other tasks, its imports done."""
+    trainer = TorchTrainer(loop, train_loop_config=setup, scaling_config=ray.train.ScalingConfig(num_workers=0))
+    return trainer.fit().return_value

@@ -20,7 +20,15 @@ from pukd_ray.corpus.formats import images as images_module
 from pukd_ray.corpus.formats import parquet
 from pukd_ray.corpus.pixels import PixelSpec, decode
 from pukd_ray.corpus.plan import measure
-from pukd_ray.corpus.reading import ROW_SCHEMA, ReadRequest, content_hash, read_blocks, read_rows, read_units
+from pukd_ray.corpus.reading import (
+    ROW_SCHEMA,
+    ReadRequest,
+    content_hash,
+    read_blocks,
+    read_rows,
+    read_units,
+    split_requests,
+)
 from pukd_ray.corpus.rows import ImageRow
 from pukd_ray.corpus.sources import list_source
 from pukd_ray.corpus.units import Unit
@@ -464,3 +472,19 @@ def test_units_read_by_ray_data_give_every_row_once(tmp_path: Path) -> None:
     rows = [(r["image_id"], r["image"]) for r in dataset.take_all()]
     assert sorted(rows) == sorted(expected)
     assert len(expected) == 80
+
+
+def test_few_requests_are_split_at_whole_batches_and_many_stay(tmp_path: Path) -> None:
+    write_idx(tmp_path, np.zeros((2000, 2, 2), np.uint8), None)
+    (unit,) = units_of(SourceConfig(uri=str(tmp_path)))
+    chosen = np.arange(1, 1800, 3)
+    wanted = [ReadRequest(unit), ReadRequest(unit, chosen, chosen % 7), ReadRequest(unit, chosen[:0])]
+    parts = split_requests(wanted, 5)
+    assert [p.count for p in parts] == [512, 512, 512, 464, 512, 88]
+    for request, own in zip(wanted, (parts[:4], parts[4:]), strict=False):
+        asked = np.arange(2000) if request.positions is None else request.positions
+        assert np.concatenate([p.positions for p in own]).tolist() == asked.tolist()
+    assert np.concatenate([p.labels for p in parts[4:] if p.labels is not None]).tolist() == (chosen % 7).tolist()
+    assert [p.count for p in split_requests(wanted, 100)] == [256] * 7 + [208, 256, 256, 88]
+    assert split_requests(wanted, 2) == wanted[:2]
+    assert split_requests([], 5) == []
