@@ -64,8 +64,8 @@ class Images(Protocol):
         """What mixup mixes into each image of `batch`, which is that of `step`."""
         ...
 
-    def all_pixels(self) -> Iterator[Tensor]:
-        """This rank's share of all images, each once, in slices: uint8 [n, C, H, W]."""
+    def all_batches(self) -> Iterator[Batch]:
+        """This rank's share of all images, each once, in slices; P that is drawn apart may be whole on every rank."""
         ...
 
 
@@ -151,9 +151,11 @@ class InMemory:
         reverse = self._order.batch(step)[::-1][self._mine]
         return self._examples.take(torch.from_numpy(reverse.copy()))
 
-    def all_pixels(self) -> Iterator[Tensor]:
-        """As `Images.all_pixels`."""
-        yield from self._examples.pixels[self._mine].split(512)
+    def all_batches(self) -> Iterator[Batch]:
+        """As `Images.all_batches`."""
+        parts = ((part[self._mine].split(512)) for part in (getattr(self._examples, f.name) for f in fields(Batch)))
+        for pixels, labels, weights in zip(*parts, strict=True):
+            yield Batch(pixels, labels, weights)
 
 
 class Shard(Protocol):
@@ -238,11 +240,11 @@ class Streamed:
         del step
         return batch.take(torch.arange(len(batch)).flip(0))
 
-    def all_pixels(self) -> Iterator[Tensor]:
-        """As `Images.all_pixels`."""
+    def all_batches(self) -> Iterator[Batch]:
+        """As `Images.all_batches`."""
         if self._positives:
-            yield from self._positives.pixels.split(512)
-        yield from (batch.pixels for batch in self._read(shuffle_seed=None))
+            yield self._positives
+        yield from self._read(shuffle_seed=None)
 
 
 def augment(pixels: Tensor, kind: str, seed: Sequence[int], batch_size: int, worker: Worker = ALONE) -> Tensor:

@@ -83,6 +83,7 @@ def test_the_whole_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert students["pu_s1-12-seed0"]["top1"] > 0.5
     assert table["networks"]["teacher"]["multiply_adds"] > table["networks"]["student"]["multiply_adds"] > 0
     page = write_page(config, table, "this test")
+    assert "Students were trained on: CPU. Seconds are of one student" in page
     assert "| selected@50 | 98 |" in page
     assert "| Baseline-3: all of U | 12 | 648 |" in page
     assert "## Not made\n\n- wild-12-seed0: ValueError: the global batch is empty, or a logit is not finite" in page
