@@ -64,8 +64,8 @@ class Images(Protocol):
         """What mixup mixes into each image of `batch`, which is that of `step`."""
         ...
 
-    def all_pixels(self) -> Iterator[Tensor]:
-        """This rank's share of all images, each once, in slices: uint8 [n, C, H, W]."""
+    def all_batches(self) -> Iterator[Batch]:
+        """This rank's share of all images, each once, in slices; P that is drawn apart may be whole on every rank."""
         ...
 
 
@@ -120,13 +120,16 @@ class InMemory:
         worker: Worker = ALONE,
         stream: int = 3,
         positive_share: float | None = None,
+        by_weight: bool = False,
     ) -> None:
-        """`stream` tells the orders of trainings of one seed apart; of each batch `positive_share` has labels."""
+        """`stream` tells the orders of trainings of one seed apart; of each batch `positive_share` has labels, and the
+        rest is drawn `by_weight`, as `distill.draw_by` says."""
         self.count = len(examples)
         pixels = resident(examples.pixels, worker.device)
         self._examples = replace(examples, pixels=pixels).on(pixels.device)
         self._mine = worker.mine
-        self._order = SharedOrder(examples.labels.numpy() >= 0, positive_share, batch_size, seed, stream)
+        marked, weights = examples.labels.numpy() >= 0, examples.weights.numpy() if by_weight else None
+        self._order = SharedOrder(marked, positive_share, batch_size, seed, stream, weights=weights)
         self._teacher_logits: Tensor | None = None
 
     def _rows(self, step: int) -> Tensor:
@@ -151,9 +154,11 @@ class InMemory:
         reverse = self._order.batch(step)[::-1][self._mine]
         return self._examples.take(torch.from_numpy(reverse.copy()))
 
-    def all_pixels(self) -> Iterator[Tensor]:
-        """As `Images.all_pixels`."""
-        yield from self._examples.pixels[self._mine].split(512)
+    def all_batches(self) -> Iterator[Batch]:
+        """As `Images.all_batches`."""
+        parts = ((part[self._mine].split(512)) for part in (getattr(self._examples, f.name) for f in fields(Batch)))
+        for pixels, labels, weights in zip(*parts, strict=True):
+            yield Batch(pixels, labels, weights)
 
 
 class Shard(Protocol):
@@ -238,11 +243,11 @@ class Streamed:
         del step
         return batch.take(torch.arange(len(batch)).flip(0))
 
-    def all_pixels(self) -> Iterator[Tensor]:
-        """As `Images.all_pixels`."""
+    def all_batches(self) -> Iterator[Batch]:
+        """As `Images.all_batches`."""
         if self._positives:
-            yield from self._positives.pixels.split(512)
-        yield from (batch.pixels for batch in self._read(shuffle_seed=None))
+            yield self._positives
+        yield from self._read(shuffle_seed=None)
 
 
 def augment(pixels: Tensor, kind: str, seed: Sequence[int], batch_size: int, worker: Worker = ALONE) -> Tensor:

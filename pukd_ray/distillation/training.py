@@ -67,21 +67,26 @@ def measure_classes(
 ) -> tuple[Tensor, Tensor]:
     """(weights [K], class sums [K]), float64 on the host, from the teacher on all images, eval view.
 
+    Where P has a share of the batches it has that share of the sums too: they say what the student will see.
     Images in memory that the training shows as they are keep the teacher's logits, so it is asked only once.
     """
-    sums = torch.zeros(classes, dtype=torch.float64, device=worker.device)
+    # Of the selected images, of P, and of the selected by P(relevant): class sums and images.
+    kinds = torch.zeros(3, classes + 1, dtype=torch.float64, device=worker.device)
     cache = images if isinstance(images, InMemory) and shows_as_is(settings) else None
     seen: list[Tensor] = []
-    for pixels in images.all_pixels():
+    for batch in images.all_batches():
         with worker.autocast(learns=False):
-            logits = teacher(to_device(pixels, worker.device)).float()
+            logits = teacher(to_device(batch.pixels, worker.device)).float()
         if cache:
             seen.append(logits)
-        logits = logits.double()
+        mass = logits.double().softmax(1)
         if settings.class_weights == "hard":
-            sums += torch.bincount(logits.argmax(1), minlength=classes).double()
-        else:
-            sums += logits.softmax(1).sum(0)
+            mass = F.one_hot(logits.argmax(1), classes).double()
+        mass = torch.cat([mass, torch.ones_like(mass[:, :1])], 1)
+        labelled = to_device(batch.labels >= 0, worker.device)
+        weights = to_device(batch.weights, worker.device).double()
+        kinds.index_add_(0, labelled.long(), mass)
+        kinds[2] += (mass[~labelled] * weights[~labelled, None]).sum(0)
     if cache:
         whole = seen[0].new_zeros(cache.count, classes)
         whole[worker.mine] = torch.cat(seen)
@@ -89,8 +94,15 @@ def measure_classes(
             dist.all_reduce(whole)
         cache.cache_teacher_logits(whole)
     if worker.world > 1:
-        dist.all_reduce(sums)
-    sums = sums.cpu()
+        dist.all_reduce(kinds)
+    kinds = kinds.cpu()
+    if settings.draw_by == "pu_probability" and kinds[2, -1]:
+        kinds[0] = (kinds[0] + kinds[2] * kinds[0, -1] / kinds[2, -1]) / 2
+    sums, counts = kinds[:2].split([classes, 1], dim=1)
+    if settings.positive_share is not None and counts.all():
+        shares = sums.new_tensor([[1 - settings.positive_share], [settings.positive_share]])
+        sums = sums * shares * images.count / counts
+    sums = sums.sum(0)
     if settings.class_weights == "none":
         return torch.ones(classes, dtype=torch.float64), sums
     weights = class_weights(sums, smoothing=SMOOTHING, clip=CLIP)

@@ -127,6 +127,13 @@ def kind_of(device: Any) -> str:
     return str(torch.device(device).type)
 
 
+def name_of(device: Any) -> str:
+    """`CPU`, or what the accelerator is called."""
+    import torch
+
+    return "CPU" if kind_of(device) == "cpu" else str(torch.cuda.get_device_name(device))
+
+
 def as_tensor(rows: np.ndarray | Tensor) -> Tensor:
     """`rows` as a tensor, not copied; for reading only: they may be shared memory, of which torch would warn."""
     import torch

@@ -9,7 +9,18 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
-from pukd_ray.config import OPTIONS, Bool, ConfigError, Count, Listed, RunConfig, Sources, SupervisedConfig, to_plain
+from pukd_ray.config import (
+    OPTIONS,
+    Bool,
+    ConfigError,
+    Count,
+    Int,
+    Listed,
+    RunConfig,
+    Sources,
+    SupervisedConfig,
+    to_plain,
+)
 from pukd_ray.preflight import load
 from pukd_ray.preflight.faults import validate
 from pukd_ray.preflight.files import weights_exist
@@ -52,6 +63,9 @@ class TableConfig:
 
     seeds: Count = 5
     """Repetitions: each draws other positives (`skip_per_class`) and everything random anew."""
+    first_seed: Annotated[Int, Field(ge=0)] = 0
+    """The first of them: repetitions can be made apart, several at once, in one folder; a call without it collects
+    them."""
     main_seeds: Count | None = None
     """Repetitions of the built-in rows with the first number of positives at equal steps, which the method is judged
     by; null: `seeds`."""

@@ -177,7 +177,7 @@ def _check_positives(config: PaperConfig) -> None:
     (source,) = config.positives
     labelled = index_sources("positives", (source,), config.teacher, _warn)
     counts = labelled.class_counts(config.teacher.num_classes)
-    seeds = max(config.table.seeds, config.table.main_seeds or 0)
+    seeds = config.table.first_seed + max(config.table.seeds, config.table.main_seeds or 0)
     needed = seeds * max(config.table.per_class)
     if counts.min() < needed:
         raise ConfigError(
@@ -300,7 +300,7 @@ def _measure_students(
     teacher: dict[str, Any],
 ) -> dict[str, dict[str, Any]]:
     """{key: result} of the students and `teacher`; test accuracies are added to those that have none."""
-    run_config = _run_config(config, folder, 0, config.table.per_class[0])
+    run_config = _run_config(config, folder, config.table.first_seed, config.table.per_class[0])
     run_folder = RunFolder(run_config.output)
     units = units_from_table(run_folder.read_table("plan.parquet"))
     run = RunContext(run_folder, run_config, cluster, weights, units)

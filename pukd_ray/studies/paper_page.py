@@ -161,6 +161,7 @@ def render_table(table: dict[str, Any], command: str, plot: str) -> str:
         name=table["name"],
         machine=table["machine"],
         networks=table["networks"],
+        devices=sorted({s["device"] for s in table["students"].values() if "device" in s}),
         teacher=f"{100 * table['teacher']['top1']:.2f}",
         repeated=len({s["seed"] for s in table["students"].values()}) > 1,
         batch_size=table["batch_size"],

@@ -32,8 +32,9 @@ class TableRow:
     """Multiple of the steps that the others take."""
 
 
-# Per-sample weights and P's labels belong to the recommended recipe; the published rows, and the rivals, go without.
-PLAIN = {"sample_weights": "none", "label_weight": 0.0}
+# What rests on P(relevant), and P's labels, belong to the recommended recipe; the published rows, and the rivals, go
+# without.
+PLAIN = {"sample_weights": "none", "draw_by": "none", "label_weight": 0.0}
 
 BUILT_IN = {
     row.name: row
@@ -111,9 +112,10 @@ def students_of(config: PaperConfig) -> list[TableStudent]:
     """All students of the table, seed by seed."""
     first, *others = config.table.per_class
     students: list[TableStudent] = []
-    for seed in range(max(config.table.seeds, config.table.main_seeds or 0)):
+    start = config.table.first_seed
+    for seed in range(start, start + max(config.table.seeds, config.table.main_seeds or 0)):
         rows = [row for row in rows_of(config) if not seed or row.name not in config.table.once]
-        if seed >= config.table.seeds:
+        if seed - start >= config.table.seeds:
             students += [TableStudent(row, first, seed) for row in rows if row.name in BUILT_IN]
             continue
         students += [TableStudent(row, first, seed) for row in rows]

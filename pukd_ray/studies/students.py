@@ -15,7 +15,7 @@ from pukd_ray.corpus.context import Shared
 from pukd_ray.distillation.training_set import TrainingSet
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.console import progress, say
-from pukd_ray.runtime.devices import Worker, assigned_device, use_threads
+from pukd_ray.runtime.devices import Worker, assigned_device, name_of, use_threads
 from pukd_ray.runtime.engine import CPU_ACTOR_CPUS, IO_CPUS, Cluster, cause_of, gpus_per_train_worker
 from pukd_ray.storage import read_bytes, write_bytes
 
@@ -122,6 +122,7 @@ def _train_student(job: StudentJob, weights: bytes) -> None:
         "images": images.count,
         "steps": settings.steps,
         "images_seen": settings.steps * settings.batch_size,
+        "device": name_of(worker.device),
         "seconds": round(before + time.monotonic() - began, 2),
         "class_weights": class_weights.tolist(),
         "effective_classes": effective_classes(sums.numpy()),

@@ -115,7 +115,7 @@ def test_a_stream_of_which_p_has_a_share(tmp_path: Path) -> None:
     seen = np.concatenate(batches)
     assert sorted(seen[seen < 100].tolist()) == sorted([0, 1, 2] * 5)
     assert len(set(seen[seen >= 100].tolist())) == 7 * 5
-    whole = np.concatenate([pixels[:, 0, 0, 0].numpy() for pixels in images.all_pixels()])
+    whole = np.concatenate([batch.pixels[:, 0, 0, 0].numpy() for batch in images.all_batches()])
     assert sorted(whole.tolist()) == [*range(CLASSES), *range(100, 100 + EACH)]
 
 
