@@ -15,7 +15,7 @@ from pukd_ray.run.stages import STAGE_NAMES, STAGES, Stage, stages_from
 from pukd_ray.runtime.console import say
 from pukd_ray.selection.chunks import missing_column, missing_columns, rules_of_pass
 from pukd_ray.selection.labels import load_labels
-from pukd_ray.storage import open_storage, read_bytes
+from pukd_ray.storage import read_file
 
 
 class StaleResultsError(ConfigError):
@@ -76,7 +76,7 @@ def check_progress(folder: RunFolder, config: RunConfig, redo: str | None, stage
 
     StaleResultsError if the folder's results are of other inputs and no `redo` covers it.
     """
-    weights = read_bytes(*open_storage(config.teacher.weights))
+    weights = read_file(config.teacher.weights)
     inputs = fingerprints(config, weights)
     listing = list_inputs(sources_by_role(config))
     done = {name for name in STAGE_NAMES if folder.marker(name) is not None}
@@ -115,7 +115,7 @@ def check_unchanged(folder: RunFolder, config: RunConfig) -> None:
 
     For those who only read a run: results of earlier versions are fine.
     """
-    stale = _changed_keys(folder, config, fingerprints(config, read_bytes(*open_storage(config.teacher.weights))))
+    stale = _changed_keys(folder, config, fingerprints(config, read_file(config.teacher.weights)))
     for first in STAGE_NAMES:
         if keys := [key for key in stale.get(first, []) if not key.startswith("format.")]:
             raise _stale_results(folder, first, keys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import random
@@ -18,7 +19,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from pukd_ray.errors import RunError
+from pukd_ray.errors import MissingError, PlaceError
 
 OBJECT_STORES = ("s3", "gcs", "abfs")
 
@@ -27,20 +28,29 @@ PATIENCE_SECONDS = 60.0
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 10.0
 
-# Faults that asking again does not mend: by type, and where pyarrow has none for them (S3, Azure) by its words.
-# `[code ...]` are those that only S3 knows, such as an archived object.
-_LASTING = (
-    FileNotFoundError,
-    PermissionError,
-    IsADirectoryError,
-    NotADirectoryError,
-    ValueError,
+# Faults of the program, or of what it was given, are nobody's storage: they are raised as they are.
+_PROGRAM = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    NameError,
+    RuntimeError,
     TypeError,
-    NotImplementedError,
+    ValueError,
 )
-_SAYS_LASTING = re.compile(
-    r"AWS Error (ACCESS_DENIED|NO_SUCH_\w+|RESOURCE_NOT_FOUND|\[code \d+\]|UNKNOWN \(HTTP status 4(03|04|10)\))"
-    r"|Azure Error: \[\w*\] 40[34]\b"
+
+# Faults of storage that asking again does not mend: by type, and where pyarrow has none for them (S3, Azure) by its
+# words. `[code ...]` are those that only S3 knows, such as an archived object.
+_NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+_NO_FILE_EITHER = (errno.ENAMETOOLONG, errno.ELOOP)
+_SAYS_MISSING = re.compile(
+    r"AWS Error (NO_SUCH_\w+|RESOURCE_NOT_FOUND|UNKNOWN \(HTTP status 4(04|10)\))|Azure Error: \[\w*\] 404\b"
+    r"|^Cannot open for reading: path '.*' is a directory"
+)
+_SAYS_REFUSED = re.compile(
+    r"AWS Error (ACCESS_DENIED|\[code \d+\]|UNKNOWN \(HTTP status 403\))|Azure Error: \[\w*\] 403\b"
 )
 
 T = TypeVar("T")
@@ -105,50 +115,79 @@ def _open_bucket(uri: str) -> tuple[pafs.FileSystem, str]:
     return opened
 
 
-def patiently(uri: str, read: Callable[[], T]) -> T:
-    """`read()` of `uri`; where remote storage fails in passing, again for about a minute, then RunError.
+def patiently(where: str, action: Callable[[], T]) -> T:
+    """`action()` on the file or folder `where`; where storage fails in passing, again for about a minute.
 
-    Faults that last (not found, no access) are raised as they are, and so are all those of local disks.
+    Then, and at once if the fault is one that lasts, PlaceError (MissingError: not there). What the program itself does
+    wrong is raised as it is. The one policy for all that is read and written, on local disks too.
     """
     began, pause = time.monotonic(), FIRST_PAUSE_SECONDS
     while True:
         try:
-            return read()
+            return action()
+        except _PROGRAM:
+            raise
         except Exception as error:
             fault: BaseException = error
-            if uri.startswith("http") and isinstance(error, FileNotFoundError):
+            if where.startswith("http") and isinstance(error, FileNotFoundError):
                 fault = error.__cause__ or error  # fsspec calls every page that it cannot open "not found"
-            if is_local(uri) or _lasts(fault):
-                raise
+            lasting = _lasting(where, fault)
+            if lasting:
+                raise lasting from error
             if time.monotonic() + pause - began > PATIENCE_SECONDS:
-                detail = " ".join(f"{type(fault).__name__}: {fault}".split())[:300]
-                raise RunError(
-                    f"{uri}: the storage does not answer ({detail}): see that it does, and run the same command again "
-                    "to go on where this stopped"
+                raise PlaceError(
+                    f"{where}: the storage does not answer ({_in_short(fault)}): see that it does, and {_GO_ON}"
                 ) from error
         time.sleep(pause * random.uniform(0.5, 1.5))  # the readers of a busy store must not come back all at once
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
-def _lasts(fault: BaseException) -> bool:
-    status = getattr(fault, "status", None)  # of HTTP clients
-    return status in (403, 404, 410) or isinstance(fault, _LASTING) or _SAYS_LASTING.search(str(fault)) is not None
+_GO_ON = "run the same command again to go on where this stopped"
+
+
+def _lasting(where: str, fault: BaseException) -> PlaceError | None:
+    """What to raise of a fault that asking again does not mend; None of others."""
+    text, status = str(fault), getattr(fault, "status", None)  # of HTTP clients
+    number = getattr(fault, "errno", None)
+    if isinstance(fault, _NO_FILE) or number in _NO_FILE_EITHER or status in (404, 410) or _SAYS_MISSING.search(text):
+        return MissingError(f"{where}: is not there ({_in_short(fault)}): bring it back, and {_GO_ON}")
+    if isinstance(fault, PermissionError) or status == 403 or _SAYS_REFUSED.search(text):
+        return PlaceError(
+            f"{where}: the storage refuses it ({_in_short(fault)}): give this machine's account access, and {_GO_ON}"
+        )
+    return None
+
+
+def _in_short(fault: BaseException) -> str:
+    return " ".join(f"{type(fault).__name__}: {fault}".split())[:300]
+
+
+def read_file(uri: str) -> bytes:
+    """All of a file, patiently."""
+    return patiently(uri, lambda: read_bytes(*open_storage(uri)))
 
 
 def open_file(uri: str) -> Any:
-    """A binary file to read at any place; on remote storage one that rides out faults that pass."""
-    if not is_local(uri):
-        return _PatientFile(uri)
-    fs, path = open_storage(uri)
-    return fs.open_input_file(path)
+    """A binary file to read at any place, patiently: PlaceError if its storage fails."""
+
+    def opened() -> pa.NativeFile:
+        fs, path = open_storage(uri)
+        return fs.open_input_file(path)
+
+    return open_patiently(uri, opened)
+
+
+def open_patiently(where: str, opened: Callable[[], pa.NativeFile]) -> Any:
+    """The same of what `opened()` opens, for messages about `where`."""
+    return _PatientFile(where, opened)
 
 
 class _PatientFile(io.RawIOBase):
     """A read that fails is done again where it was, on the file opened anew: whoever reads does not notice."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, where: str, opened: Callable[[], pa.NativeFile]) -> None:
         super().__init__()
-        self._uri, self._position = uri, 0
+        self._where, self._open, self._position = where, opened, 0
         self._opened: pa.NativeFile | None = None
         self._size = self._ask(lambda file: int(file.size()))
 
@@ -156,13 +195,12 @@ class _PatientFile(io.RawIOBase):
         def once() -> T:
             file, self._opened = self._opened, None
             if file is None:
-                fs, path = open_storage(self._uri)
-                file = fs.open_input_file(path)
+                file = self._open()
             answer = question(file)
             self._opened = file  # one that failed is not used again
             return answer
 
-        return patiently(self._uri, once)
+        return patiently(self._where, once)
 
     def read(self, size: int | None = -1, /) -> bytes:
         rest = max(0, self._size - self._position)
@@ -177,6 +215,10 @@ class _PatientFile(io.RawIOBase):
 
     def tell(self) -> int:
         return self._position
+
+    def close(self) -> None:
+        self._opened = None
+        super().close()
 
     def readable(self) -> bool:
         return True
@@ -221,9 +263,9 @@ def write_bytes(fs: pafs.FileSystem, path: str, data: bytes) -> None:
     write_atomically(fs, path, lambda sink: sink.write(data))
 
 
-def write_json(fs: pafs.FileSystem, path: str, value: Any) -> None:
-    """Write `value` as readable JSON, atomically; NaN is refused."""
-    write_bytes(fs, path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+def as_json(value: Any) -> bytes:
+    """Readable JSON; ValueError for NaN."""
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
 def read_bytes(fs: pafs.FileSystem, path: str) -> bytes:
@@ -231,6 +273,12 @@ def read_bytes(fs: pafs.FileSystem, path: str) -> bytes:
     with fs.open_input_stream(path, compression=None) as source:
         data: bytes = source.read()
     return data
+
+
+def delete_file(fs: pafs.FileSystem, path: str) -> None:
+    """Delete a file; one that is gone is fine: an earlier try may have been heard though it was not answered."""
+    with suppress(FileNotFoundError):
+        fs.delete_file(path)
 
 
 def list_files(fs: pafs.FileSystem, folder: str, *, recursive: bool = True) -> list[pafs.FileInfo]:

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import lzma
-import re
 import tarfile
 import zlib
 
 import pyarrow as pa
 
-# What reading a damaged or unreachable file raises, whatever its format.
+# What reading a damaged file raises, whatever its format. Storage that fails raises PlaceError, which is none of these.
 BROKEN = (pa.ArrowException, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError)
-
-_SAYS_CORRUPT = re.compile(r"corrupt|decompress|deserializ|thrift|gzip|crc|unexpected end of stream", re.IGNORECASE)
 
 
 def reason_of(error: BaseException) -> str:
     """`reason: detail` of one of `BROKEN`."""
     if isinstance(error, EOFError):
         reason = "truncated"
-    elif isinstance(error, TimeoutError):
-        reason = "timeout"
     elif isinstance(error, pa.ArrowNotImplementedError):
         reason = "unsupported"
-    elif isinstance(error, OSError) and not _SAYS_CORRUPT.search(str(error)):
-        reason = "io"  # Arrow raises OSError for damaged pages too
+    elif isinstance(error, OSError) and error.errno is not None:
+        reason = "io"  # the system's; Arrow and gzip raise OSError for damaged content too, without a number
     else:
         reason = "corrupt"
     return f"{reason}: {one_line(error)}"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
-from pukd_ray.corpus.faults import BROKEN, reason_of
-from pukd_ray.storage import open_file, open_storage, patiently, read_bytes, split_uri
+from pukd_ray.corpus.faults import BROKEN, one_line, reason_of
+from pukd_ray.errors import MissingError
+from pukd_ray.storage import is_local, open_file, open_storage, read_file, split_uri
 
 _PIECE_BYTES = 4 << 20
 
@@ -47,11 +49,18 @@ def open_raw(uri: str) -> IO[bytes]:
 
 
 def read_whole(uri: str) -> tuple[bytes | None, str | None]:
-    """(all bytes, None) of a small file, or (None, reason)."""
+    """(all bytes, None) of a small file, or (None, reason) of a link to nothing or a name that its storage cannot have.
+
+    PlaceError if the storage fails or the file is gone.
+    """
     try:
-        return patiently(uri, lambda: read_bytes(*open_storage(uri))), None
-    except OSError as error:
-        return None, reason_of(error)
+        return read_file(uri), None
+    except MissingError:
+        if is_local(uri) and Path(open_storage(uri)[1]).is_symlink():
+            return None, "io: a link to nothing"
+        raise
+    except ValueError as error:  # such as a path with a NUL, or an S3 key with an empty part
+        return None, reason_of(error) if is_local(uri) else f"io: {one_line(error)}"
 
 
 def read_up_to(handle: IO[bytes], count: int) -> tuple[bytes, str | None]:

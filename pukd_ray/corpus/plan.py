@@ -6,6 +6,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -15,16 +16,18 @@ import ray
 
 from pukd_ray.config import ConfigError, SourceConfig
 from pukd_ray.corpus.context import RunContext
-from pukd_ray.corpus.faults import BROKEN, one_line, reason_of
+from pukd_ray.corpus.faults import BROKEN, one_line
 from pukd_ray.corpus.files import FileFacts, SourceFile
 from pukd_ray.corpus.formats import FORMATS
 from pukd_ray.corpus.reading import content_hash, read_rows
 from pukd_ray.corpus.rows import row_id
 from pukd_ray.corpus.sources import list_source, sources_by_role
 from pukd_ray.corpus.units import Measured, Owner, Unit, clip, regroup, units_from_table, units_to_table
+from pukd_ray.errors import PlaceError
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.console import say
 from pukd_ray.runtime.environment import describe_environment
+from pukd_ray.storage import patiently
 
 FILES_PER_TASK = 256
 
@@ -58,11 +61,11 @@ def list_inputs(sources: dict[str, tuple[SourceConfig, ...]]) -> Listing:
         for index, source in enumerate(many):
             key = role if len(many) == 1 else f"{role}.{index}"
             try:
-                format_name, files, left_out = list_source(source, key)
+                format_name, files, left_out = patiently(", ".join(source.uris), partial(list_source, source, key))
             except ConfigError as error:
                 faults += error.faults
                 continue
-            except (ValueError, OSError) as error:
+            except (ValueError, PlaceError) as error:
                 faults.append(f"{key}.uri: cannot be listed: {error}")
                 continue
             if left_out:
@@ -102,15 +105,17 @@ def compare_listing(planned: pa.Table, listing: pa.Table) -> Drift:
 
 
 def measure(file: SourceFile, format_name: str, source: SourceConfig) -> FileFacts:
-    """Count the rows of `file`, if possible without reading its pixels; one that is no such file is one bad row."""
+    """Count the rows of `file`, if possible without reading its pixels; one that is no such file is one bad row.
+
+    PlaceError if its storage fails: the plan is then not made.
+    """
     form = FORMATS[format_name]
     if file.size == 0 and not form.single_images:
         return FileFacts(((1, 0),), error="empty: the file has no bytes")
     try:
         return form.measure(file, source)
     except (*BROKEN, struct.error, ValueError) as error:
-        reason = reason_of(error).partition(":")[0] if isinstance(error, OSError) else "corrupt"
-        return FileFacts(((1, file.size),), error=f"{reason}: not a readable {format_name} file: {one_line(error)}")
+        return FileFacts(((1, file.size),), error=f"corrupt: not a readable {format_name} file: {one_line(error)}")
 
 
 def make_units(role: str, index: int, source: SourceConfig, format_name: str, files: Sequence[Measured]) -> list[Unit]:

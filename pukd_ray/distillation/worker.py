@@ -18,7 +18,6 @@ from pukd_ray.distillation.training_set import TrainingSet
 from pukd_ray.networks.teacher import dump_state
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.devices import Worker, spare_threads, use_threads
-from pukd_ray.storage import write_bytes
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def train_loop(setup: dict[str, Any]) -> dict[str, Any] | None:
         }
         if worker.rank == 0:
             for suffix, state in students.items():
-                write_bytes(folder.fs, folder.path(f"student/{arm.name}{suffix}.pt"), dump_state(state))
+                folder.write_bytes(f"student/{arm.name}{suffix}.pt", dump_state(state))
     return {"arms": report, "span": (began, time.time())} if worker.rank == 0 else None
 
 

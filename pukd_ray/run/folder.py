@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -18,7 +18,21 @@ import pyarrow.parquet as pq
 
 from pukd_ray.run.records import RecordFile, StageMarker, T
 from pukd_ray.run.stages import Stage
-from pukd_ray.storage import is_local, list_files, move_tree, open_storage, read_bytes, write_atomically, write_json
+from pukd_ray.storage import (
+    as_json,
+    delete_file,
+    is_local,
+    list_files,
+    move_tree,
+    open_patiently,
+    open_storage,
+    patiently,
+    read_bytes,
+    write_atomically,
+    write_bytes,
+)
+
+A = TypeVar("A")
 
 SCORES_SCHEMA = pa.schema(
     [
@@ -95,21 +109,35 @@ class RunFolder:
         """Path of `name` in `fs`."""
         return f"{self.root}/{name}"
 
+    def patiently(self, name: str, action: Callable[[], A]) -> A:
+        """`action()` on `name`, as `storage.patiently` does."""
+        return patiently(f"{self.display}/{name}", action)
+
     def exists(self, name: str) -> bool:
         """Whether the file or folder is there."""
-        return bool(self.fs.get_file_info(self.path(name)).type != pafs.FileType.NotFound)
+        info = self.patiently(name, lambda: self.fs.get_file_info(self.path(name)))
+        return bool(info.type != pafs.FileType.NotFound)
 
     def files(self, name: str) -> list[str]:
         """Names of the files in folder `name` (not below), sorted."""
-        return [f"{name}/{f.base_name}" for f in list_files(self.fs, self.path(name), recursive=False)]
+        found = self.patiently(name, lambda: list_files(self.fs, self.path(name), recursive=False))
+        return [f"{name}/{f.base_name}" for f in found]
+
+    def read_bytes(self, name: str) -> bytes:
+        """All of a file; MissingError if there is none."""
+        return self.patiently(name, lambda: read_bytes(self.fs, self.path(name)))
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write atomically."""
+        self.patiently(name, lambda: write_bytes(self.fs, self.path(name), data))
 
     def read_json(self, name: str) -> Any:
         """Parsed content, or None if there is no such file."""
-        return json.loads(read_bytes(self.fs, self.path(name))) if self.exists(name) else None
+        return json.loads(self.read_bytes(name)) if self.exists(name) else None
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write atomically."""
-        write_json(self.fs, self.path(name), value)
+        """Write atomically; NaN is refused."""
+        self.write_bytes(name, as_json(value))
 
     def read_record(self, file: RecordFile[T]) -> T:
         """Content of a file whose fields are known; FileNotFoundError if the stage that writes it has not run."""
@@ -130,25 +158,33 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Write atomically."""
-        write_atomically(self.fs, self.path(name), lambda sink: sink.write(text.encode()))
+        self.write_bytes(name, text.encode())
+
+    def open(self, name: str) -> Any:
+        """A file to read at any place, patiently."""
+        return open_patiently(f"{self.display}/{name}", lambda: self.fs.open_input_file(self.path(name)))
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """One Parquet file."""
-        with self.fs.open_input_file(self.path(name)) as source:
+        with self.open(name) as source:
             return pq.read_table(source, columns=columns)
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write one Parquet file atomically."""
-        write_atomically(self.fs, self.path(name), lambda sink: pq.write_table(table, sink, compression="zstd"))
+        self.write(name, lambda sink: pq.write_table(table, sink, compression="zstd"))
+
+    def write(self, name: str, write: Callable[[Any], None]) -> None:
+        """Write what `write` puts into the open file that it is given, atomically; on trouble it is called again."""
+        self.patiently(name, lambda: write_atomically(self.fs, self.path(name), write))
 
     def delete(self, name: str) -> None:
         """Delete one file."""
-        self.fs.delete_file(self.path(name))
+        self.patiently(name, lambda: delete_file(self.fs, self.path(name)))
 
     def delete_folder(self, name: str) -> None:
         """Delete a folder if it is there."""
         if self.exists(name):
-            self.fs.delete_dir(self.path(name))
+            self.patiently(name, lambda: self.fs.delete_dir(self.path(name)))
 
     # -- stages ---------------------------------------------------------------------------------------------
 
@@ -198,9 +234,12 @@ class RunFolder:
         old = next(n for i in count(1) if not self.exists(n := f"old/{now}" + (f"-{i}" if i > 1 else "")))
         for name in names:
             if self.exists(name):
-                self.fs.create_dir(self.path(f"{old}/{name}").rpartition("/")[0], recursive=True)
-                move_tree(self.fs, self.path(name), self.path(f"{old}/{name}"))
+                self.patiently(name, partial(self._move, name, f"{old}/{name}"))
         return old
+
+    def _move(self, name: str, target: str) -> None:
+        self.fs.create_dir(self.path(target).rpartition("/")[0], recursive=True)
+        move_tree(self.fs, self.path(name), self.path(target))
 
 
 def absolute(output: str) -> str:

@@ -157,7 +157,7 @@ def load_last_tap(folder: RunFolder, files: list[str]) -> tuple[np.ndarray, np.n
 
     RunError if the cache was made by a version that did not keep it.
     """
-    with folder.fs.open_input_file(folder.path(files[0])) as source:
+    with folder.open(files[0]) as source:
         if "last_tap" not in pq.read_schema(source).names:
             raise RunError(
                 f"selector: the features in {folder.display} are of an older version, without what this selection.rule "

@@ -32,7 +32,6 @@ from pukd_ray.selection.chunks import chunk_markers, rules_of_pass
 from pukd_ray.selection.drift import count_scores, describe_drift, drift_of_chunks, load_reference
 from pukd_ray.selection.features import as_half, load_last_tap
 from pukd_ray.selection.rules import RULES
-from pukd_ray.storage import read_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -151,7 +150,7 @@ def fit_scorers(folder: RunFolder, rules: Sequence[str]) -> dict[str, Shared]:
 
 
 def _read_blend(folder: RunFolder) -> tuple[Blend, Shared]:
-    nearness = read_bytes(folder.fs, folder.path("selector/nearness.npz"))
+    nearness = folder.read_bytes("selector/nearness.npz")
     return Blend(**folder.read_json("selector/blend.json")), Shared.of(nearness)
 
 
@@ -215,8 +214,8 @@ def score_corpus(run: RunContext) -> dict[str, Any]:
         run.weights,
         config.selector.grid,
         config.resources.precision,
-        read_bytes(folder.fs, folder.path("selector/head.pt")),
-        read_bytes(folder.fs, folder.path("selector/trunk.pt")) if config.selector.trunk == "finetune" else None,
+        folder.read_bytes("selector/head.pt"),
+        folder.read_bytes("selector/trunk.pt") if config.selector.trunk == "finetune" else None,
         calibration,
         config.score.keep_images,
         config.score.keep_above,

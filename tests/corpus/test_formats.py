@@ -21,6 +21,7 @@ from pukd_ray.corpus import units
 from pukd_ray.corpus.formats import FORMATS, parquet
 from pukd_ray.corpus.reading import ReadRequest, read_blocks, read_rows
 from pukd_ray.corpus.units import Unit
+from pukd_ray.errors import MissingError
 
 # -- the seam -----------------------------------------------------------------------------------------------------
 
@@ -164,6 +165,9 @@ def test_files_that_broke_after_planning(tmp_path: Path) -> None:
                 file.write_bytes(kept[: len(kept) // 2 - 100])
             elif unit.format != "cifar":
                 file.unlink()
+                with pytest.raises(MissingError):
+                    list(read_rows(unit, source))
+                file.write_bytes(kept)
             check_positions(unit, source, rng)
             file.write_bytes(kept)
 

@@ -18,6 +18,7 @@ from pukd_ray.corpus.formats.base import Format
 from pukd_ray.corpus.pixels import encode_png
 from pukd_ray.corpus.rows import ImageRow, row_id
 from pukd_ray.corpus.units import Unit, runs_of_rows
+from pukd_ray.errors import MissingError
 
 IMAGES_MAGIC = 0x0803
 HEADER_BYTES = 16
@@ -86,7 +87,7 @@ def _labels(uri: str) -> np.ndarray | None:
     try:
         with open_raw(sibling) as handle:
             data, _ = read_up_to(handle, 1 << 40)
-    except FileNotFoundError:
+    except MissingError:
         return None
     return np.frombuffer(data[8:], np.uint8)
 

@@ -32,6 +32,7 @@ from pukd_ray.corpus.formats.base import Format
 from pukd_ray.corpus.pixels import IMAGE_EXTENSIONS
 from pukd_ray.corpus.rows import ImageRow, as_label, as_truth, failed_rows, row_id, users_id
 from pukd_ray.corpus.units import Unit, whole_files
+from pukd_ray.errors import MissingError
 from pukd_ray.storage import is_local, split_uri
 
 LINE_BYTES = 32 << 20
@@ -152,8 +153,8 @@ def _image(values: dict[str, Any], source: SourceConfig, uri: str) -> tuple[byte
         return None, f"unsupported: not a path in the folder of the file: {path!r}"[:200]
     try:
         return read_whole(file)
-    except (ValueError, *BROKEN) as error:  # such as a path with a NUL
-        return None, reason_of(error)
+    except MissingError:  # the plan knows nothing of this file: it is the line that is wrong
+        return None, f"io: there is no file {path!r}"[:200]
 
 
 def _resolve(uri: str, path: str) -> str | None:
