@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,8 +71,14 @@ def _flatten(prefix: str, value: Any) -> dict[str, Any]:
     return {k: v for name, inner in value.items() for k, v in _flatten(f"{prefix}.{name}", inner).items()}
 
 
-def check_progress(folder: RunFolder, config: RunConfig, redo: str | None, stages: Sequence[Stage]) -> Progress:
-    """What of `stages` is to do; moves aside what `redo`, or a corpus that has grown, makes obsolete.
+def check_progress(
+    folder: RunFolder,
+    config: RunConfig,
+    redo: str | None,
+    stages: Sequence[Stage],
+    take: Callable[[], object] = lambda: None,
+) -> Progress:
+    """What of `stages` is to do; moves aside what `redo`, or a corpus that has grown, makes obsolete, after `take()`.
 
     StaleResultsError if the folder's results are of other inputs and no `redo` covers it.
     """
@@ -95,12 +101,14 @@ def check_progress(folder: RunFolder, config: RunConfig, redo: str | None, stage
     if redo is not None:
         again = stages_from(redo)
         if _has_results(folder, again):
+            take()
             names = ", ".join(stage.name for stage in again)
             say(f"          {names}: earlier results moved to {folder.retire(again)}")
         done -= {stage.name for stage in again}
     if drift.added and redo != "plan":
         grown = stages_from("select")
         if _has_results(folder, grown):
+            take()
             say(
                 f"          the corpus has {drift.added} new files: only they are scored; what was made without "
                 f"them moves to {folder.retire(grown)}"

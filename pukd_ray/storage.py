@@ -14,6 +14,7 @@ from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl
 
 import fsspec
 import pyarrow as pa
@@ -27,6 +28,8 @@ OBJECT_STORES = ("s3", "gcs", "abfs")
 PATIENCE_SECONDS = 60.0
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 10.0
+SETTLE_SECONDS = 2.0
+"""After which the last of several writers is known, where storage cannot refuse all but the first."""
 
 # Faults of the program, or of what it was given, are nobody's storage: they are raised as they are.
 _PROGRAM = (
@@ -256,6 +259,80 @@ def write_atomically(fs: pafs.FileSystem, path: str, write: Callable[[Any], None
         with suppress(OSError):
             fs.delete_file(temporary)
         raise
+
+
+def create_file(fs: pafs.FileSystem, path: str, uri: str, data: bytes) -> bool:
+    """Write a file unless there is one; whether this call wrote it.
+
+    Of several writers at once one wins where storage can tell: local disks, S3 if boto3 is installed, and what fsspec
+    creates so. Elsewhere the last one does, as it finds out a moment later; one that is held up between looking and
+    writing for longer than that may overwrite it.
+    """
+    if fs.type_name == "local":
+        return _create_locally(Path(path), data)
+    if fs.type_name == "s3" and (client := _s3_client(uri)):
+        bucket, _, key = path.partition("/")
+        return _created(path, data, fs, lambda: client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*"))
+    if isinstance(fs, pafs.PyFileSystem):
+        fs.create_dir(path.rpartition("/")[0], recursive=True)
+        return _created(path, data, fs, lambda: fs.handler.fs.pipe_file(path, data, mode="create"))
+    if fs.get_file_info(path).type != pafs.FileType.NotFound:
+        return bool(read_bytes(fs, path) == data)
+    write_bytes(fs, path, data)
+    time.sleep(SETTLE_SECONDS)
+    return bool(read_bytes(fs, path) == data)
+
+
+def _create_locally(path: Path, data: bytes) -> bool:
+    """Whole or not at all: by a second name for a file that is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temporary.write_bytes(data)
+        try:
+            path.hardlink_to(temporary)
+        except FileExistsError:
+            return path.read_bytes() == data
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS):
+                raise
+            try:  # a file system without second names
+                with path.open("xb") as sink:
+                    sink.write(data)
+            except FileExistsError:
+                time.sleep(SETTLE_SECONDS / 10)  # it may be being written
+                return path.read_bytes() == data
+        return True
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _created(path: str, data: bytes, fs: pafs.FileSystem, create: Callable[[], object]) -> bool:
+    try:
+        create()
+    except Exception as error:
+        response: dict[str, Any] = getattr(error, "response", {})
+        code = response.get("Error", {}).get("Code")
+        if isinstance(error, FileExistsError) or code in ("PreconditionFailed", "412"):
+            return bool(read_bytes(fs, path) == data)  # what was heard, but not answered, is ours
+        if code in ("403", "AccessDenied"):
+            raise PermissionError(str(error)) from error
+        raise
+    return True
+
+
+@lru_cache(maxsize=8)
+def _s3_client(uri: str) -> Any:
+    """boto3's, which knows conditional writes, set up as pyarrow would be by the same URI; None if it is not there."""
+    try:
+        import boto3
+    except ImportError:
+        return None
+    options = dict(parse_qsl(split_uri(uri)[2].removeprefix("?")))
+    endpoint = options.get("endpoint_override")
+    if endpoint and "://" not in endpoint:
+        endpoint = f"{options.get('scheme', 'https')}://{endpoint}"
+    return boto3.client("s3", region_name=options.get("region"), endpoint_url=endpoint)
 
 
 def write_bytes(fs: pafs.FileSystem, path: str, data: bytes) -> None:

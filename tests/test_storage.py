@@ -360,6 +360,22 @@ def test_a_run_folder_on_s3(s3: str) -> None:
     }
 
 
+@pytest.mark.parametrize("conditional", [True, False])
+def test_a_file_is_created_once_on_s3(s3: str, conditional: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With boto3, and by looking where there is none."""
+    if not conditional:
+        monkeypatch.setattr(storage, "_s3_client", lambda _: None)
+        monkeypatch.setattr(storage, "SETTLE_SECONDS", 0.0)
+    run = RunFolder(f"{s3}/created-{conditional}?region=us-east-1")
+    assert run.create_json("markers/lease/00000001.json", {"a": 1})
+    assert run.create_json("markers/lease/00000001.json", {"a": 1})
+    assert not run.create_json("markers/lease/00000001.json", {"a": 2})
+    assert run.read_json("markers/lease/00000001.json") == {"a": 1}
+    if conditional:
+        monkeypatch.setattr(storage, "read_bytes", lambda *_: b"whatever is there")  # it is S3 that refuses
+        assert not run.create_json("markers/lease/00000001.json", {"a": 1})
+
+
 def test_two_writers_of_one_file_do_not_share_a_temporary_name(tmp_path: Path) -> None:
     fs, root = open_storage(str(tmp_path))
 

@@ -16,10 +16,12 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from pukd_ray.errors import RunError
 from pukd_ray.run.records import RecordFile, StageMarker, T
 from pukd_ray.run.stages import Stage
 from pukd_ray.storage import (
     as_json,
+    create_file,
     delete_file,
     is_local,
     list_files,
@@ -28,9 +30,12 @@ from pukd_ray.storage import (
     open_storage,
     patiently,
     read_bytes,
+    split_uri,
     write_atomically,
     write_bytes,
 )
+
+LEASES = "markers/lease"
 
 A = TypeVar("A")
 
@@ -79,6 +84,8 @@ class RunFolder:
     """A run's folder: relative names in, storage out."""
 
     uri: str
+    token: int = 0
+    """Of the lease under which its driver writes; 0: without one."""
 
     @property
     def display(self) -> str:
@@ -90,10 +97,11 @@ class RunFolder:
         return open_storage(self.uri)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"uri": self.uri}
+        return {"uri": self.uri, "token": self.token}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        object.__setattr__(self, "uri", state["uri"])
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
 
     @property
     def fs(self) -> pafs.FileSystem:
@@ -104,6 +112,10 @@ class RunFolder:
     def root(self) -> str:
         """Path of the folder in `fs`."""
         return self._storage[1]
+
+    def _uri_of(self, name: str) -> str:
+        scheme, path, query = split_uri(self.uri)
+        return f"{scheme}{path.rstrip('/')}/{name}{query}"
 
     def path(self, name: str) -> str:
         """Path of `name` in `fs`."""
@@ -186,6 +198,41 @@ class RunFolder:
         if self.exists(name):
             self.patiently(name, lambda: self.fs.delete_dir(self.path(name)))
 
+    # -- one writer -----------------------------------------------------------------------------------------
+
+    def last_token(self) -> int:
+        """Of the newest lease; 0 if there never was one."""
+        return max((int(name.rpartition("/")[2].removesuffix(".json")) for name in self._leases()), default=0)
+
+    def _leases(self) -> list[str]:
+        return [name for name in self.files(LEASES) if name.endswith(".json")]
+
+    def lease_is_lost(self) -> bool:
+        """Whether another driver has taken over since the lease of this one was taken."""
+        return bool(self.token) and self.last_token() != self.token
+
+    def check_lease(self) -> None:
+        """RunError if another driver has taken over."""
+        if self.lease_is_lost():
+            other = self.read_json(f"{LEASES}/{self.last_token():08d}.json") or {"pid": "?", "host": "?"}
+            raise RunError(
+                f"output: {self.display} was taken over by process {other['pid']} on {other['host']}, as nothing had "
+                "been heard of this one for a while: it goes on there; what this one had not committed is not used"
+            )
+
+    def create_json(self, name: str, value: Any) -> bool:
+        """Write a file unless it is there; whether it was this call that wrote it."""
+        return self.patiently(name, lambda: create_file(self.fs, self.path(name), self._uri_of(name), as_json(value)))
+
+    def commit_json(self, name: str, value: Any) -> None:
+        """Write a file that nobody may have written yet; RunError if another driver has, or has taken over."""
+        self.check_lease()
+        if not self.create_json(name, value):
+            raise RunError(
+                f"{self.display}/{name}: another driver has written it: see that one alone is at work in this folder, "
+                "and run the same command again to go on where they stopped"
+            )
+
     # -- stages ---------------------------------------------------------------------------------------------
 
     def marker(self, stage: str) -> StageMarker | None:
@@ -203,6 +250,7 @@ class RunFolder:
             "counts": counts,
             "inputs": inputs,
         }
+        self.check_lease()
         self.write_json(f"markers/{stage}.json", marker)
 
     def spent(self, stage: str) -> float:
