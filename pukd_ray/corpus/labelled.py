@@ -134,5 +134,5 @@ def _first_few(names: Sequence[str]) -> str:
 
 
 def _label_hint(unit: Unit, source: SourceConfig) -> str:
-    hint = FORMATS[unit.format].label_hint
-    return f": {hint.format(source=source)}" if hint else ""
+    hint = FORMATS[unit.format].label_hint(unit, source)
+    return f": {hint}" if hint else ""

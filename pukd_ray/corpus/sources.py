@@ -121,7 +121,16 @@ def list_source(source: SourceConfig, key: str) -> tuple[str, list[SourceFile], 
     elif format_name == "auto":
         mix = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
         raise ConfigError([f"{key}.format: {', '.join(source.uris)} holds several formats ({mix}): name one"])
-    files = [f for f in found.values() if _belongs(f, format_name, explicit=source.format != "auto")]
+    files = [f for f in found.values() if format_of(f.relative) == format_name]
+    form_of_files = FORMATS[format_name]
+    # Files of other names belong to it if the config names it; single images, if all of them have such names.
+    if source.format != "auto" and not (files and form_of_files.single_images):
+        files = [
+            f
+            for f in found.values()
+            if (kind := format_of(f.relative)) == format_name
+            or (kind is None and form_of_files.any_name(_base(f.relative)))
+        ]
     if not files:
         raise ConfigError([f"{key}.uri: no {format_name} files under {', '.join(source.uris)}"])
     chosen = {f.uri for f in files}
@@ -131,8 +140,3 @@ def list_source(source: SourceConfig, key: str) -> tuple[str, list[SourceFile], 
         if f.uri not in chosen and not FORMATS[format_name].side_file(_base(f.relative))
     )
     return format_name, files, left_out
-
-
-def _belongs(file: SourceFile, format_name: str, *, explicit: bool) -> bool:
-    kind = format_of(file.relative)
-    return kind == format_name or (explicit and kind is None and FORMATS[format_name].any_name)

@@ -49,14 +49,16 @@ def test_parquet_counts_come_from_the_footer(tmp_path: Path) -> None:
             "unsupported: no column key, truth (columns: image)",
         ),
         (
-            {"image": ["text"]},
+            {"image": [1]},
             {},
-            "unsupported: column image is string, neither binary nor a struct with binary `bytes`",
+            "unsupported: column image is int64, neither binary, nor base64 text, nor a struct with binary `bytes` or "
+            "a `path`",
         ),
         (
-            {"image": [{"path": "a.jpg"}]},
+            {"image": [{"bytes": "text"}]},
             {},
-            "unsupported: column image is struct<path: string>, neither binary nor a struct with binary `bytes`",
+            "unsupported: column image is struct<bytes: string>, neither binary, nor base64 text, nor a struct with "
+            "binary `bytes` or a `path`",
         ),
         (
             {"image": [b"x"], "r": ["false"]},
