@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 import fsspec
 import pyarrow as pa
@@ -64,6 +64,13 @@ def is_local(uri: str) -> bool:
     return "://" not in uri or uri.startswith("file://")
 
 
+def local_path(uri: str) -> Path:
+    """The absolute path of a local URI; `%20` in file:// is a space, unless there is a file of that very name."""
+    path = Path(uri.removeprefix("file://")).expanduser().absolute()
+    decoded = Path(unquote(str(path)))
+    return decoded if uri.startswith("file://") and not path.exists() and decoded.exists() else path
+
+
 def split_uri(uri: str) -> tuple[str, str, str]:
     """(scheme with `://`, path, `?key=value...`); a plain path has neither scheme nor query."""
     scheme, separator, rest = uri.partition("://")
@@ -81,7 +88,8 @@ def open_storage(uri: str) -> tuple[pafs.FileSystem, str]:
     Raises ValueError naming the URI when no installed library serves its scheme.
     """
     if is_local(uri):
-        return _LOCAL, str(Path(uri.removeprefix("file://")).expanduser().absolute())
+        return _LOCAL, str(local_path(uri))
+    uri = re.sub("^s3[an]://", "s3://", uri)  # Hadoop's names of it
     scheme, path, query = split_uri(uri)
     if scheme in ("s3://", "gs://", "gcs://"):
         # Only the bucket is parsed as a URI: keys may hold spaces, `%` and `#`, and stand for themselves.

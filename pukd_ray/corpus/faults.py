@@ -18,8 +18,8 @@ BROKEN = (
     *(pa.ArrowException, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError),
     *(ValueError, LookupError, ArithmeticError, RecursionError, MemoryError),
 )
-"""What reading a damaged or hostile file raises, whatever its format. Storage that fails raises PlaceError, which is none
-of these."""
+"""What reading a damaged or hostile file raises, whatever its format. Storage that fails raises PlaceError: none of
+these."""
 
 
 def reason_of(error: BaseException) -> str:

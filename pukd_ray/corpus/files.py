@@ -212,27 +212,25 @@ class _Unpacked(io.RawIOBase):
         super().__init__()
         self._handle, self._most = handle, most
 
-    def _check(self, place: int) -> None:
-        if place > self._most:
+    def _left(self, place: int) -> int:
+        """Bytes that may come behind `place`; UnpackingError if some do behind the last."""
+        if place > self._most or (place == self._most and self._handle.read(1)):
             raise UnpackingError(f"it unpacks to more than {self._most:,} bytes")
+        return max(self._most - place, 1)
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or size < 0:
-            data = self._handle.read(self._most - self._handle.tell() + 1)
-        else:
-            data = self._handle.read(size)
-        self._check(self._handle.tell())
-        return data
+        left = self._left(self._handle.tell())
+        return self._handle.read(left if size is None or size < 0 else min(size, left))
 
     def read1(self, size: int = -1, /) -> bytes:
         """What comes without waiting for more, as of a file that breaks off."""
-        data: bytes = self._handle.read1(size)  # type: ignore[attr-defined]
-        self._check(self._handle.tell())
+        left = self._left(self._handle.tell())
+        data: bytes = self._handle.read1(left if size < 0 else min(size, left))  # type: ignore[attr-defined]
         return data
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        if whence == io.SEEK_SET:
-            self._check(offset)
+        if whence == io.SEEK_SET and offset > self._most:
+            self._left(offset)
         return self._handle.seek(offset, whence)
 
     def tell(self) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,12 @@ from pukd_ray.errors import PlaceError
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.console import say
 from pukd_ray.runtime.environment import describe_environment
-from pukd_ray.storage import patiently
+from pukd_ray.storage import is_local, patiently
 
 FILES_PER_TASK = 256
+BYTES_PER_TASK = 256 << 20
+"""Of formats whose files are read as a whole in order to count them."""
+KINDS_SHOWN = 5
 
 FILES_SCHEMA = pa.schema(
     [
@@ -69,7 +73,10 @@ def list_inputs(sources: dict[str, tuple[SourceConfig, ...]]) -> Listing:
                 faults.append(f"{key}.uri: cannot be listed: {error}")
                 continue
             if left_out:
-                what = ", ".join(f"{n} {suffix}" for suffix, n in sorted(left_out.items()))
+                shown = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))[:KINDS_SHOWN]
+                what = ", ".join(f"{n} {suffix[:40]}" for suffix, n in sorted(shown))
+                if len(left_out) > len(shown):
+                    what += f", and {left_out.total() - sum(n for _, n in shown):,} of other names"
                 remarks.append(f"{key}: left out, not {format_name} by name: {what}")
             rows += [{"role": role, "source": index, "format": format_name, **vars(file)} for file in files]
     if faults:
@@ -110,6 +117,9 @@ def measure(file: SourceFile, format_name: str, source: SourceConfig) -> FileFac
     PlaceError if its storage fails: the plan is then not made.
     """
     form = FORMATS[format_name]
+    if is_local(file.uri) and not file.mtime:
+        what = "a link to nothing" if Path(file.uri).is_symlink() else "a name that is no UTF-8, or no access"
+        return FileFacts(((1, file.size),), error=f"io: {what}")
     if file.size == 0 and not form.single_images:
         return FileFacts(((1, 0),), error="empty: the file has no bytes")
     try:
@@ -208,9 +218,17 @@ def measure_units(
                 continue
             files = [SourceFile(r["uri"], r["relative"], r["size"], r["mtime"]) for r in mine]
             facts = _measure_all(files, mine[0]["format"], source)
-            for file, fact in zip(files, facts, strict=True):
-                if fact.note or fact.error:
-                    tell(fact.note or f"{file.uri}: {fact.error}")
+            news = [
+                fact.note or f"{file.uri}: {fact.error}"
+                for file, fact in zip(files, facts, strict=True)
+                if fact.note or fact.error
+            ]
+            for text in news[:KINDS_SHOWN]:
+                tell(text)
+            if len(news) > KINDS_SHOWN:
+                tell(f"{role}: and {len(news) - KINDS_SHOWN:,} files more of which there is something to say")
+            if all((fact.error or "").startswith("unsupported:") for fact in facts):
+                raise ConfigError([f"{role}: {files[0].uri}: {facts[0].error}"])
             ids = [prefixes[role, index, file.uri] for file in files]
             units += make_units(role, index, source, mine[0]["format"], list(zip(files, facts, ids, strict=True)))
     return units
@@ -219,7 +237,14 @@ def measure_units(
 def _measure_all(files: list[SourceFile], format_name: str, source: SourceConfig) -> list[FileFacts]:
     if FORMATS[format_name].single_images:
         return [measure(file, format_name, source) for file in files]  # one row each: nothing to read
-    batches = [files[i : i + FILES_PER_TASK] for i in range(0, len(files), FILES_PER_TASK)]
+    batches: list[list[SourceFile]] = [[]]
+    size = 0
+    for file in files:
+        size += file.size if FORMATS[format_name].read_to_count else 0
+        if batches[-1] and (len(batches[-1]) >= FILES_PER_TASK or size > BYTES_PER_TASK):
+            batches.append([])
+            size = file.size
+        batches[-1].append(file)
     return [f for facts in ray.get([_measure_files.remote(b, format_name, source) for b in batches]) for f in facts]
 
 

@@ -55,6 +55,8 @@ class Format:
     row_addressable: bool
     """Whether a row can be read without those before it, however many they are; the format's own text says what one
     row costs."""
+    read_to_count: bool = False
+    """Whether counting a file's rows takes as long as reading it."""
     any_name: Callable[[str], bool] = _none
     """Which files that no format claims, by name, belong to a source whose config names this format."""
     side_file: Callable[[str], bool] = _none

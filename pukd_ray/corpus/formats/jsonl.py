@@ -204,6 +204,7 @@ JSONL = Format(
     cut=indexed_parts,
     read=_read,
     row_addressable=True,
+    read_to_count=True,
     side_file=_is_image,
     has_id_column=True,
     label_hint=is_the_column_right,

@@ -167,14 +167,17 @@ def _walk(
             if _is_image(member, chosen):
                 again = repeats(member.name, row)
                 if wanted(row):
-                    data, fault = _extract(tar, member, IMAGE_BYTES) if images else (None, None)
+                    data, fault = _extract(tar, member) if images else (None, None)
                     sample.found.append((row, member.name, data, fault, again))
                 sample.rows, sample.pictured, row = sample.rows + 1, stem, row + 1
             elif member.isfile() and member.name.lower().endswith((".cls", ".json")):
                 sample.labelled, sample.keyed = stem, sample.keyed or stem == key
                 if sides and (sample.found or not sample.rows):
                     extension = member.name[len(stem) :].lower()
-                    data, fault = _extract(tar, member, SIDE_BYTES if extension == ".json" else TEXT_CHARS)
+                    if member.size > (SIDE_BYTES if extension == ".json" else TEXT_CHARS):
+                        data, fault = None, f"corrupt: its {extension} has {member.size:,} bytes"
+                    else:
+                        data, fault = _extract(tar, member)
                     sample.side[stem + extension] = BadValueError(fault) if data is None else data
     except BROKEN as error:
         failure = error
@@ -185,10 +188,10 @@ def _walk(
         raise failure
 
 
-def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, most: int) -> tuple[bytes | None, str | None]:
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[bytes | None, str | None]:
     """(bytes of a member, None), or (None, reason)."""
-    if member.size > most:
-        return None, f"too_large: a member of {member.size:,} bytes, more than {most:,}"
+    if member.size > IMAGE_BYTES:
+        return None, f"too_large: {member.size:,} bytes, more than {IMAGE_BYTES >> 20} MiB"
     try:
         source = tar.extractfile(member)
         data = source.read() if source else b""
@@ -405,6 +408,7 @@ WEBDATASET = Format(
     cut=indexed_parts,
     read=_read,
     row_addressable=True,
+    read_to_count=True,
     any_name=every_name,
 )
 """A row costs its sample; in a compressed tar, everything before it."""
