@@ -98,7 +98,7 @@ class _Sample:
     found: list[tuple[int, str, bytes | None, str | None, bool]] = field(default_factory=list)
     """(row, name, bytes, fault, whether its name is not the first of its kind) of the wanted images."""
     side: dict[str, bytes | BadValueError] = field(default_factory=dict)
-    """Side data that may be theirs, by name."""
+    """Side data by name."""
 
     def ends_before(self, key: str, stem: str) -> bool:
         """Whether a member is of another sample."""
@@ -148,7 +148,7 @@ def _walk(
 ) -> Iterator[_Sample]:
     """The samples of a tar, of which the first image is row `row`, up to its end or a broken place, which raises.
 
-    Only wanted images are extracted, if `images`; and side data that may be theirs, if `sides`.
+    Only wanted images are extracted, if `images`; and all side data, if `sides`.
     """
     chosen = _chosen(source)
     sample: _Sample | None = None
@@ -172,7 +172,7 @@ def _walk(
                 sample.rows, sample.pictured, row = sample.rows + 1, stem, row + 1
             elif member.isfile() and member.name.lower().endswith((".cls", ".json")):
                 sample.labelled, sample.keyed = stem, sample.keyed or stem == key
-                if sides and (sample.found or not sample.rows):
+                if sides:
                     extension = member.name[len(stem) :].lower()
                     if member.size > (SIDE_BYTES if extension == ".json" else TEXT_CHARS):
                         data, fault = None, f"corrupt: its {extension} has {member.size:,} bytes"
