@@ -369,6 +369,11 @@ def test_parquet_with_paths_and_base64(tmp_path: Path) -> None:
     rows = read(tmp_path / "a.parquet")
     assert rows[0].image == PNG[1]
     assert reasons(rows) == [None, "io", "unsupported", None, None]
+    whole = [{"bytes": None, **struct} for struct in structs if struct] + [{"bytes": PNG[2], "path": "/etc/passwd"}]
+    pq.write_table(pa.table({"image": whole}), tmp_path / "a.parquet")
+    rows = read(tmp_path / "a.parquet")
+    assert [row.image for row in rows] == [PNG[1], None, None, None, PNG[2]]
+    assert reasons(rows) == [None, "empty", "empty", None, None]
 
 
 # -- addresses ------------------------------------------------------------------------------------------------------

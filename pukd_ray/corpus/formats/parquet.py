@@ -224,7 +224,9 @@ def _image(uri: str, value: Any) -> tuple[bytes | None, str | None]:
         data, path = value.get("bytes"), value.get("path")
         if data is not None or not path:
             return data, None
-        return _beside(uri, path)
+        data, reason = _beside(uri, path)
+        # Where the bytes should have been in the file itself, `path` is often but the name they once had.
+        return data, f"empty: no bytes, and {reason.partition(': ')[2]}" if reason and "bytes" in value else reason
     if not isinstance(value, str):
         return value, None
     try:
