@@ -13,6 +13,7 @@ from pukd_ray.corpus.units import units_from_table
 from pukd_ray.preflight import to_yaml
 from pukd_ray.resume import Progress, check_progress
 from pukd_ray.run.folder import RunFolder, absolute
+from pukd_ray.run.lease import Lease
 from pukd_ray.run.records import METRICS
 from pukd_ray.run.stages import STAGE_NAMES, Stage, stages_until
 from pukd_ray.runtime.console import say
@@ -39,17 +40,18 @@ def run_pipeline(config: RunConfig, *, redo: str | None = None, until: str = "re
     again), RunError for a run that cannot go on.
     """
     folder = open_folder(config)
-    progress = check_progress(folder, config, redo, stages_until(until))
-    if progress.pending:
-        for remark in progress.listing.remarks:
-            say(f"          {remark}")
-        watch = Stopwatch()
-        with engine(config.name) as cluster:
-            _check_cluster(config, cluster, folder)
-            say(f"ray       {cluster.describe()}, started in {watch.seconds:.1f} s")
-            _run_stages(folder, config, cluster, progress)
-    else:
-        say(f"finished  all stages of {folder.display} are done; nothing to do (--redo STAGE does a stage again)")
+    with Lease(folder) as lease:
+        progress = check_progress(folder, config, redo, stages_until(until), lease.take)
+        if progress.pending:
+            for remark in progress.listing.remarks:
+                say(f"          {remark}")
+            watch = Stopwatch()
+            with engine(config.name) as cluster:
+                _check_cluster(config, cluster, folder)
+                say(f"ray       {cluster.describe()}, started in {watch.seconds:.1f} s")
+                _run_stages(lease.take(), config, cluster, progress)
+        else:
+            say(f"finished  all stages of {folder.display} are done; nothing to do (--redo STAGE does a stage again)")
     return RunResult(folder.display, folder.read_json("metrics.json") or {})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from pukd_ray.run.folder import RunFolder, changed_inputs
 from pukd_ray.run.stages import STAGE_NAMES, STAGES, Stage, stages_from
 from pukd_ray.runtime.console import say
 from pukd_ray.selection.chunks import missing_column, missing_columns, rules_of_pass
-from pukd_ray.storage import open_storage, read_bytes
+from pukd_ray.storage import read_file
 
 
 class StaleResultsError(ConfigError):
@@ -70,12 +70,18 @@ def _flatten(prefix: str, value: Any) -> dict[str, Any]:
     return {k: v for name, inner in value.items() for k, v in _flatten(f"{prefix}.{name}", inner).items()}
 
 
-def check_progress(folder: RunFolder, config: RunConfig, redo: str | None, stages: Sequence[Stage]) -> Progress:
-    """What of `stages` is to do; moves aside what `redo`, or a corpus that has grown, makes obsolete.
+def check_progress(
+    folder: RunFolder,
+    config: RunConfig,
+    redo: str | None,
+    stages: Sequence[Stage],
+    take: Callable[[], object] = lambda: None,
+) -> Progress:
+    """What of `stages` is to do; moves aside what `redo`, or a corpus that has grown, makes obsolete, after `take()`.
 
     StaleResultsError if the folder's results are of other inputs and no `redo` covers it.
     """
-    weights = read_bytes(*open_storage(config.teacher.weights))
+    weights = read_file(config.teacher.weights)
     inputs = fingerprints(config, weights)
     listing = list_inputs(sources_by_role(config))
     done = {name for name in STAGE_NAMES if folder.marker(name) is not None}
@@ -96,12 +102,14 @@ def check_progress(folder: RunFolder, config: RunConfig, redo: str | None, stage
     if redo is not None:
         again = stages_from(redo)
         if _has_results(folder, again):
+            take()
             names = ", ".join(stage.name for stage in again)
             say(f"          {names}: earlier results moved to {folder.retire(again)}")
         done -= {stage.name for stage in again}
     if drift.added and redo != "plan":
         grown = stages_from("select")
         if _has_results(folder, grown):
+            take()
             say(
                 f"          the corpus has {drift.added} new files: only they are scored; what was made without "
                 f"them moves to {folder.retire(grown)}"
@@ -116,7 +124,7 @@ def check_unchanged(folder: RunFolder, config: RunConfig) -> None:
 
     For those who only read a run: results of earlier versions are fine.
     """
-    stale = _changed_keys(folder, config, fingerprints(config, read_bytes(*open_storage(config.teacher.weights))))
+    stale = _changed_keys(folder, config, fingerprints(config, read_file(config.teacher.weights)))
     for first in STAGE_NAMES:
         if keys := [key for key in stale.get(first, []) if not key.startswith("format.")]:
             raise _stale_results(folder, first, keys)

@@ -96,8 +96,10 @@ def read_rows(
     if not len(asked):
         return
     if unit.error:
-        for row in failed_rows(unit, (unit.start + asked).tolist(), unit.error):
-            yield replace(row, relevant=source.relevant)
+        single = FORMATS[unit.format].single_images
+        for position, row in zip(asked, failed_rows(unit, (unit.start + asked).tolist(), unit.error), strict=True):
+            name = unit.ids[position] if single else row.image_id
+            yield replace(row, image_id=name, relevant=source.relevant)
         return
     known = set(map(str, source.relevant_labels)) if source.relevant_labels is not None else None
     seen = 0
@@ -108,8 +110,6 @@ def read_rows(
             relevant = source.relevant
         elif known is not None:
             relevant = row.label is not None and str(row.label) in known
-        if row.error and row.error.startswith("duplicate_id") and images and not row.image:
-            row = replace(row, error="empty: no bytes")  # of several reasons the first of the list
         yield row if relevant == row.relevant else replace(row, relevant=relevant)
     if seen != len(asked):
         planned = f"the plan counted {len(asked)}" if positions is None else f"{len(asked)} were asked for"

@@ -23,7 +23,6 @@ from pukd_ray.runtime.metrics import record
 from pukd_ray.runtime.timing import Span, covered_seconds
 from pukd_ray.selection.chunks import chunk_markers
 from pukd_ray.selection.drift import drift_of_chunks, load_reference, trust_with
-from pukd_ray.storage import read_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,7 +129,7 @@ def evaluate_run(run: RunContext) -> dict[str, Any]:
     networks = {"teacher": (config.teacher.arch, run.weights)}
     for arm in ("student", *FURTHER):
         if folder.exists(f"student/{arm}.pt"):
-            weights = Shared.of(read_bytes(folder.fs, folder.path(f"student/{arm}.pt")))
+            weights = Shared.of(folder.read_bytes(f"student/{arm}.pt"))
             networks[arm] = (config.student.arch, weights)
     accuracy: dict[str, Accuracy] = {}
     rejected = 0

@@ -72,7 +72,7 @@ def train_loop(setup: dict[str, Any]) -> dict[str, Any] | None:
         }
         if worker.rank == 0:
             for suffix, state in students.items():
-                write_bytes(folder.fs, folder.path(f"student/{arm.name}{suffix}.pt"), dump_state(state))
+                folder.write_bytes(f"student/{arm.name}{suffix}.pt", dump_state(state))
     return {"arms": report, "span": (began, time.time())} if worker.rank == 0 else None
 
 

@@ -13,7 +13,7 @@ import pyarrow.fs as pafs
 from pukd_ray.config import StudentConfig
 from pukd_ray.corpus.sources import check_reachable
 from pukd_ray.runtime.console import say
-from pukd_ray.storage import is_local, open_storage, read_bytes
+from pukd_ray.storage import is_local, local_path, open_storage, read_bytes
 
 
 def resolve_paths(raw: dict[str, Any], base: Path, source_keys: Sequence[str]) -> dict[str, Any]:
@@ -24,7 +24,8 @@ def resolve_paths(raw: dict[str, Any], base: Path, source_keys: Sequence[str]) -
             return [absolute(v) for v in value]
         if not isinstance(value, str) or not value or not is_local(value):
             return value
-        return os.path.normpath(base / Path(value.removeprefix("file://")).expanduser())
+        path = local_path(value) if value.startswith("file:///") else Path(value.removeprefix("file://")).expanduser()
+        return os.path.normpath(base / path)
 
     def source(value: Any) -> Any:
         if isinstance(value, list):

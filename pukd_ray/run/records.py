@@ -412,8 +412,27 @@ class StageMarker(TypedDict):
     """What its result depends on, by config key."""
 
 
+class LeaseRecord(TypedDict):
+    """`markers/lease/<token>.json`: who writes into the folder, or did."""
+
+    token: int
+    driver: str
+    """Drawn at random."""
+    host: str
+    pid: int
+    process: str
+    """What tells it from all other processes, as far as its own machine can."""
+    since: str
+    """ISO 8601, UTC, as `last_beat`."""
+    beat: int
+    """Goes up every few seconds while the process lives."""
+    last_beat: str
+    released: bool
+    """Given back: the folder is free."""
+
+
 class ChunkMarker(TypedDict):
-    """`markers/score/<chunk>.json`: these units are scored."""
+    """`markers/score/<chunk>.json`, the manifest of a chunk: these units are scored, their rows are in these files."""
 
     chunk: str
     units: list[str]

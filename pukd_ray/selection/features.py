@@ -67,11 +67,11 @@ def as_half(features: np.ndarray) -> np.ndarray:
 
 
 def _as_bytes(rows: list[np.ndarray] | None, readable: np.ndarray) -> pa.Array:
-    """Raw bytes of the readable rows, nulls in the others; all nulls for None."""
+    """Raw bytes of the readable rows, nulls in the others; all nulls for None. Many views of P may be over 2 GiB."""
     if rows is None:
-        return pa.nulls(len(readable), pa.binary())
+        return pa.nulls(len(readable), pa.large_binary())
     values = iter(rows)
-    return pa.array([next(values).tobytes() if good else None for good in readable], pa.binary())
+    return pa.array([next(values).tobytes() if good else None for good in readable], pa.large_binary())
 
 
 @dataclass(frozen=True)
@@ -131,13 +131,14 @@ LABELS = "labels"
 
 def load_features(folder: RunFolder, files: list[str]) -> Features:
     """Read the feature cache; sorted by id, so that nothing depends on the order in which blocks came."""
-    p, u, known = _read_cache(folder, files, "features", "pixels", "label", "teacher_label", "relevant")
-    of_u, u_pixels = _stacked(u, "features", np.float16), _stacked(u, "pixels", np.uint8)
+    p, u, known = _read_cache(folder, files, "label", "teacher_label", "relevant")
+    of_p, of_u, of_known = _stacked(folder, files, "features", np.float16, p, u, known)
+    p_pixels, u_pixels, known_pixels = _stacked(folder, files, "pixels", np.uint8, p, u, known)
     assert of_u is not None
     return Features(
-        p=_views(_stacked(p, "features", np.float16), of_u),
+        p=_views(of_p, of_u),
         u=of_u,
-        p_pixels=None if u_pixels is None else _views(_stacked(p, "pixels", np.uint8), u_pixels),
+        p_pixels=None if u_pixels is None else _views(p_pixels, u_pixels),
         u_pixels=u_pixels,
         p_units=np.array(p.column("unit").to_pylist()),
         p_rows=p.column("source_row").to_numpy(),
@@ -146,8 +147,8 @@ def load_features(folder: RunFolder, files: list[str]) -> Features:
         u_teacher=u.column("teacher_label").to_numpy(),
         u_units=np.array(u.column("unit").to_pylist()),
         u_relevant=np.array([-1 if v is None else int(v) for v in u.column("relevant").to_pylist()]),
-        known=_stacked(known, "features", np.float16),
-        known_pixels=None if u_pixels is None else _stacked(known, "pixels", np.uint8),
+        known=of_known,
+        known_pixels=None if u_pixels is None else known_pixels,
         known_rows=known.column("source_row").to_numpy(),
     )
 
@@ -157,14 +158,14 @@ def load_last_tap(folder: RunFolder, files: list[str]) -> tuple[np.ndarray, np.n
 
     RunError if the cache was made by a version that did not keep it.
     """
-    with folder.fs.open_input_file(folder.path(files[0])) as source:
+    with folder.open(files[0]) as source:
         if "last_tap" not in pq.read_schema(source).names:
             raise RunError(
                 f"selector: the features in {folder.display} are of an older version, without what this selection.rule "
                 "is fitted to: --redo selector makes them anew"
             )
-    p, u, _ = _read_cache(folder, files, "last_tap", "label")
-    of_p, of_u = _stacked(p, "last_tap", np.float16), _stacked(u, "last_tap", np.float16)
+    p, u, _ = _read_cache(folder, files, "label")
+    of_p, of_u = _stacked(folder, files, "last_tap", np.float16, p, u)
     assert of_p is not None
     assert of_u is not None
     labels = np.array([int(v) for v in p.column("label").to_pylist()], np.int64)
@@ -175,23 +176,41 @@ _ORDER = ("role", "unit", "source_row", "image_id")
 
 
 def _read_cache(folder: RunFolder, files: list[str], *columns: str) -> tuple[pa.Table, pa.Table, pa.Table]:
-    """`columns` and `_ORDER` of the readable rows of P, of U and of known negatives, each sorted by id."""
+    """`columns`, `_ORDER` and `place` of the readable rows of P, of U and of known negatives, each sorted by id.
+
+    `place` counts rows over all files: features are fetched from there by `_stacked`, as there may be more of them than
+    the 2 GiB that Arrow sorts at once.
+    """
     names = [*dict.fromkeys([*_ORDER, "error", *columns])]
     table = pa.concat_tables([folder.read_table(f, names) for f in files])
+    table = table.append_column("place", pa.array(np.arange(table.num_rows)))
     table = table.filter(pc.is_null(table.column("error"))).sort_by([(name, "ascending") for name in _ORDER])
     is_p = pc.equal(table.column("role"), "positives")
     is_known = pc.and_not(pc.equal(table.column("unit"), LABELS), is_p)
     return table.filter(is_p), table.filter(pc.invert(pc.or_(is_p, is_known))), table.filter(is_known)
 
 
-def _stacked(table: pa.Table, name: str, kind: type) -> np.ndarray | None:
-    """[n, width] of a column of raw bytes; None where it is empty."""
-    column = table.column(name)
-    if column.null_count:
-        return None
-    raw = column.to_pylist()
-    values: np.ndarray = np.frombuffer(b"".join(raw), kind)
-    return values.reshape(len(raw), -1) if raw else values.reshape(0, 0)
+def _stacked(folder: RunFolder, files: list[str], name: str, kind: type, *tables: pa.Table) -> list[np.ndarray | None]:
+    """[n, width] of a column of raw bytes, for the rows of each table; None where it is empty. A file at a time."""
+    stacked: list[np.ndarray | None] = [np.zeros((0, 0), kind) for _ in tables]
+    places = [table.column("place").to_numpy() for table in tables]
+    orders = [np.argsort(place) for place in places]
+    begin = 0
+    for file in files:
+        column = folder.read_table(file, [name]).column(name)
+        for number, (place, order) in enumerate(zip(places, orders, strict=True)):
+            first, last = np.searchsorted(place, [begin, begin + len(column)], sorter=order)
+            for target in order[first:last].tolist():
+                into, raw = stacked[number], column[int(place[target]) - begin]
+                if into is None or not raw.is_valid:
+                    stacked[number] = None
+                    break
+                row: np.ndarray = np.frombuffer(raw.as_buffer(), kind)
+                if not len(into):
+                    into = stacked[number] = np.empty((len(place), len(row)), kind)
+                into[target] = row
+        begin += len(column)
+    return stacked
 
 
 def _views(p: np.ndarray | None, u: np.ndarray) -> np.ndarray:

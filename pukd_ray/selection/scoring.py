@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -24,15 +22,14 @@ from pukd_ray.networks.actor import TeacherActor
 from pukd_ray.run.folder import RunFolder, scores_schema
 from pukd_ray.runtime.console import progress, say
 from pukd_ray.runtime.devices import Precision
-from pukd_ray.runtime.metrics import record
-from pukd_ray.runtime.timing import Span, Stopwatch, covered_seconds
+from pukd_ray.runtime.timing import Stopwatch, covered_seconds
 from pukd_ray.selection.blend import Blend, Nearness
 from pukd_ray.selection.calibration import Calibration, from_json, rescale_logits
 from pukd_ray.selection.chunks import chunk_markers, rules_of_pass
-from pukd_ray.selection.drift import count_scores, describe_drift, drift_of_chunks, load_reference
+from pukd_ray.selection.committing import ATTEMPTS, ChunkLedger, WriteScores, delete_unfinished, merge_attempt
+from pukd_ray.selection.drift import describe_drift, drift_of_chunks, load_reference
 from pukd_ray.selection.features import as_half, load_last_tap
 from pukd_ray.selection.rules import RULES
-from pukd_ray.storage import read_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -151,47 +148,8 @@ def fit_scorers(folder: RunFolder, rules: Sequence[str]) -> dict[str, Shared]:
 
 
 def _read_blend(folder: RunFolder) -> tuple[Blend, Shared]:
-    nearness = read_bytes(folder.fs, folder.path("selector/nearness.npz"))
+    nearness = folder.read_bytes("selector/nearness.npz")
     return Blend(**folder.read_json("selector/blend.json")), Shared.of(nearness)
-
-
-_LEDGER_SCHEMA = pa.schema([(name, pa.string()) for name in ("file", "units", "reasons", "scores")])
-
-
-@dataclass(frozen=True)
-class WriteScores:
-    """Writes one file of `scores/` per block and returns what is in it."""
-
-    folder: RunFolder
-    chunk: str
-    rules: tuple[str, ...]
-    """Those with a column of their own."""
-    edges: np.ndarray | None = None
-    """Thresholds to count scores by; None where no unit is new to the selector's sample."""
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Score rows -> one ledger row."""
-        # A retried task writes under another name; files that no ledger row names are deleted.
-        name = f"scores/{self.chunk}-{uuid.uuid4().hex[:12]}.parquet"
-        schema = scores_schema(self.rules)
-        self.folder.write_table(name, table.select(schema.names).cast(schema))
-        units = Counter(table.column("unit").to_pylist())
-        reasons = Counter(e.partition(":")[0] for e in table.column("error").to_pylist() if e is not None)
-        scores = {} if self.edges is None else {unit: self._count(table, unit) for unit in units}
-        ledger = {
-            "file": name,
-            "units": json.dumps(units),
-            "reasons": json.dumps(reasons),
-            "scores": json.dumps(scores),
-        }
-        return pa.Table.from_pylist([ledger], schema=_LEDGER_SCHEMA)
-
-    def _count(self, table: pa.Table, unit: str) -> list[float]:
-        mine = table.filter(pc.equal(table.column("unit"), unit)).select(["pu_logit", "pu_probability"])
-        logits, probability = (column.drop_null().to_numpy() for column in mine.columns)
-        assert self.edges is not None
-        counted: list[float] = count_scores(logits, probability, len(mine) - len(logits), self.edges).tolist()
-        return counted
 
 
 def score_corpus(run: RunContext) -> dict[str, Any]:
@@ -204,7 +162,8 @@ def score_corpus(run: RunContext) -> dict[str, Any]:
     markers = chunk_markers(folder)
     finished = {unit for marker in markers for unit in marker["units"]}
     pending = [u for u in corpus if u.unit_id not in finished]
-    _delete_unfinished(folder, markers)
+    folder.delete_folder(ATTEMPTS)
+    _check_rejected(config, markers)
     total, done = sum(u.rows for u in corpus), sum(u.rows for u in corpus if u.unit_id in finished)
     if finished and pending:
         say(f"          {done:,} of {total:,} images are scored already, in {len(markers)} chunks")
@@ -215,8 +174,8 @@ def score_corpus(run: RunContext) -> dict[str, Any]:
         run.weights,
         config.selector.grid,
         config.resources.precision,
-        read_bytes(folder.fs, folder.path("selector/head.pt")),
-        read_bytes(folder.fs, folder.path("selector/trunk.pt")) if config.selector.trunk == "finetune" else None,
+        folder.read_bytes("selector/head.pt"),
+        folder.read_bytes("selector/trunk.pt") if config.selector.trunk == "finetune" else None,
         calibration,
         config.score.keep_images,
         config.score.keep_above,
@@ -231,49 +190,34 @@ def score_corpus(run: RunContext) -> dict[str, Any]:
         while pending:
             size = config.score.chunk_images or max(1, int(rate * CHUNK_SECONDS))
             chunk, pending = _take(pending, size)
-            name = f"{len(markers):05d}"
-            watch = Stopwatch()
-            files: list[str] = []
-            rows: Counter[str] = Counter()
-            reasons: Counter[str] = Counter()
-            scores: dict[str, np.ndarray] = {}
-            spans: list[Span] = []
-            work = Pass("score", ScoreImages, arguments, WriteScores(folder, name, rules, edges))
+            name = f"{1 + max((int(marker['chunk']) for marker in markers), default=-1):05d}"
+            attempt = f"{ATTEMPTS}/{name}-{uuid.uuid4().hex[:8]}"
+            watch, ledger = Stopwatch(), ChunkLedger()
+            work = Pass("score", ScoreImages, arguments, WriteScores(folder, attempt, rules, edges))
             for part in stream(run, work, [ReadRequest(u) for u in chunk]):
-                spans += part.spans
-                for entry in part.entries:
-                    files.append(entry["file"])
-                    counts, rejected = json.loads(entry["units"]), json.loads(entry["reasons"])
-                    rows.update(counts)
-                    for unit, counted in json.loads(entry["scores"]).items():
-                        scores[unit] = scores.get(unit, 0) + np.array(counted)
-                    reasons.update(rejected)
-                    record("images_scored", sum(counts.values()) - sum(rejected.values()))
-                    for reason, number in rejected.items():
-                        record("images_rejected", number, reason=reason)
-                    bar.update(sum(counts.values()))
-            _check_conservation(chunk, rows)
-            new = reference.tally_of(chunk, scores) if reference is not None and is_new else None
-            marker = {
+                bar.update(ledger.add(part))
+            new = reference.tally_of(chunk, ledger.scores) if reference is not None and is_new else None
+            marker: dict[str, Any] = {
                 "chunk": name,
                 "units": [u.unit_id for u in chunk],
-                "files": sorted(files),
+                "files": merge_attempt(folder, name, chunk, ledger, rules),
                 "columns": list(rules),
-                "n_rows": sum(rows.values()),
-                "rejected_by_reason": dict(reasons),
+                "n_rows": ledger.rows.total(),
+                "rejected_by_reason": dict(ledger.reasons),
                 "new": None if new is None else new.to_json(),
                 "seconds": round(watch.seconds, 3),
-                "computing_seconds": round(covered_seconds(spans), 3),
+                "computing_seconds": round(covered_seconds(ledger.spans), 3),
             }
-            folder.write_json(f"markers/score/{name}.json", marker)
+            _check_rejected(config, [*markers, marker])
+            folder.commit_json(f"markers/score/{name}.json", marker)
             markers.append(marker)
-            rate = sum(rows.values()) / watch.seconds
-            _delete_unfinished(folder, markers)
-            _check_rejected(config, markers)
+            folder.delete_folder(attempt)
+            rate = marker["n_rows"] / watch.seconds
             drift = drift_of_chunks(reference, markers)
             if drift is not None and drift["found"] and not warned:
                 warned = True
                 say(f"          warning: {describe_drift(drift)}")
+    delete_unfinished(folder, markers)
     return summarise(markers)
 
 
@@ -308,23 +252,6 @@ def _take(pending: list[Unit], size: int) -> tuple[list[Unit], list[Unit]]:
     return pending[:count], pending[count:]
 
 
-def _delete_unfinished(folder: RunFolder, markers: list[dict[str, Any]]) -> None:
-    known = {file for marker in markers for file in marker["files"]}
-    for file in folder.files("scores"):
-        if file not in known:
-            folder.delete(file)
-
-
-def _check_conservation(chunk: list[Unit], rows: Counter[str]) -> None:
-    wrong = [(u, rows[u.unit_id]) for u in chunk if rows[u.unit_id] != u.rows]
-    if wrong:
-        unit, got = wrong[0]
-        raise RuntimeError(
-            f"{len(wrong)} units did not come through whole: {unit.files[0]} has {unit.rows} images by the plan, "
-            f"{got} were scored. Nothing of this chunk is kept; start again"
-        )
-
-
 def _check_rejected(config: RunConfig, markers: list[dict[str, Any]]) -> None:
     counts = summarise(markers)
     if counts["n_corpus"] >= 100 and counts["n_rejected"] > config.score.max_rejected * counts["n_corpus"]:
@@ -333,7 +260,8 @@ def _check_rejected(config: RunConfig, markers: list[dict[str, Any]]) -> None:
         )
         raise RunError(
             f"corpus: {counts['n_rejected']:,} of {counts['n_corpus']:,} images are unreadable ({what}), more than "
-            f"score.max_rejected = {config.score.max_rejected:g}: mend the files, or raise it and start again"
+            f"score.max_rejected = {config.score.max_rejected:g}: mend the files (those of finished chunks are looked "
+            "at again by --redo score), or raise it and start again"
         )
 
 

@@ -44,7 +44,6 @@ from pukd_ray.selection.recipe import FittedSelector, fit_and_calibrate
 from pukd_ray.selection.sampling import sample_corpus
 from pukd_ray.selection.tasks import RayTasks
 from pukd_ray.selection.verdict import Evidence
-from pukd_ray.storage import write_bytes
 
 
 def train_selector(run: RunContext) -> dict[str, Any]:
@@ -216,9 +215,9 @@ def _meta(
 def _write_selector(folder: RunFolder, config: RunConfig, fitted: FittedSelector) -> None:
     """Network, course of training, calibration, and the held-out logits that estimates of a selection need."""
     final, fit = fitted.final, fitted.fit
-    write_bytes(folder.fs, folder.path("selector/head.pt"), final.head)
+    folder.write_bytes("selector/head.pt", final.head)
     if final.trunk is not None:
-        write_bytes(folder.fs, folder.path("selector/trunk.pt"), final.trunk)
+        folder.write_bytes("selector/trunk.pt", final.trunk)
     if final.blend is not None:
         folder.write_json("selector/blend.json", asdict(final.blend))
     folder.write_json(

@@ -32,7 +32,6 @@ from pukd_ray.selection.recipe import FinalFit
 from pukd_ray.selection.train_loop import fit_on_group, load_examples
 from pukd_ray.selection.training import Examples, Training, Trunk
 from pukd_ray.selection.verdict import Evidence, Verdict, finer_priors, weigh
-from pukd_ray.storage import write_bytes
 
 GPU_VALUES = 2**25
 """Features of U (images x width) from which folds are trained on a GPU: below, starting on one takes longer."""
@@ -135,7 +134,7 @@ def _fit_nearness(folder: RunFolder, files: list[str], groups: Groups, seed: int
     use_threads()
     p, u, labels = load_last_tap(folder, files)
     groups, nearness = groups.with_tails(p, u, labels, seed)
-    write_bytes(folder.fs, folder.path("selector/nearness.npz"), nearness.dump())
+    folder.write_bytes("selector/nearness.npz", nearness.dump())
     return groups
 
 

@@ -31,7 +31,7 @@ from pukd_ray.run.records import SelectionRecord, selection_in
 from pukd_ray.runtime.console import say
 from pukd_ray.runtime.engine import Cluster, cause_of, engine, gpus_per_actor
 from pukd_ray.selection.select import select_images
-from pukd_ray.storage import open_storage, read_bytes, write_bytes
+from pukd_ray.storage import open_storage, read_bytes
 from pukd_ray.studies.config import PaperConfig
 from pukd_ray.studies.pages import describe_machine
 from pukd_ray.studies.paper_page import draw_accuracy, render_table
@@ -69,7 +69,7 @@ def write_page(config: PaperConfig, table: dict[str, Any], command: str) -> str:
     """Write `table.md` and its plot into the folder; returns the page."""
     folder = open_folder(config)
     page = render_table(table, command, "table.svg")
-    write_bytes(folder.fs, folder.path("table.svg"), draw_accuracy(table))
+    folder.write_bytes("table.svg", draw_accuracy(table))
     folder.write_text("table.md", page)
     return page
 
@@ -315,7 +315,7 @@ def _measure_students(
         size = 0
         while waiting and size < EVALUATED_BYTES:
             key = waiting.pop(0)
-            state = read_bytes(folder.fs, folder.path(f"students/{key}.pt"))
+            state = folder.read_bytes(f"students/{key}.pt")
             networks[key] = (config.student.arch, Shared.of(state))
             size += len(state)
         for name, accuracy in measure_accuracy(run, networks)[0].items():

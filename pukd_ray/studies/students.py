@@ -17,7 +17,6 @@ from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.console import progress, say
 from pukd_ray.runtime.devices import Worker, assigned_device, name_of, use_threads
 from pukd_ray.runtime.engine import CPU_ACTOR_CPUS, IO_CPUS, Cluster, cause_of, gpus_per_train_worker
-from pukd_ray.storage import read_bytes, write_bytes
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def _train_student(job: StudentJob, weights: bytes) -> None:
     state_file = f"students/{job.key}.state.pt"
     resume: Any = None
     if folder.exists(state_file):
-        kept = load_state(read_bytes(folder.fs, folder.path(state_file)))
+        kept = load_state(folder.read_bytes(state_file))
         if kept.get("inputs") == job.training:  # else its settings have changed since
             resume = kept
     before = resume["seconds"] if resume else 0.0
@@ -112,11 +111,11 @@ def _train_student(job: StudentJob, weights: bytes) -> None:
     def save(state: dict[str, Any]) -> None:
         sink = io.BytesIO()
         torch.save({**state, "inputs": job.training, "seconds": before + time.monotonic() - began}, sink)
-        write_bytes(folder.fs, folder.path(state_file), sink.getvalue())
+        folder.write_bytes(state_file, sink.getvalue())
 
     run = Distillation(config, images, teacher, normalise, class_weights, settings.steps, worker)
     history, students = distil(run, resume, save)
-    write_bytes(folder.fs, folder.path(f"students/{job.key}.pt"), dump_state(students[""]))
+    folder.write_bytes(f"students/{job.key}.pt", dump_state(students[""]))
     result = {
         **job.facts,
         "images": images.count,
