@@ -75,6 +75,19 @@ def split_uri(uri: str) -> tuple[str, str, str]:
     return scheme + separator, path, query
 
 
+# `KEY:SECRET@` before the bucket; `host:port` is none.
+_PASSWORD = re.compile(r"(://)[^/\s@:]*:(?!\d+(?:/|\Z))[^\s@]*@")
+_SECRET = re.compile(
+    r"([?&](?:[\w.-]*(?:secret|token|passw|signature|credential|access.?key|account.?key|api.?key)[\w.-]*|sig)=)[^&\s]+",
+    re.IGNORECASE,
+)
+
+
+def redact(text: str) -> str:
+    """`text` with passwords and signatures in its URIs made illegible; as it is if there are none."""
+    return _SECRET.sub(r"\1***", _PASSWORD.sub(r"\1***@", text))
+
+
 def open_storage(uri: str) -> tuple[pafs.FileSystem, str]:
     """Filesystem of `uri` and the path in it; schemes that pyarrow does not know go through fsspec.
 
