@@ -107,6 +107,33 @@ def test_a_file_that_goes_missing_stops_the_run_and_makes_no_rows(selector: Path
     assert scores(run).column("error").null_count == FILES * ROWS
 
 
+def test_a_file_that_is_no_longer_listed_costs_its_images_only(
+    selector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run = start_from(selector, tmp_path, **{"score.max_rejected": 0.3})
+    last, away = selector.parent / "lake" / f"part-{FILES - 1}.parquet", tmp_path / "away"
+    last.rename(away)
+    try:
+        run_pipeline(config, until="score")
+    finally:
+        away.rename(last)
+    assert (
+        f"1 files of the corpus are gone since it was planned, such as {last}: what is not" in capsys.readouterr().out
+    )
+    check_whole(run)
+    errors = {r["image_id"].partition("#")[0]: r["error"] for r in scores(run).to_pylist() if r["error"]}
+    assert errors == {last.name: "io: no longer listed when its turn came"}
+    assert scores(run).column("error").null_count == (FILES - 1) * ROWS
+    strict, _ = start_from(selector, tmp_path / "strict")
+    last.rename(away)
+    try:
+        with pytest.raises(RunError, match=r"150 of 600 images are unreadable \(150 io\), more than score\.max_rej"):
+            run_pipeline(strict, until="score")
+    finally:
+        away.rename(last)
+    assert chunks(tmp_path / "strict" / "run") == FILES - 1
+
+
 def test_too_many_unreadable_images_are_never_committed(selector: Path, tmp_path: Path) -> None:
     config, run = start_from(selector, tmp_path)
     new = selector.parent / "lake" / "part-9.parquet"

@@ -17,7 +17,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from pukd_ray.config import DistillConfig, ResourcesConfig
+from pukd_ray.config import DistillConfig
 from pukd_ray.distillation.data import Batch, InMemory
 from pukd_ray.distillation.loss import rkd_objective
 from pukd_ray.distillation.training import measure_classes
@@ -227,14 +227,14 @@ def test_a_nan_on_one_rank_stops_all(two_processes):
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_lost_worker_is_replaced_and_a_fault_of_the_program_is_not_tried_again(tmp_path: Path) -> None:
     def loop(setup):
-        tries = tmp_path / "tries"
+        tries = setup["tries"]
         with tries.open("a") as log:
             log.write("x")
         if len(tries.read_text()) == 1:
             os._exit(9)
         raise ValueError("the loss is NaN")
 
-    resources = ResourcesConfig(train_workers=1)
+    setup, folder = {"tries": tmp_path / "tries"}, RunFolder(str(tmp_path / "run"))
     with pytest.raises(Exception, match="the loss is NaN"):
-        train_group(loop, {}, RunFolder(str(tmp_path / "run")), "selector", resources, Cluster(2, 0, 1, False))
+        train_group(loop, setup, folder, "selector", ResourcesConfig(), Cluster(2, 0, 1, False))
     assert (tmp_path / "tries").read_text() == "xx"

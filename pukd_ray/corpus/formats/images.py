@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -16,7 +17,7 @@ from pukd_ray.corpus.files import FileFacts, SourceFile, read_whole
 from pukd_ray.corpus.formats.base import Format
 from pukd_ray.corpus.pixels import IMAGE_EXTENSIONS
 from pukd_ray.corpus.rows import ImageRow
-from pukd_ray.corpus.units import Unit, groups_of_files
+from pukd_ray.corpus.units import GONE, Unit, groups_of_files
 
 READ_THREADS = 16  # small files: latency, not bandwidth
 
@@ -35,11 +36,16 @@ def _read(unit: Unit, source: SourceConfig, positions: np.ndarray, images: bool)
     del source
     places = positions.tolist()
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        loaded = pool.map(read_whole, [unit.files[p] for p in places]) if images else [(None, None)] * len(places)
+        load = partial(_load, unit.gone)
+        loaded = pool.map(load, [unit.files[p] for p in places]) if images else [(None, None)] * len(places)
         for position, (image, error) in zip(places, loaded, strict=True):
             folders = PurePosixPath(unit.ids[position]).parts[:-1]
             label = folders[-1] if folders else None
             yield ImageRow(unit.ids[position], unit.files[position], 0, image, label, error=error)
+
+
+def _load(gone: tuple[str, ...], uri: str) -> tuple[bytes | None, str | None]:
+    return (None, GONE) if uri in gone else read_whole(uri)
 
 
 IMAGES = Format(
