@@ -17,7 +17,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from pukd_ray.config import DistillConfig
+from pukd_ray.config import DistillConfig, ResourcesConfig
 from pukd_ray.distillation.data import Batch, InMemory
 from pukd_ray.distillation.loss import rkd_objective
 from pukd_ray.distillation.training import measure_classes
