@@ -66,7 +66,15 @@ def open_folder(config: RunConfig) -> RunFolder:
         open_storage(config.output)
     except (ValueError, OSError) as error:
         raise ConfigError([f"output: {error}"]) from error
-    return RunFolder(absolute(config.output))
+    folder = RunFolder(absolute(config.output))
+    if is_local(config.output):
+        try:
+            Path(folder.root).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                [f"output: {folder.root} cannot be made ({error.strerror}): name a folder that this user may write to"]
+            ) from error
+    return folder
 
 
 def _run_stages(folder: RunFolder, config: RunConfig, cluster: Cluster, progress: Progress) -> None:
