@@ -9,7 +9,7 @@ from typing import Any
 from pukd_ray.config import ConfigError, RunConfig
 from pukd_ray.corpus.context import RunContext, Shared
 from pukd_ray.corpus.sources import sources_by_role
-from pukd_ray.corpus.units import units_from_table
+from pukd_ray.corpus.units import mark_gone, units_from_table
 from pukd_ray.preflight import to_yaml
 from pukd_ray.resume import Progress, check_progress
 from pukd_ray.run.folder import RunFolder, absolute
@@ -66,7 +66,15 @@ def open_folder(config: RunConfig) -> RunFolder:
         open_storage(config.output)
     except (ValueError, OSError) as error:
         raise ConfigError([f"output: {error}"]) from error
-    return RunFolder(absolute(config.output))
+    folder = RunFolder(absolute(config.output))
+    if is_local(config.output):
+        try:
+            Path(folder.root).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                [f"output: {folder.root} cannot be made ({error.strerror}): name a folder that this user may write to"]
+            ) from error
+    return folder
 
 
 def _run_stages(folder: RunFolder, config: RunConfig, cluster: Cluster, progress: Progress) -> None:
@@ -74,7 +82,7 @@ def _run_stages(folder: RunFolder, config: RunConfig, cluster: Cluster, progress
     run = RunContext(folder, config, cluster, Shared.of(progress.weights), listing=progress.listing.table)
     for stage in progress.pending:
         if stage.name != "plan" and not run.units:
-            run = replace(run, units=units_from_table(folder.read_table("plan.parquet")))
+            run = replace(run, units=mark_gone(units_from_table(folder.read_table("plan.parquet")), progress.gone))
         seconds, counts = _run_stage(stage, run, progress.inputs[stage.name])
         say(f"{stage.name:<9} done in {seconds:5.1f} s: {_shown(counts)}")
     if folder.exists("metrics.json"):

@@ -35,6 +35,8 @@ class Progress:
     listing: Listing
     weights: bytes
     """The teacher's, read once."""
+    gone: frozenset[str] = frozenset()
+    """URIs of corpus files that are no longer listed: what is not scored of them becomes unreadable rows."""
 
 
 def fingerprints(config: RunConfig, weights: bytes) -> dict[str, dict[str, Any]]:
@@ -106,6 +108,12 @@ def check_progress(
             names = ", ".join(stage.name for stage in again)
             say(f"          {names}: earlier results moved to {folder.retire(again)}")
         done -= {stage.name for stage in again}
+    gone = frozenset[str]() if redo == "plan" else drift.gone
+    if gone:
+        say(
+            f"          warning: {len(gone)} files of the corpus are gone since it was planned, such as {min(gone)}: "
+            "what is not scored of them becomes unreadable rows (--redo plan plans without them)"
+        )
     if drift.added and redo != "plan":
         grown = stages_from("select")
         if _has_results(folder, grown):
@@ -116,7 +124,7 @@ def check_progress(
             )
         done -= {"plan", "score", *(stage.name for stage in grown)}
     pending = tuple(stage for stage in stages if stage.name not in done)
-    return Progress(pending, inputs, listing, weights)
+    return Progress(pending, inputs, listing, weights, gone)
 
 
 def check_unchanged(folder: RunFolder, config: RunConfig) -> None:

@@ -10,6 +10,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
@@ -28,6 +29,7 @@ OBJECT_STORES = ("s3", "gcs", "abfs")
 PATIENCE_SECONDS = 60.0
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 10.0
+MOVES_AT_A_TIME = 16
 SETTLE_SECONDS = 2.0
 """After which the last of several writers is known, where storage cannot refuse all but the first."""
 
@@ -80,6 +82,19 @@ def split_uri(uri: str) -> tuple[str, str, str]:
     if scheme != "file" and (match := re.search(r"\?[\w.-]+=.*$", rest)):
         path, query = rest[: match.start()], match.group()
     return scheme + separator, path, query
+
+
+# `KEY:SECRET@` before the bucket; `host:port` is none.
+_PASSWORD = re.compile(r"(://)[^/\s@:]*:(?!\d+(?:/|\Z))[^\s@]*@")
+_SECRET = re.compile(
+    r"([?&](?:[\w.-]*(?:secret|token|passw|signature|credential|access.?key|account.?key|api.?key)[\w.-]*|sig)=)[^&\s]+",
+    re.IGNORECASE,
+)
+
+
+def redact(text: str) -> str:
+    """`text` with passwords and signatures in its URIs made illegible; as it is if there are none."""
+    return _SECRET.sub(r"\1***", _PASSWORD.sub(r"\1***@", text))
 
 
 def open_storage(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -373,16 +388,20 @@ def list_files(fs: pafs.FileSystem, folder: str, *, recursive: bool = True) -> l
 
 
 def move_tree(fs: pafs.FileSystem, source: str, target: str) -> None:
-    """Rename a file or folder; file by file where the store has no folders to rename."""
+    """Rename a file or folder; where the store has no folders to rename, its files, some at a time."""
     info = fs.get_file_info(source)
     if info.type == pafs.FileType.NotFound:
         return
     if info.type == pafs.FileType.File or fs.type_name == "local":
         fs.move(source, target)
         return
-    for file in list_files(fs, source):
+
+    def move(file: pafs.FileInfo) -> None:
         moved = target + file.path[len(source) :]
         fs.create_dir(moved.rpartition("/")[0], recursive=True)
         fs.move(file.path, moved)
+
+    with ThreadPoolExecutor(MOVES_AT_A_TIME) as pool:
+        list(pool.map(move, list_files(fs, source)))
     if fs.get_file_info(source).type == pafs.FileType.Directory:
         fs.delete_dir(source)

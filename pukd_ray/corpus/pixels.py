@@ -13,7 +13,7 @@ import struct
 import sys
 import warnings
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -174,11 +174,17 @@ def decode(data: bytes | None, spec: PixelSpec) -> np.ndarray:
             raise _unreadable(error, data, kind) from error
 
 
-def decode_batch(images: Sequence[bytes | None], spec: PixelSpec) -> tuple[list[np.ndarray | None], list[str | None]]:
-    """Decode each image: pixels and None, or None and "reason: detail", in the order of `images`."""
+def decode_batch(
+    images: Sequence[bytes | None], spec: PixelSpec, alive: Callable[[], object] = lambda: None
+) -> tuple[list[np.ndarray | None], list[str | None]]:
+    """Decode each image: pixels and None, or None and "reason: detail", in the order of `images`.
+
+    `alive()` is called before each.
+    """
     pixels: list[np.ndarray | None] = []
     errors: list[str | None] = []
     for data in images:
+        alive()
         try:
             pixels.append(decode(data, spec))
             errors.append(None)

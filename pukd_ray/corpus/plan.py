@@ -90,25 +90,29 @@ class Drift:
 
     added: int
     faults: tuple[str, ...]
+    gone: frozenset[str] = frozenset()
+    """URIs of corpus files that are no longer listed."""
 
 
 def compare_listing(planned: pa.Table, listing: pa.Table) -> Drift:
-    """New corpus files are welcome; files that changed or vanished, and any change of P or test, are faults."""
+    """New corpus files are welcome, and some may go; files that changed, and any change of P or test, are faults."""
 
     def index(table: pa.Table) -> dict[tuple[str, int, str], tuple[int, str]]:
         return {_file_key(r): (r["size"], r["mtime"]) for r in table.to_pylist()}
 
     before, now = index(planned), index(listing)
-    faults = []
+    faults, gone = [], set()
     for (role, source, uri), stamp in before.items():
         current = now.get((role, source, uri))
-        if current is None:
+        if current is None and role == "corpus":
+            gone.add(uri)
+        elif current is None:
             faults.append(f"{role}: {uri} was planned and is gone")
         elif current != stamp:
             faults.append(f"{role}: {uri} has changed since it was planned")
     added = now.keys() - before.keys()
     faults += [f"{role}: {uri} is new" for role, _, uri in sorted(added) if role != "corpus"]
-    return Drift(len(added), tuple(faults))
+    return Drift(len(added), tuple(faults), frozenset(gone))
 
 
 def measure(file: SourceFile, format_name: str, source: SourceConfig) -> FileFacts:

@@ -21,11 +21,15 @@ from ray.data.datasource import Datasource, ReadTask
 from pukd_ray.config import SourceConfig
 from pukd_ray.corpus.formats import FORMATS
 from pukd_ray.corpus.rows import ImageRow, failed_rows
-from pukd_ray.corpus.units import Unit
+from pukd_ray.corpus.units import GONE, Unit
+from pukd_ray.errors import RunError
+from pukd_ray.runtime.engine import task_attempt
 
 BLOCK_ROWS = 1024
 BLOCK_BYTES = 32 << 20
 SPLIT_ROWS = 256
+MOST_ATTEMPTS = 10
+"""At one unit. Nodes that are taken away count too; images that hang or kill their decoder end at the second."""
 
 ROW_SCHEMA = pa.schema(
     [
@@ -95,9 +99,10 @@ def read_rows(
     asked = np.arange(unit.rows) if positions is None else positions
     if not len(asked):
         return
-    if unit.error:
+    error = unit.error or (GONE if unit.gone and not FORMATS[unit.format].single_images else None)
+    if error:
         single = FORMATS[unit.format].single_images
-        for position, row in zip(asked, failed_rows(unit, (unit.start + asked).tolist(), unit.error), strict=True):
+        for position, row in zip(asked, failed_rows(unit, (unit.start + asked).tolist(), error), strict=True):
             name = unit.ids[position] if single else row.image_id
             yield replace(row, image_id=name, relevant=source.relevant)
         return
@@ -135,7 +140,15 @@ def to_table(rows: Sequence[ImageRow]) -> pa.Table:
 
 
 def read_blocks(request: ReadRequest, source: SourceConfig) -> Iterator[pa.Table]:
-    """The requested rows as tables of bounded size, with `unit` and `role` columns."""
+    """The requested rows as tables of bounded size, with `unit` and `role` columns.
+
+    RunError if the process that reads this unit has died too often.
+    """
+    if (attempt := task_attempt()) >= MOST_ATTEMPTS:
+        raise RunError(
+            f"{request.unit.files[0]}: {attempt} processes have died while they read or scored its rows from "
+            f"{request.unit.start} on: see Ray's logs for why, mend or remove the file, and run the same command again"
+        )
     rows = read_rows(request.unit, source, request.positions)
     if request.labels is not None:
         rows = (replace(row, label=label) for row, label in zip(rows, request.labels.tolist(), strict=True))

@@ -23,7 +23,8 @@ from ray.data import TaskPoolStrategy
 
 from pukd_ray.config import SourceConfig
 from pukd_ray.corpus.context import RunContext, Shared
-from pukd_ray.corpus.pixels import PixelSpec, decode_batch, pixel_spec
+from pukd_ray.corpus.guarded import IMAGE_SECONDS, decode_guarded
+from pukd_ray.corpus.pixels import PixelSpec, pixel_spec
 from pukd_ray.corpus.reading import ReadRequest, read_blocks, read_units, split_requests
 from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.runtime.devices import ACTOR_BATCH, rows_per_call
@@ -36,6 +37,7 @@ from pukd_ray.runtime.engine import (
     fuses,
     gpus_per_actor,
     most_tasks,
+    task_attempt,
     wait_for_some,
 )
 from pukd_ray.runtime.timing import Span, take_spans, with_spans
@@ -46,6 +48,8 @@ class DecodeImages:
     """Adds `pixels` (uint8 [C, H, W] as raw bytes; null where unreadable) and the reason to `error`."""
 
     spec: PixelSpec
+    seconds: float = IMAGE_SECONDS
+    """Longest time for one image."""
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Rows in, the same rows out."""
@@ -54,7 +58,7 @@ class DecodeImages:
         images = table.column("image").to_pylist()
         good = [i for i, error in enumerate(errors) if error is None]
         pixels: list[bytes | None] = [None] * len(errors)
-        arrays, reasons = decode_batch([images[i] for i in good], self.spec)
+        arrays, reasons = decode_guarded([images[i] for i in good], self.spec, task_attempt(), self.seconds)
         for i, array, reason in zip(good, arrays, reasons, strict=True):
             errors[i] = reason
             pixels[i] = None if array is None else array.tobytes()

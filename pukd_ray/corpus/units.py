@@ -5,7 +5,7 @@ A unit is a group of small files, a run of rows of one file, or a whole file; wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -51,6 +51,8 @@ class Unit:
     """Rows of the file whose user id, or name, an earlier row has."""
     index: bytes | None = None
     """Where the rows are in the file (`Spans.pack`), for a format that has no index of its own."""
+    gone: tuple[str, ...] = ()
+    """Those of `files` that are no longer listed; the plan does not hold it."""
 
     def place(self, position: int) -> tuple[str, int]:
         """(file, row in it) of the row at `position`."""
@@ -79,6 +81,15 @@ UNIT_SCHEMA = pa.schema(
 def units_to_table(units: list[Unit]) -> pa.Table:
     """Units as `plan.parquet` holds them."""
     return pa.Table.from_pylist([asdict(u) for u in units], schema=UNIT_SCHEMA)
+
+
+GONE = "io: no longer listed when its turn came"
+"""Of images whose file has vanished since the plan was made."""
+
+
+def mark_gone(units: Sequence[Unit], gone: Collection[str]) -> list[Unit]:
+    """The units, with those of their files that are `gone`: their images are then rows, and nothing waits for them."""
+    return [replace(u, gone=tuple(f for f in u.files if f in gone)) for u in units] if gone else list(units)
 
 
 def units_from_table(table: pa.Table) -> list[Unit]:

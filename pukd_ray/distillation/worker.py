@@ -16,7 +16,6 @@ from pukd_ray.distillation.training_set import TrainingSet
 from pukd_ray.networks.teacher import dump_state, load_state
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.devices import Worker, spare_threads, use_threads
-from pukd_ray.storage import read_bytes, write_bytes
 
 CHECKPOINT = "student/checkpoint.pt"
 """Of an unfinished training; replaced at each."""
@@ -81,9 +80,9 @@ def _save_checkpoint(folder: RunFolder, state: dict[str, Any], worker: Worker) -
     if worker.rank == 0:
         data = io.BytesIO()
         torch.save(state, data)
-        write_bytes(folder.fs, folder.path(CHECKPOINT), data.getvalue())
+        folder.write_bytes(CHECKPOINT, data.getvalue())
     ray.train.report({"step": state["step"], "loss": state["history"][-1][1]})
 
 
 def _load_checkpoint(folder: RunFolder) -> dict[str, Any] | None:
-    return dict(load_state(read_bytes(folder.fs, folder.path(CHECKPOINT)))) if folder.exists(CHECKPOINT) else None
+    return dict(load_state(folder.read_bytes(CHECKPOINT))) if folder.exists(CHECKPOINT) else None

@@ -12,7 +12,6 @@ import pyarrow.fs as pafs
 
 from pukd_ray.config import StudentConfig
 from pukd_ray.corpus.sources import check_reachable
-from pukd_ray.runtime.console import say
 from pukd_ray.storage import is_local, local_path, open_storage, read_bytes
 
 
@@ -137,5 +136,7 @@ def _network_faults(section: str, arch: str, numbers: dict[str, int], state: Any
     except ValueError as fault:
         return [f"{section}.weights: {uri}, arch {arch}: {fault}"]
     if found.taken:
+        from pukd_ray.runtime.console import say  # imports Ray
+
         say(f"weights   {uri}: taken {found.taken}")
     return []

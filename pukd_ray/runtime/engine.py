@@ -88,6 +88,14 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def task_attempt() -> int:
+    """How often the task of this process was begun before: its process or its node died. 0 outside of tasks."""
+    worker = ray._private.worker.global_worker
+    if not worker.connected or worker.mode != ray._private.worker.WORKER_MODE:
+        return 0
+    return int(worker.core_worker.get_current_task_attempt_number())
+
+
 def inspect_cluster() -> Cluster:
     """Resources of all living nodes."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -30,7 +30,7 @@ from pukd_ray.corpus.reading import (
 )
 from pukd_ray.corpus.rows import ImageRow
 from pukd_ray.corpus.sources import list_source
-from pukd_ray.corpus.units import Unit
+from pukd_ray.corpus.units import Unit, mark_gone
 from pukd_ray.errors import MissingError, PlaceError, RunError
 from pukd_ray.storage import read_bytes
 
@@ -503,3 +503,30 @@ def test_few_requests_are_split_at_whole_batches_and_many_stay(tmp_path: Path) -
     assert [p.count for p in split_requests(wanted, 100)] == [256] * 7 + [208, 256, 256, 88]
     assert split_requests(wanted, 2) == wanted[:2]
     assert split_requests([], 5) == []
+
+
+def test_images_of_files_that_are_no_longer_listed(tmp_path: Path) -> None:
+    for name, source in every_format(tmp_path).items():
+        if name == "ids":  # of the same files
+            continue
+        found = units_of(source)
+        gone = {found[0].files[0]}
+        Path(found[0].files[0]).unlink()
+        for before, unit in zip(found, mark_gone(found, gone), strict=True):
+            rows = list(read_rows(unit, source))
+            assert len(rows) == before.rows
+            lost = [r for r in rows if r.source in gone]
+            assert all(r.error == "io: no longer listed when its turn came" and r.image is None for r in lost), name
+            assert len(lost) == (0 if unit.files[0] not in gone else 1 if len(unit.files) > 1 else unit.rows), name
+            assert len({r.image_id for r in rows}) == len(rows)
+
+
+def test_a_unit_that_keeps_killing_its_process_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image_folder(tmp_path)
+    source = SourceConfig(uri=str(tmp_path))
+    (unit,) = units_of(source)
+    monkeypatch.setattr(reading, "task_attempt", lambda: reading.MOST_ATTEMPTS - 1)
+    assert len(list(read_blocks(ReadRequest(unit), source))) == 1
+    monkeypatch.setattr(reading, "task_attempt", lambda: reading.MOST_ATTEMPTS)
+    with pytest.raises(RunError, match=rf"^{unit.files[0]}: 10 processes have died while they read or scored its rows"):
+        list(read_blocks(ReadRequest(unit), source))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -16,7 +17,7 @@ from pukd_ray.corpus.files import IMAGE_BYTES, FileFacts, SourceFile, read_whole
 from pukd_ray.corpus.formats.base import Format
 from pukd_ray.corpus.pixels import IMAGE_EXTENSIONS
 from pukd_ray.corpus.rows import ImageRow
-from pukd_ray.corpus.units import Unit, groups_of_files
+from pukd_ray.corpus.units import GONE, Unit, groups_of_files
 from pukd_ray.storage import is_local, split_uri
 
 READ_THREADS = 16  # small files: latency, not bandwidth
@@ -53,7 +54,8 @@ def _read(unit: Unit, source: SourceConfig, positions: np.ndarray, images: bool)
     del source
     places = positions.tolist()
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        loaded = pool.map(read_whole, [unit.files[p] for p in places]) if images else [(None, None)] * len(places)
+        load = partial(_load, unit.gone)
+        loaded = pool.map(load, [unit.files[p] for p in places]) if images else [(None, None)] * len(places)
         for position, (image, error) in zip(places, loaded, strict=True):
             folders = PurePosixPath(unit.ids[position]).parts[:-1]
             label = folders[0] if folders else None
@@ -63,6 +65,10 @@ def _read(unit: Unit, source: SourceConfig, positions: np.ndarray, images: bool)
 def _label_hint(unit: Unit, source: SourceConfig) -> str:
     del unit, source
     return "put it into a sub-folder named after its class"
+
+
+def _load(gone: tuple[str, ...], uri: str) -> tuple[bytes | None, str | None]:
+    return (None, GONE) if uri in gone else read_whole(uri)
 
 
 IMAGES = Format(
