@@ -18,6 +18,7 @@ from pukd_ray.errors import RunError
 from pukd_ray.preflight import parse_value
 from pukd_ray.run.stages import STAGE_NAMES
 from pukd_ray.runtime.environment import under_job
+from pukd_ray.storage import redact
 
 DEMO_CONFIG = Path(str(files("pukd_ray.demo") / "demo.yaml"))
 
@@ -115,17 +116,17 @@ def run_job(main: Callable[[], None]) -> int:
         main()
     except ConfigError as error:
         for fault in error.faults:
-            print(fault, file=sys.stderr)
+            print(redact(fault), file=sys.stderr)
         return 2
     except RunError as error:
-        print(f"failed: {_cause(error)}", file=sys.stderr, flush=True)
+        print(redact(f"failed: {_cause(error)}"), file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt:
         print("failed: interrupted; start again to go on where it stopped", file=sys.stderr)
         return 1
     except Exception as error:
-        traceback.print_exc()
-        print(f"failed: {_cause(error)}; mend the cause and start again to go on", file=sys.stderr)
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
+        print(redact(f"failed: {_cause(error)}; mend the cause and start again to go on"), file=sys.stderr)
         return 1
     return 0
 

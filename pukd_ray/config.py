@@ -66,10 +66,10 @@ class TeacherConfig:
     """The trained network that defines the task."""
 
     arch: Text
-    """lenet5 | lenet5_half | resnet20_cifar | resnet18_cifar | resnet34_cifar | any torchvision
-    classifier | timm:NAME | package.module:factory."""
+    """lenet5 | lenet5_half | resnet20_cifar (or 8, 32, 44, 56, 110; resnet20_cifar_b: with projections) |
+    resnet18_cifar | resnet34_cifar | any torchvision classifier | timm:NAME | package.module:factory."""
     weights: Text
-    """state_dict file (path or URI), loaded with weights_only=True and strict=True."""
+    """state_dict, or a checkpoint with one in it (path or URI); loaded with weights_only=True, and all of it fits."""
     num_classes: Annotated[Int, Field(ge=2)]
     """Classes the teacher tells apart."""
     classes: Listed(str) | str | None = None  # type: ignore[valid-type]
@@ -186,8 +186,9 @@ class SelectorConfig:
     too, at a tenth of the learning rate (every image then needs a second, teacher forward)."""
     loss: Literal["nnpu", "naive", "vpu"] = "nnpu"
     """nnpu; naive: U as negatives, the rival to beat; vpu: needs no prior."""
-    prior: Literal["auto"] | Share = "auto"
-    """Share of relevant images in the corpus; auto estimates it."""
+    prior: Literal["auto", "audit"] | Share = "auto"
+    """Share of relevant images in the corpus; auto estimates it, audit has it from the labels of `pukd audit`, which
+    then serve the selector too."""
     sample: Count = 200_000
     """Images of the corpus that training sees."""
     steps: Count = 2000
@@ -205,6 +206,9 @@ class SelectorConfig:
     """Views of each positive that training sees, the image itself among them."""
     augment: Literal["crop_flip", "crop", "none"] = "crop_flip"
     """How they differ: shifts by up to 1/32 of the side, and horizontal flips where these leave the class as it is."""
+    blend: Bool = True
+    """The selector's logit is blended with how near an image is to P by rules knn and rmds, by weights learnt on
+    held-out images. false: the logit alone."""
 
     @field_validator("batch_size")
     @classmethod
@@ -314,6 +318,11 @@ class DistillConfig:
     """L2 penalty of SGD."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     """cosine: to 0, after a linear warm-up of 5 % of the steps; step: x 0.1 at 1/4, 1/2 and 3/4 of them."""
+    positive_share: Share | None = None
+    """Share of P in each batch, the rest are selected images; null: all images are seen equally often."""
+    draw_by: Literal["pu_probability", "none"] = "none"
+    """pu_probability: half of the selected images that a student sees are drawn by P(relevant), the other half evenly,
+    so that near misses count and none is lost; needs `positive_share`, and images that fit into `memory_gib`."""
     temperature: Positive = 1.0
     """Softens both softmaxes; the loss is scaled by its square."""
     augment: Literal["crop_flip", "crop", "none"] = "crop_flip"
@@ -342,10 +351,17 @@ class DistillConfig:
     memory_gib: Positive = 4.0
     """Decoded images up to this size are held in each worker's memory; larger sets are streamed."""
 
+    @field_validator("draw_by")
+    @classmethod
+    def _draws_beside_p(cls, value: str, info: ValidationInfo) -> str:
+        if value != "none" and info.data.get("positive_share") is None:
+            raise ValueError("needs distill.positive_share, the share of P beside what is drawn")
+        return value
+
 
 @dataclass(frozen=True, kw_only=True, config=OPTIONS)
 class ResourcesConfig:
-    """What the run may take of the cluster; never affects results."""
+    """What the run may take of the cluster; never affects results, but for rounding."""
 
     gpus_per_actor: Literal["auto"] | Annotated[Float, Field(ge=0)] = "auto"
     """auto: 1 if the CLUSTER has GPUs, 0 if it has none and no autoscaler."""
@@ -353,6 +369,11 @@ class ResourcesConfig:
     """auto | n | [min, max]."""
     train_workers: Count = 1
     """Data-parallel workers of both trainings; must divide the global batches."""
+    gpus_per_train_worker: Literal["auto"] | Annotated[Float, Field(ge=0)] = "auto"
+    """GPUs of each of them. auto: 1 if scoring actors have some, else 0."""
+    precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """What networks compute in on a GPU, while everything after them is float32 or float64. auto: forward passes in
+    float16, trainings in bfloat16 where the card has it. On CPUs it is always float32."""
 
     @field_validator("score_actors")
     @classmethod
@@ -441,6 +462,8 @@ class TeacherTrainingConfig(SupervisedConfig):
     """Labelled images to report accuracy on."""
     gpus: Literal["auto"] | Annotated[Float, Field(ge=0)] = "auto"
     """To train on. auto: 1 if the cluster has GPUs, 0 if it has none and no autoscaler."""
+    precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """As `resources.precision` of a run."""
 
 
 def to_plain(config: Any) -> dict[str, Any]:

@@ -18,14 +18,15 @@ from pukd_ray.corpus.plan import list_inputs
 from pukd_ray.corpus.reading import content_hash
 from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.corpus.units import Unit, clip, units_from_table, units_to_table
-from pukd_ray.run.folder import RunFolder
+from pukd_ray.run.folder import RunFolder, absolute
 from pukd_ray.run.records import ESTIMATE, SELECTION, CostRecord, EstimateRecord
 from pukd_ray.run.stages import STAGES
 from pukd_ray.runtime.console import say
 from pukd_ray.runtime.engine import Cluster, engine
 from pukd_ray.runtime.timing import Stopwatch
-from pukd_ray.storage import list_files, open_storage, read_bytes
+from pukd_ray.storage import list_files, read_file
 
+TRIALS = "estimate"
 TRIAL_STEPS = 200
 SMALLER = 4
 """The first trial is so many times smaller than the second."""
@@ -132,9 +133,10 @@ def estimate_run(config: RunConfig, prices: Prices, images: int) -> EstimateReco
     """
     if images < 200:
         raise ConfigError(["arguments: --images: at least 200 images make a trial"])
-    folder = RunFolder(f"{RunFolder(config.output).display}/estimate")
-    folder.delete_folder("")
-    weights = read_bytes(*open_storage(config.teacher.weights))
+    whole = RunFolder(absolute(config.output))
+    folder = RunFolder(f"{whole.uri.rstrip('/')}/{TRIALS}")
+    whole.delete_folder(TRIALS)
+    weights = read_file(config.teacher.weights)
     with engine(f"{config.name}-estimate") as cluster:
         try:
             run = RunContext(
@@ -149,9 +151,9 @@ def estimate_run(config: RunConfig, prices: Prices, images: int) -> EstimateReco
             say(f"trial     of {images:,} images")
             large = make_trial(run, units, "large", images, TRIAL_STEPS)
         finally:
-            folder.delete_folder("")
+            whole.delete_folder(TRIALS)
     found = conclude(config, cluster, units, plan_seconds, small, large, prices)
-    RunFolder(config.output).write_record(ESTIMATE, found)
+    whole.write_record(ESTIMATE, found)
     return found
 
 

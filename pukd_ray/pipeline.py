@@ -9,11 +9,12 @@ from typing import Any
 from pukd_ray.config import ConfigError, RunConfig
 from pukd_ray.corpus.context import RunContext, Shared
 from pukd_ray.corpus.sources import sources_by_role
-from pukd_ray.corpus.units import units_from_table
+from pukd_ray.corpus.units import mark_gone, units_from_table
 from pukd_ray.estimate import lines_of
 from pukd_ray.preflight import to_yaml
 from pukd_ray.resume import Progress, check_progress
 from pukd_ray.run.folder import RunFolder, absolute
+from pukd_ray.run.lease import Lease
 from pukd_ray.run.records import ESTIMATE, METRICS
 from pukd_ray.run.stages import STAGE_NAMES, Stage, stages_until
 from pukd_ray.runtime.console import say
@@ -40,17 +41,18 @@ def run_pipeline(config: RunConfig, *, redo: str | None = None, until: str = "re
     again), RunError for a run that cannot go on.
     """
     folder = open_folder(config)
-    progress = check_progress(folder, config, redo, stages_until(until))
-    if progress.pending:
-        for remark in progress.listing.remarks:
-            say(f"          {remark}")
-        watch = Stopwatch()
-        with engine(config.name) as cluster:
-            _check_cluster(config, cluster, folder)
-            say(f"ray       {cluster.describe()}, started in {watch.seconds:.1f} s")
-            _run_stages(folder, config, cluster, progress)
-    else:
-        say(f"finished  all stages of {folder.display} are done; nothing to do (--redo STAGE does a stage again)")
+    with Lease(folder) as lease:
+        progress = check_progress(folder, config, redo, stages_until(until), lease.take)
+        if progress.pending:
+            for remark in progress.listing.remarks:
+                say(f"          {remark}")
+            watch = Stopwatch()
+            with engine(config.name) as cluster:
+                _check_cluster(config, cluster, folder)
+                say(f"ray       {cluster.describe()}, started in {watch.seconds:.1f} s")
+                _run_stages(lease.take(), config, cluster, progress)
+        else:
+            say(f"finished  all stages of {folder.display} are done; nothing to do (--redo STAGE does a stage again)")
     return RunResult(folder.display, folder.read_json("metrics.json") or {})
 
 
@@ -65,7 +67,15 @@ def open_folder(config: RunConfig) -> RunFolder:
         open_storage(config.output)
     except (ValueError, OSError) as error:
         raise ConfigError([f"output: {error}"]) from error
-    return RunFolder(absolute(config.output))
+    folder = RunFolder(absolute(config.output))
+    if is_local(config.output):
+        try:
+            Path(folder.root).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                [f"output: {folder.root} cannot be made ({error.strerror}): name a folder that this user may write to"]
+            ) from error
+    return folder
 
 
 def _run_stages(folder: RunFolder, config: RunConfig, cluster: Cluster, progress: Progress) -> None:
@@ -74,7 +84,7 @@ def _run_stages(folder: RunFolder, config: RunConfig, cluster: Cluster, progress
     expected = _expected_seconds(folder)
     for stage in progress.pending:
         if stage.name != "plan" and not run.units:
-            run = replace(run, units=units_from_table(folder.read_table("plan.parquet")))
+            run = replace(run, units=mark_gone(units_from_table(folder.read_table("plan.parquet")), progress.gone))
         seconds, counts = _run_stage(stage, run, progress.inputs[stage.name])
         against = f" (estimated {expected[stage.name]:.1f})" if stage.name in expected else ""
         say(f"{stage.name:<9} done in {seconds:5.1f} s{against}: {_shown(counts)}")

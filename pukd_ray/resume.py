@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from pukd_ray.run.folder import RunFolder, changed_inputs
 from pukd_ray.run.stages import STAGE_NAMES, STAGES, Stage, stages_from
 from pukd_ray.runtime.console import say
 from pukd_ray.selection.chunks import missing_column, missing_columns, rules_of_pass
-from pukd_ray.storage import open_storage, read_bytes
+from pukd_ray.storage import read_file
 
 
 class StaleResultsError(ConfigError):
@@ -35,6 +35,8 @@ class Progress:
     listing: Listing
     weights: bytes
     """The teacher's, read once."""
+    gone: frozenset[str] = frozenset()
+    """URIs of corpus files that are no longer listed: what is not scored of them becomes unreadable rows."""
 
 
 def fingerprints(config: RunConfig, weights: bytes) -> dict[str, dict[str, Any]]:
@@ -70,12 +72,18 @@ def _flatten(prefix: str, value: Any) -> dict[str, Any]:
     return {k: v for name, inner in value.items() for k, v in _flatten(f"{prefix}.{name}", inner).items()}
 
 
-def check_progress(folder: RunFolder, config: RunConfig, redo: str | None, stages: Sequence[Stage]) -> Progress:
-    """What of `stages` is to do; moves aside what `redo`, or a corpus that has grown, makes obsolete.
+def check_progress(
+    folder: RunFolder,
+    config: RunConfig,
+    redo: str | None,
+    stages: Sequence[Stage],
+    take: Callable[[], object] = lambda: None,
+) -> Progress:
+    """What of `stages` is to do; moves aside what `redo`, or a corpus that has grown, makes obsolete, after `take()`.
 
     StaleResultsError if the folder's results are of other inputs and no `redo` covers it.
     """
-    weights = read_bytes(*open_storage(config.teacher.weights))
+    weights = read_file(config.teacher.weights)
     inputs = fingerprints(config, weights)
     listing = list_inputs(sources_by_role(config))
     done = {name for name in STAGE_NAMES if folder.marker(name) is not None}
@@ -88,22 +96,35 @@ def check_progress(folder: RunFolder, config: RunConfig, redo: str | None, stage
     first = next((name for name in STAGE_NAMES if name in stale), None)
     if first and (redo is None or STAGE_NAMES.index(redo) > STAGE_NAMES.index(first)):
         raise _stale_results(folder, first, stale[first])
+    selector_is_due = "selector" not in done or (redo is not None and "selector" in map(_name, stages_from(redo)))
+    if config.selector.prior == "audit" and selector_is_due:  # before anything is moved
+        from pukd_ray.selection.labels import load_labels  # torch comes with it
+
+        load_labels(folder, 0)
     if redo is not None:
         again = stages_from(redo)
         if _has_results(folder, again):
+            take()
             names = ", ".join(stage.name for stage in again)
             say(f"          {names}: earlier results moved to {folder.retire(again)}")
         done -= {stage.name for stage in again}
+    gone = frozenset[str]() if redo == "plan" else drift.gone
+    if gone:
+        say(
+            f"          warning: {len(gone)} files of the corpus are gone since it was planned, such as {min(gone)}: "
+            "what is not scored of them becomes unreadable rows (--redo plan plans without them)"
+        )
     if drift.added and redo != "plan":
         grown = stages_from("select")
         if _has_results(folder, grown):
+            take()
             say(
                 f"          the corpus has {drift.added} new files: only they are scored; what was made without "
                 f"them moves to {folder.retire(grown)}"
             )
         done -= {"plan", "score", *(stage.name for stage in grown)}
     pending = tuple(stage for stage in stages if stage.name not in done)
-    return Progress(pending, inputs, listing, weights)
+    return Progress(pending, inputs, listing, weights, gone)
 
 
 def check_unchanged(folder: RunFolder, config: RunConfig) -> None:
@@ -111,7 +132,7 @@ def check_unchanged(folder: RunFolder, config: RunConfig) -> None:
 
     For those who only read a run: results of earlier versions are fine.
     """
-    stale = _changed_keys(folder, config, fingerprints(config, read_bytes(*open_storage(config.teacher.weights))))
+    stale = _changed_keys(folder, config, fingerprints(config, read_file(config.teacher.weights)))
     for first in STAGE_NAMES:
         if keys := [key for key in stale.get(first, []) if not key.startswith("format.")]:
             raise _stale_results(folder, first, keys)
@@ -131,6 +152,10 @@ def _changed_keys(folder: RunFolder, config: RunConfig, inputs: dict[str, dict[s
         key = "selection.rule" if rule == config.selection.rule else "score.also"
         changed.setdefault("score", []).append(f"{key}: {missing_column(folder, rule)}")
     return changed
+
+
+def _name(stage: Stage) -> str:
+    return stage.name
 
 
 def _has_results(folder: RunFolder, stages: Sequence[Stage]) -> bool:

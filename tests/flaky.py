@@ -23,10 +23,9 @@ class Flaky(LocalFileSystem):
         stripped: str = super()._strip_protocol(str(path).removeprefix("flaky://"))
         return stripped
 
-    def open(self, path: str, mode: str = "rb", **options: Any) -> io.FileIO:
-        del mode, options
+    def open(self, path: str, mode: str = "rb", **options: Any) -> Any:
         _request()
-        return _File(self._strip_protocol(path))
+        return _File(self._strip_protocol(path)) if mode == "rb" else super().open(path, mode, **options)
 
 
 class _File(io.FileIO):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from ray.exceptions import RayTaskError
 
+from pukd_ray import load_config, run_pipeline
 from pukd_ray.cli import DEMO_CONFIG, add_redo, parse_arguments, run_job
 from pukd_ray.commands import COMMANDS, Command, main
 from pukd_ray.config import ConfigError
@@ -200,3 +201,11 @@ def test_the_module_is_the_command_line() -> None:
     )
     assert done.returncode == 0
     assert done.stdout.startswith("usage: pukd ")
+
+
+@pytest.mark.parametrize("below", ["", "/run"])
+def test_an_output_that_cannot_be_made_is_a_fault_of_the_config(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("x")
+    config = load_config(DEMO_CONFIG, {"output": f"{tmp_path}/file{below}"})
+    with pytest.raises(ConfigError, match=rf"^output: {tmp_path}/file{below} cannot be made \(.*\): name a folder"):
+        run_pipeline(config)

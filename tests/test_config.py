@@ -32,6 +32,12 @@ TEACHER: dict[str, Any] = {
 }
 
 
+def test_drawing_by_probability_needs_a_share_of_p() -> None:
+    with pytest.raises(ValidationError, match=r"distill\.draw_by\n.*needs distill\.positive_share"):
+        run_config(distill={"draw_by": "pu_probability"})
+    assert run_config(distill={"draw_by": "pu_probability", "positive_share": 0.25}).distill.positive_share == 0.25
+
+
 def run_config(**more: Any) -> RunConfig:
     raw = {"teacher": TEACHER, "positives": {"uri": "p"}, "corpus": {"uri": "u"}} | more
     return TypeAdapter(RunConfig).validate_python(raw)
@@ -83,7 +89,13 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert plain["student"] == {"arch": "resnet18_cifar"}
     distill = ("epochs", "steps", "batch_size", "class_weights", "epsilon", "adversary")
     assert [plain["distill"][k] for k in distill] == [30, None, 256, "soft", 0.1, "l2_sum_zero"]
-    assert plain["resources"] == {"gpus_per_actor": "auto", "score_actors": "auto", "train_workers": 1}
+    assert plain["resources"] == {
+        "gpus_per_actor": "auto",
+        "score_actors": "auto",
+        "train_workers": 1,
+        "gpus_per_train_worker": "auto",
+        "precision": "auto",
+    }
     assert plain["corpus"] == [
         {
             "uri": "u",

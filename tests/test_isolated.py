@@ -65,6 +65,12 @@ def test_a_killed_driver_loses_at_most_a_chunk(tmp_path: Path) -> None:
     driver = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and not list((run / "markers" / "lease").glob("*.json")):
+            time.sleep(0.05)
+        second = run_job("--config", str(tmp_path / "config.yaml"))
+        assert second.returncode == 1
+        assert second.stderr.startswith(f"failed: output: {run} is in use by process {driver.pid} on ")
+        assert len(second.stderr.splitlines()) == 1
         while time.monotonic() < deadline and len(list((run / "markers" / "score").glob("*.json"))) < 2:
             assert driver.poll() is None, "the run ended before it could be killed"
             time.sleep(0.05)

@@ -22,6 +22,8 @@ from pukd_ray.networks.teacher import Teacher
 from pukd_ray.run import records
 from pukd_ray.run.folder import SCORES_SCHEMA, SELECTED_SCHEMA, RunFolder
 from pukd_ray.run.stages import STAGE_NAMES
+from pukd_ray.selection.blend import Blend, Nearness
+from pukd_ray.selection.features import as_half
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(400)]
 
@@ -277,7 +279,7 @@ def test_a_finetuned_trunk_is_trained_by_two_workers_and_scores(finished: Path, 
     weights = Path(config.teacher.weights).read_bytes()
     trunk, head = (run / "selector" / name for name in ("trunk.pt", "head.pt"))
     tuned = Teacher(config.teacher, trunk.read_bytes(), torch.device("cpu"), "auto")
-    teacher = Teacher(config.teacher, weights, torch.device("cpu"))
+    teacher = Teacher(config.teacher, weights, torch.device("cpu"), "auto")
     changed = {
         name
         for name, value in tuned.extractor.model.state_dict().items()
@@ -294,9 +296,14 @@ def test_a_finetuned_trunk_is_trained_by_two_workers_and_scores(finished: Path, 
     pixels = np.stack([decode(image, pixel_spec(config.teacher)) for image in table.column("image").to_pylist()])
     features, _ = tuned(pixels)
     with torch.no_grad():
-        expected = selector(features.half().float()).numpy()
+        logits = selector(features.half().float()).numpy()
+    # How near they are to P is the frozen teacher's opinion.
+    of_teacher, opinion = teacher(pixels)
+    nearness = Nearness.load((run / "selector/nearness.npz").read_bytes())
+    blend = Blend(**json.loads((run / "selector/blend.json").read_text()))
+    last_tap = as_half(teacher.last_tap(of_teacher.numpy())).astype(np.float32)
+    expected = blend(logits, nearness.tails(last_tap))
     np.testing.assert_allclose(table.column("pu_logit").to_numpy(), expected, rtol=1e-2, atol=1e-2)
-    _, opinion = teacher(pixels)
     assert table.column("teacher_label").to_pylist() == opinion.argmax(1).tolist()
     assert table.column("relevant").to_numpy(zero_copy_only=False).mean() > 0.9
 

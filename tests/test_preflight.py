@@ -9,11 +9,13 @@ import yaml
 from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 
-from pukd_ray import load_config
+from pukd_ray import RunError, load_config
+from pukd_ray.cli import run_job
 from pukd_ray.config import OPTIONS, ConfigError, Listed, RunConfig
 from pukd_ray.networks.zoo import build_network
 from pukd_ray.preflight import load_teacher_training, parse_value, to_yaml
 from pukd_ray.preflight.faults import validate
+from pukd_ray.storage import redact
 
 SHAPE = {"num_classes": 5, "channels": 1, "input_size": 28}
 
@@ -82,7 +84,7 @@ def test_every_kind_of_fault_is_told_in_one_go(home: Path) -> None:
     expected = {
         "selctor": "unknown key",
         "selector.priro": "unknown key",
-        "selector.prior": "1.5 should be auto or below 1",
+        "selector.prior": "1.5 should be auto or audit or below 1",
         "selector.steps": "true should be a whole number",
         "selector.lr": '"fast" should be a number',
         "corpus.0.formt": "unknown key",
@@ -149,9 +151,9 @@ def test_required_keys(home: Path) -> None:
         ("corpus.rows", [1, 2, 3], "[1, 2, 3] should be a list of 2"),
         ("corpus.relevant", 1, "1 should be true or false"),
         ("selector", 5, "5 should be keys and values"),
-        ("selector.prior", 0, "0 should be auto or above 0"),
-        ("selector.prior", 1.0, "1.0 should be auto or below 1"),
-        ("selector.prior", "maybe", '"maybe" should be auto or a number'),
+        ("selector.prior", 0, "0 should be auto or audit or above 0"),
+        ("selector.prior", 1.0, "1.0 should be auto or audit or below 1"),
+        ("selector.prior", "maybe", '"maybe" should be auto or audit or a number'),
         ("selector.batch_size", 10, "10 is not a multiple of 4 (a quarter of it is P)"),
         ("selection.target_precision", 2, "2 should be below 1"),
         ("resources.score_actors", 0, "0 should be auto or at least 1 or a list"),
@@ -178,7 +180,7 @@ def test_one_fault_is_one_line_with_its_key(home: Path, key: str, value: Any, te
         ("selection.rule", "budget", "selection.budget: is needed by selection.rule budget"),
         ("selection.rule", "threshold", "selection.threshold: is needed by selection.rule threshold"),
         ("selection.rule", "precision", "selection.target_precision: is needed by selection.rule precision"),
-        ("selector.prior.x", 1, 'selector.prior: {"x": 1} should be auto or a number'),
+        ("selector.prior.x", 1, 'selector.prior: {"x": 1} should be auto or audit or a number'),
         ("name.x", 1, 'name: {"x": 1} should be text'),
         ("distill.batch_size", 0, "distill.batch_size: 0 should be at least 1"),
     ],
@@ -357,3 +359,54 @@ def test_the_config_of_a_teacher_training(home: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_teacher_training(home / "train.yaml", {"train.uri": "none", "teacher.arch": "lenet6", "student.arch": "x"})
     assert [f.partition(": ")[0] for f in caught.value.faults] == ["student.arch", "train.uri", "teacher.arch"]
+
+
+SECRETS = [
+    ("corpus.uri", "s3://AKIAKEY:sE/cR+eT@lake/x/*.parquet", "s3://***@lake/x/*.parquet"),
+    ("corpus.uri", ["data/u.parquet", "https://me:sE/cR+eT@host:8080/x"], "https://***@host:8080/x"),
+    ("output", "s3://runs/one?access_key=AKIAKEY&secret_key=sE/cR+eT&region=us-east-1", "=***&region=us-east-1"),
+    ("teacher.weights", "https://host/t.pt?X-Amz-Signature=sE/cR+eT", "https://host/t.pt?X-Amz-Signature=***"),
+    ("positives.uri", "https://x.blob.core.windows.net/c/p.parquet?sv=2024&sig=sE/cR+eT", "?sv=2024&sig=***"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "shown"), SECRETS)
+def test_credentials_are_refused_and_not_quoted(home: Path, key: str, value: Any, shown: str) -> None:
+    (fault,) = faults(home, {key: value, "selector.prior": 7})
+    assert fault.startswith(key if isinstance(value, str) else f"{key}.1")
+    assert shown in fault
+    assert fault.endswith("(as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)")
+    assert "sE" not in fault
+    assert "AKIAKEY" not in fault
+
+
+def test_a_fault_of_another_key_quotes_no_credentials(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        load_config(home / "run.yaml", {"corpus.uri": "s3://AKIAKEY:sE/cR+eT@lake/x", "name": 3})
+
+    def fail_later() -> None:
+        raise RunError("s3://AKIAKEY:sE/cR+eT@lake/x: no")
+
+    def fail_badly() -> None:
+        raise KeyError("s3://AKIAKEY:sE/cR+eT@lake/x")
+
+    for body, status in ((fail, 2), (fail_later, 1), (fail_badly, 1)):
+        assert run_job(body) == status
+        said = capsys.readouterr()
+        assert "***@lake/x" in said.err
+        assert "sE" not in said.out + said.err
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://lake/a@b:c.jpg",
+        "s3://lake?region=us-east-1&endpoint_override=127.0.0.1:9000&scheme=http",
+        "http://host:8080/a@b.png?page=2&assign=x",
+        "abfs://container@account.dfs.core.windows.net/x",
+        "/data/a:b@c",
+        "hdfs://me@host/x",
+    ],
+)
+def test_what_holds_no_credentials_is_left_as_it_is(uri: str) -> None:
+    assert redact(uri) == uri

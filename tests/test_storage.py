@@ -1,26 +1,29 @@
 """One way to reach local disks, object stores and fsspec; a file is there whole or not at all."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain, repeat
 from pathlib import Path
 from threading import Thread
 from typing import ClassVar
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 from flaky import Flaky
+from fsspec.implementations.local import LocalFileSystem
 
 from pukd_ray import storage
 from pukd_ray.config import SourceConfig
 from pukd_ray.corpus.plan import make_units, measure
 from pukd_ray.corpus.reading import read_rows
 from pukd_ray.corpus.sources import check_reachable, list_source
-from pukd_ray.errors import RunError
+from pukd_ray.errors import MissingError, PlaceError, RunError
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.run.stages import STAGES, stages_from
 from pukd_ray.storage import (
+    as_json,
     is_local,
     list_files,
     move_tree,
@@ -30,7 +33,6 @@ from pukd_ray.storage import (
     split_uri,
     write_atomically,
     write_bytes,
-    write_json,
 )
 
 
@@ -97,7 +99,7 @@ def everything(base: str) -> None:
     fs, root = open_storage(base)
     write_bytes(fs, f"{root}/deep/a b.bin", b"one")
     write_bytes(fs, f"{root}/deep/a b.bin", b"two")  # replaces
-    write_json(fs, f"{root}/deep/er/c.json", {"x": None})
+    write_bytes(fs, f"{root}/deep/er/c.json", as_json({"x": None}))
     assert read_bytes(fs, f"{root}/deep/a b.bin") == b"two"
     assert read_bytes(fs, f"{root}/deep/er/c.json") == b'{\n  "x": null\n}\n'
     assert [f.path for f in list_files(fs, f"{root}/deep")] == [f"{root}/deep/a b.bin", f"{root}/deep/er/c.json"]
@@ -219,13 +221,17 @@ WEB = "http://{}/a.bin"
         (WEB, {"HEAD": [(404, "")], "GET": [(404, "")]}),
     ],
 )
-def test_faults_that_last_are_raised_at_once(
+def test_faults_that_last_are_said_at_once(
     server: str, form: str, says: dict[str, list[tuple[int, str] | None]]
 ) -> None:
     Answers.says = says
-    with pytest.raises(OSError, match=r".") as caught, open_file(form.format(server)) as file:
+    uri = form.format(server)
+    missing = any("404" in str(answer) for answers in says.values() for answer in answers)
+    with pytest.raises(MissingError if missing else PlaceError) as caught, open_file(uri) as file:
         file.read()
-    assert not isinstance(caught.value, ConnectionError)
+    told = str(caught.value)
+    assert told.startswith(f"{uri}: is not there (" if missing else f"{uri}: the storage refuses it (")
+    assert told.endswith("run the same command again to go on where this stopped")
     assert not any(says.values())
 
 
@@ -275,6 +281,60 @@ def test_an_answer_that_breaks_off_is_asked_for_again(tmp_path: Path, flaky: typ
         assert file.read(4) == b""
 
 
+def test_faults_of_the_program_are_not_waited_for() -> None:
+    """Nor are those of what it was given."""
+    for fault in (KeyError("x"), ValueError("x"), RunError("x"), AssertionError(), MemoryError()):
+        times = []
+
+        def fail(fault: Exception = fault, times: list[int] = times) -> None:
+            times.append(1)
+            raise fault
+
+        with pytest.raises(type(fault)):
+            storage.patiently("somewhere", fail)
+        assert times == [1]
+
+
+def test_a_run_folder_rides_out_trouble_of_its_storage(
+    tmp_path: Path, flaky: type[Flaky], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading, writing, looking and deleting."""
+    run = RunFolder(f"flaky://{tmp_path}/run")
+    trouble = [ConnectionResetError("gone for a moment"), OSError(28, "No space left on device"), TimeoutError()]
+
+    def with_trouble(method: str, action: Callable[[], object]) -> object:
+        pending, times = iter(trouble), []
+        real = getattr(LocalFileSystem, method)
+
+        def troubled(self: Flaky, *arguments: object, **options: object) -> object:
+            times.append(1)
+            if fault := next(pending, None):
+                raise fault
+            return real(self, *arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Flaky, method, troubled)
+            answer = action()
+        assert len(times) > len(trouble)
+        return answer
+
+    with_trouble("makedirs", lambda: run.write_json("a/b.json", {"x": 1}))
+    assert with_trouble("info", lambda: run.exists("a/b.json"))
+    flaky.faults = chain(trouble, repeat(None))
+    assert run.read_json("a/b.json") == {"x": 1}
+    flaky.faults = chain(trouble, repeat(None))
+    table = pa.table({"a": [1]})
+    run.write_table("t.parquet", table)
+    flaky.faults = chain([None, None, *trouble], repeat(None))
+    assert run.read_table("t.parquet") == table
+    with_trouble("rm", lambda: run.delete("t.parquet"))
+    assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()} == {"run/a/b.json"}
+    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0.0)
+    flaky.faults = repeat(ConnectionResetError("gone for good"))
+    with pytest.raises(PlaceError, match=rf"^flaky://{tmp_path}/run/a/b.json: the storage does not answer"):
+        run.read_json("a/b.json")
+
+
 def test_a_run_folder_on_s3(s3: str) -> None:
     run = RunFolder(f"{s3}/runs/one/")
     assert run.display == f"{s3}/runs/one"
@@ -298,6 +358,22 @@ def test_a_run_folder_on_s3(s3: str) -> None:
         f"{first}/scores/a.parquet",
         f"{second}/scores/b.parquet",
     }
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+def test_a_file_is_created_once_on_s3(s3: str, conditional: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With boto3, and by looking where there is none."""
+    if not conditional:
+        monkeypatch.setattr(storage, "_s3_client", lambda _: None)
+        monkeypatch.setattr(storage, "SETTLE_SECONDS", 0.0)
+    run = RunFolder(f"{s3}/created-{conditional}?region=us-east-1")
+    assert run.create_json("markers/lease/00000001.json", {"a": 1})
+    assert run.create_json("markers/lease/00000001.json", {"a": 1})
+    assert not run.create_json("markers/lease/00000001.json", {"a": 2})
+    assert run.read_json("markers/lease/00000001.json") == {"a": 1}
+    if conditional:
+        monkeypatch.setattr(storage, "read_bytes", lambda *_: b"whatever is there")  # it is S3 that refuses
+        assert not run.create_json("markers/lease/00000001.json", {"a": 1})
 
 
 def test_two_writers_of_one_file_do_not_share_a_temporary_name(tmp_path: Path) -> None:

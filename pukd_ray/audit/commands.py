@@ -20,14 +20,16 @@ from pukd_ray.run.folder import RunFolder
 from pukd_ray.run.records import METRICS
 from pukd_ray.runtime.console import say
 from pukd_ray.runtime.engine import engine
+from pukd_ray.selection.labels import label_records
 
 
 def draw(folder: RunFolder, config: RunConfig, *, images: int = 300, seed: int | None = None) -> Design:
     """Draw `images` of the scored images, stratified around the cut, write what is needed to label them, say what next.
 
-    Which ones depends on the scores, the selection, the ids and the seed (the run's, if none is given). An audit of an
-    earlier selection moves to `old/`; RunError if there is one of this selection: somebody may be labelling it.
-    RunError too if the run has no finished selection. On the cluster of RAY_ADDRESS or a private one.
+    Which ones depends on the scores, the selection, the ids and the seed (if none is given the run's, and another for
+    each further audit). An audit of an earlier selection moves to `old/`, its labels stay in `labels/`; RunError if
+    there is one of this selection: somebody may be labelling it. RunError too if the run has no finished selection. On
+    the cluster of RAY_ADDRESS or a private one.
     """
     check_selection(folder)
     there = folder.exists(SAMPLE)
@@ -36,7 +38,9 @@ def draw(folder: RunFolder, config: RunConfig, *, images: int = 300, seed: int |
             f"{folder.display}/audit holds a sample already: label that one, or move the folder away to draw another"
         )
     with engine(config.name):
-        sample, design = draw_sample(folder, config, images, config.seed if seed is None else seed)
+        # An earlier draw's labels may have trained this selector: with the same seed their images would be drawn again.
+        seed = config.seed + len(label_records(folder)) if seed is None else seed
+        sample, design = draw_sample(folder, config, images, seed)
         if there:
             say(f"          the audit of an earlier selection moved to {folder.set_aside(['audit'])}")
         write_forms(folder, config, sample, design["audit"])
@@ -52,7 +56,7 @@ def draw(folder: RunFolder, config: RunConfig, *, images: int = 300, seed: int |
 
 
 def take_back(folder: RunFolder, path: str) -> AuditRecord:
-    """Read labels from `path`, write `audit/labels.parquet` and `audit/audit.json`, and say what they tell.
+    """Read labels from `path`, write the run's `labels/` and `audit/audit.json`, and say what they tell.
 
     A `metrics.json` that is there gets the figures too. RunError if no sample was drawn, or the file is not of it.
     """

@@ -30,7 +30,7 @@ from pukd_ray.selection.chunks import score_files
 from pukd_ray.selection.cuts import ordered_bits
 from pukd_ray.selection.scoring import sort_key
 
-FILES_PER_TASK = 64
+FILES_PER_TASK = 4
 IMAGES_PER_TASK = 50  # each task reads the plan
 _COLUMNS = ["image_id", "source", "source_row", "pu_logit", "pu_probability", "teacher_label"]
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, get_args
 
-import jinja2
 import pyarrow as pa
 import ray
 from markupsafe import Markup
@@ -31,6 +30,7 @@ from pukd_ray.corpus.units import units_from_table
 from pukd_ray.errors import RunError
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.engine import IO_CPUS
+from pukd_ray.runtime.templates import load_templates
 from pukd_ray.storage import open_storage, read_bytes
 
 PAGE = "audit/label.html"
@@ -139,21 +139,18 @@ def render_page(
     name: str, audit: str, ids: Sequence[str], pictures: Sequence[str | None], examples: Sequence[Example]
 ) -> str:
     """The page as HTML text that refers to nothing outside itself, and runs no script but its own."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pukd_ray", "audit"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     script = files("pukd_ray.audit").joinpath("page.js").read_text(encoding="utf-8")
-    return environment.get_template("page.html.j2").render(
-        name=name,
-        data={"audit": audit, "images": [list(pair) for pair in zip(ids, pictures, strict=True)]},
-        count=len(ids),
-        examples=examples,
-        script=Markup(script),
-        script_hash=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    return (
+        load_templates("audit")
+        .get_template("page.html.j2")
+        .render(
+            name=name,
+            data={"audit": audit, "images": [list(pair) for pair in zip(ids, pictures, strict=True)]},
+            count=len(ids),
+            examples=examples,
+            script=Markup(script),
+            script_hash=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        )
     )
 
 

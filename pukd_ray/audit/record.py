@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Literal, TypedDict, cast
 
 import numpy as np
@@ -13,12 +13,12 @@ from pukd_ray.audit.estimate import AuditEstimate, Counted, estimate_strata
 from pukd_ray.corpus.reading import content_hash
 from pukd_ray.errors import RunError
 from pukd_ray.run.folder import RunFolder
-from pukd_ray.run.records import AuditSummary, Interval
+from pukd_ray.run.records import AuditSummary, Interval, LabelsRecord
+from pukd_ray.selection.labels import LABELS_SCHEMA, save_labels
 
 SAMPLE = "audit/sample.parquet"
 DESIGN = "audit/design.json"
 RECORD = "audit/audit.json"
-LABELS = "audit/labels.parquet"
 
 Label = Literal["yes", "no", "unsure"]
 
@@ -39,15 +39,6 @@ SAMPLE_SCHEMA = pa.schema(
     ]
 )
 """Of `audit/sample.parquet`; rows are in the random order in which they are to be labelled, `image` is as encoded."""
-
-LABELS_SCHEMA = pa.schema(
-    [
-        pa.field("image_id", pa.string(), nullable=False),
-        pa.field("relevant", pa.bool_(), nullable=False),
-        pa.field("weight", pa.float64(), nullable=False),
-    ]
-)
-"""Of `audit/labels.parquet`: images with a yes or a no. `weight` is how many scored images one stands for."""
 
 
 class Design(TypedDict):
@@ -96,17 +87,6 @@ class AuditRecord(TypedDict):
     strata: list[StratumRecord]
 
 
-@dataclass(frozen=True)
-class AuditLabels:
-    """An audit that was read back."""
-
-    record: AuditRecord
-    labels: pa.Table
-    """LABELS_SCHEMA and `image`: the encoded bytes, null where they could not be fetched."""
-    current: bool
-    """Whether precision and recall are of the selection that the folder holds now. The prior is the corpus's anyway."""
-
-
 def audit_id(sample: pa.Table) -> str:
     """16 hexadecimal digits that stand for which images were drawn and how likely each was."""
     columns = ("image_id", "stratum", "stratum_size", "sampled", "selected")
@@ -140,7 +120,7 @@ def estimate_audit(sample: pa.Table, labels: Mapping[str, Label]) -> AuditEstima
 
 
 def save_audit(folder: RunFolder, labels: Mapping[str, Label]) -> AuditRecord:
-    """Write `audit/labels.parquet` and then `audit/audit.json` from the labels of the folder's sample."""
+    """Write the run's `labels/` and then `audit/audit.json` from the labels of the folder's sample."""
     sample, design = load_sample(folder)
     counted = count_labels(sample, labels)
     estimate = estimate_strata(counted)
@@ -148,9 +128,19 @@ def save_audit(folder: RunFolder, labels: Mapping[str, Label]) -> AuditRecord:
     rows = sample.filter(pa.array(known))
     weight = np.array([s.size / s.labelled if s.labelled else 0.0 for s in counted])
     _, stratum = np.unique(sample.column("stratum").to_numpy(), return_inverse=True)
-    ids = rows.column("image_id").to_pylist()
-    relevant = [labels[i] == "yes" for i in ids]
-    folder.write_table(LABELS, pa.table([ids, relevant, weight[stratum[known]]], schema=LABELS_SCHEMA))
+    relevant = pa.array([labels[i] == "yes" for i in rows.column("image_id").to_pylist()], pa.bool_())
+    rows = rows.append_column("relevant", relevant).append_column("weight", pa.array(weight[stratum[known]]))
+    prior = estimate.prior
+    said: LabelsRecord = {
+        "audit": design["audit"],
+        "images": design["n_scored"] + design["n_unreadable"],
+        "labelled": estimate.labelled,
+        "prior": prior.value,
+        "lower": prior.lower,
+        "upper": prior.upper,
+        "reason": prior.reason,
+    }
+    save_labels(folder, said, rows.select(LABELS_SCHEMA.names))
     record: AuditRecord = {
         "design": design,
         "sampled": sample.num_rows,
@@ -163,18 +153,6 @@ def save_audit(folder: RunFolder, labels: Mapping[str, Label]) -> AuditRecord:
     }
     folder.write_json(RECORD, record)
     return record
-
-
-def load_audit(folder: RunFolder) -> AuditLabels | None:
-    """The audit whose labels were read back last, or None."""
-    if not folder.exists(RECORD):
-        return None
-    record: AuditRecord = folder.read_json(RECORD)
-    labels = folder.read_table(LABELS)
-    sample = folder.read_table(SAMPLE, ["image_id", "image"])
-    images = dict(zip(*(sample.column(c).to_pylist() for c in ("image_id", "image")), strict=True))
-    column = pa.array([images[i] for i in labels.column("image_id").to_pylist()], pa.binary())
-    return AuditLabels(record, labels.append_column("image", column), is_current(folder, record["design"]))
 
 
 def is_current(folder: RunFolder, design: Design) -> bool:

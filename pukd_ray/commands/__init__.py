@@ -37,6 +37,7 @@ COMMANDS = (
     Command("train-teacher", "train a teacher on labelled images", "pukd_ray.commands.train_teacher:main"),
     Command("paper-table", "the paper's table for any data set", "pukd_ray.commands.paper_table:main"),
     Command("selector-study", "measure the selector where truth is known", "pukd_ray.commands.selector_study:main"),
+    Command("coverage-study", "measure how often the intervals hold", "pukd_ray.commands.coverage_study:main"),
     Command("make-pools", "write the pools that the studies measure on", "pukd_ray.commands.make_pools:main"),
     Command("make-demo-data", "make the bundled demo data anew", "pukd_ray.commands.make_demo_data:main"),
     Command("measure-decoding", "the CPUs that a GPU needs beside it", "pukd_ray.commands.measure_decoding:main"),

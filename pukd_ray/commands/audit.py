@@ -5,9 +5,12 @@ run's config; without one, the bundled demo's.
 """
 
 import argparse
+import json
+import shlex
 from collections.abc import Sequence
+from typing import Any
 
-from pukd_ray.cli import Arguments, Parser, parse_arguments
+from pukd_ray.cli import DEMO_CONFIG, Arguments, Parser, parse_arguments
 from pukd_ray.config import RunConfig
 from pukd_ray.preflight import load_config
 from pukd_ray.run.folder import RunFolder
@@ -46,11 +49,25 @@ def _read(argv: Sequence[str]) -> None:
     from pukd_ray.runtime.console import say
     from pukd_ray.runtime.engine import engine
 
-    take_back(folder, arguments.operand)
+    record = take_back(folder, arguments.operand)
     if folder.exists(REPORT):
         with engine(config.name):
             write_page(folder, config)
         say(f"report    {folder.display}/{REPORT} has these figures beside the estimates")
+    if record["prior"]["value"] is not None:
+        say(f"next      the labels serve the selector too: {_again(arguments)}")
+
+
+def _again(arguments: Arguments) -> str:
+    """The command that trains the selector with the labels."""
+    given = {**arguments.overrides, "selector.prior": "audit"}
+    config = [] if arguments.config == DEMO_CONFIG else ["--config", str(arguments.config)]
+    flags = [part for key, value in given.items() for part in (f"--{key}", _as_argument(value))]
+    return shlex.join(["pukd", "run", *config, *flags, "--redo", "selector"])
+
+
+def _as_argument(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:

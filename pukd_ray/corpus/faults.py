@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import lzma
-import re
+import struct
 import tarfile
 import zlib
 
 import pyarrow as pa
 
-# What reading a damaged or unreachable file raises, whatever its format.
-BROKEN = (pa.ArrowException, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError)
 
-_SAYS_CORRUPT = re.compile(r"corrupt|decompress|deserializ|thrift|gzip|crc|unexpected end of stream", re.IGNORECASE)
+class UnpackingError(ValueError):
+    """A compressed file unpacks to far more than its size accounts for."""
+
+
+BROKEN = (
+    *(pa.ArrowException, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError),
+    *(ValueError, LookupError, ArithmeticError, RecursionError, MemoryError),
+)
+"""What reading a damaged or hostile file raises, whatever its format. Storage that fails raises PlaceError: none of
+these."""
 
 
 def reason_of(error: BaseException) -> str:
     """`reason: detail` of one of `BROKEN`."""
     if isinstance(error, EOFError):
         reason = "truncated"
-    elif isinstance(error, TimeoutError):
-        reason = "timeout"
     elif isinstance(error, pa.ArrowNotImplementedError):
         reason = "unsupported"
-    elif isinstance(error, OSError) and not _SAYS_CORRUPT.search(str(error)):
-        reason = "io"  # Arrow raises OSError for damaged pages too
+    elif isinstance(error, UnpackingError | MemoryError):
+        reason = "too_large"
+    elif isinstance(error, OSError) and error.errno is not None:
+        reason = "io"  # the system's; Arrow and gzip raise OSError for damaged content too, without a number
     else:
         reason = "corrupt"
     return f"{reason}: {one_line(error)}"
 
 
 def one_line(error: BaseException) -> str:
-    """First line of an exception's text, short enough for a table."""
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
+    """First line of an exception's text, short and printable: it may quote the file."""
+    line = (str(error).splitlines() or [""])[0][:200]
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line) or type(error).__name__

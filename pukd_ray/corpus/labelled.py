@@ -42,8 +42,9 @@ class Labelled:
 
 
 @ray.remote(num_cpus=0.25)
-def _read_labels(units: list[Unit], source: SourceConfig) -> list[list[int | str | None]]:
-    return [[row.label for row in read_rows(unit, source, images=False)] for unit in units]
+def _read_labels(units: list[Unit], source: SourceConfig) -> list[list[tuple[int | str | None, str | None]]]:
+    """(label, reason why there is none) of each row."""
+    return [[(row.label, row.error) for row in read_rows(unit, source, images=False)] for unit in units]
 
 
 def index_labelled(
@@ -51,7 +52,8 @@ def index_labelled(
 ) -> Labelled:
     """Read the labels of `role` (not its pixels), resolve them, apply `label_map`, `skip_per_class`, `per_class`.
 
-    Integers are teacher indices. Strings are looked up in `teacher.classes`, else numbered in sorted order.
+    Integers are teacher indices, and so are strings of digits that `teacher.classes` does not have. Other strings are
+    looked up there, else numbered in sorted order.
     Raises LabelError naming the file and row of the first label that does not fit.
     """
     num_classes, classes = teacher.num_classes, teacher.class_names
@@ -64,7 +66,7 @@ def index_labelled(
         mapping = source.label_map
         per_class: Counter[int | str] = Counter()
         for unit, labels in zip(many, labels_of_units, strict=True):
-            for position, label in enumerate(labels):
+            for position, (label, error) in enumerate(labels):
                 if mapping is not None and label is not None:
                     if str(label) not in mapping:
                         left_out += 1
@@ -73,7 +75,7 @@ def index_labelled(
                 if label is None:
                     raise LabelError(
                         f"{_where(role, unit, position)} has no label"
-                        + (f": {unit.error}" if unit.error else _label_hint(unit, source))
+                        + (f": {error}" if error else _label_hint(unit, source))
                     )
                 if isinstance(label, bool) or not isinstance(label, int | str):
                     raise LabelError(
@@ -84,6 +86,10 @@ def index_labelled(
                 if rank > 0 and (source.per_class is None or rank <= source.per_class):
                     chosen.append((unit, position, label))
     names = sorted({label for _, _, label in chosen if isinstance(label, str)})
+    if all(name.isdecimal() and name.isascii() for name in names) and set(names).isdisjoint(classes or ()):
+        # Numbers are numbers, in folders' names too: in the order of text, 10 would come before 2.
+        chosen = [(unit, position, int(label)) for unit, position, label in chosen]
+        names = []
     if names and classes is None:
         if len(names) != num_classes:
             raise LabelError(
@@ -134,5 +140,5 @@ def _first_few(names: Sequence[str]) -> str:
 
 
 def _label_hint(unit: Unit, source: SourceConfig) -> str:
-    hint = FORMATS[unit.format].label_hint
-    return f": {hint.format(source=source)}" if hint else ""
+    hint = FORMATS[unit.format].label_hint(unit, source)
+    return f": {hint}" if hint else ""

@@ -13,7 +13,7 @@ import struct
 import sys
 import warnings
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,6 +38,11 @@ REASONS: tuple[str, ...] = (
 
 MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3
 """Largest width * height that is decoded: 89 million pixels, a quarter GiB as RGB, Pillow's own limit."""
+
+DECODING_BYTES = 512 << 20
+"""Most memory that decoding an image may take, by what its header says: before any of it is taken."""
+MAX_SCANNED = 2_000_000_000
+"""Most scans * pixels of a progressive JPEG: each scan goes over all of them, and an empty one has eight bytes."""
 
 IMAGE_EXTENSIONS: frozenset[str] = (
     frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp"})
@@ -169,11 +174,17 @@ def decode(data: bytes | None, spec: PixelSpec) -> np.ndarray:
             raise _unreadable(error, data, kind) from error
 
 
-def decode_batch(images: Sequence[bytes | None], spec: PixelSpec) -> tuple[list[np.ndarray | None], list[str | None]]:
-    """Decode each image: pixels and None, or None and "reason: detail", in the order of `images`."""
+def decode_batch(
+    images: Sequence[bytes | None], spec: PixelSpec, alive: Callable[[], object] = lambda: None
+) -> tuple[list[np.ndarray | None], list[str | None]]:
+    """Decode each image: pixels and None, or None and "reason: detail", in the order of `images`.
+
+    `alive()` is called before each.
+    """
     pixels: list[np.ndarray | None] = []
     errors: list[str | None] = []
     for data in images:
+        alive()
         try:
             pixels.append(decode(data, spec))
             errors.append(None)
@@ -205,9 +216,11 @@ def _pixels(data: bytes, kind: str, spec: PixelSpec) -> np.ndarray:
         raise Unreadable("too_large", f"{kind}: {opened.width} x {opened.height} pixels")
     if kind == "PNG":
         _check_png_data(data)
+    whole = opened.width * opened.height
     # A JPEG decodes faster at 1/2, 1/4 or 1/8 of its size, which rounds up: the image may then end inside
     # the last row and column, so its box goes along. Other formats ignore the request.
     draft = opened.draft(None, (2 * spec.size, 2 * spec.size))
+    _check_cost(opened, data, kind, whole)
     image = _flatten(_eight_bits(opened, data, kind))
     if spec.channels == 1 and image.mode == "RGB":
         image = image.convert("L")
@@ -222,6 +235,28 @@ def _pixels(data: bytes, kind: str, spec: PixelSpec) -> np.ndarray:
 
 def _open(data: bytes, kind: str) -> ImageFile.ImageFile:
     return Image.open(io.BytesIO(data), formats=(kind,))
+
+
+def _check_cost(image: ImageFile.ImageFile, data: bytes, kind: str, whole: int) -> None:
+    """Raise where decoding would take too much; `whole` are the pixels of a JPEG that is decoded at a smaller scale."""
+    cost = image.width * image.height * _bytes_per_pixel(image, kind)
+    if kind == "JPEG" and image.info.get("progressive"):
+        cost += 6 * whole  # coefficients of all of it
+        if (scans := data.count(b"\xff\xda")) * whole > MAX_SCANNED:
+            raise Unreadable("too_large", f"JPEG: {scans:,} scans of {whole:,} pixels")
+    if cost > DECODING_BYTES:
+        size = f"{image.width} x {image.height} pixels ({image.mode})"
+        raise Unreadable("too_large", f"{kind}: {size} take {cost >> 20:,} MiB, more than {DECODING_BYTES >> 20}")
+
+
+def _bytes_per_pixel(image: ImageFile.ImageFile, kind: str) -> int:
+    """Peak memory of decoding, flattening and resizing, measured: from 4 (RGB) to 32 (16-bit RGBA, JPEG 2000)."""
+    raw_mode = _raw_mode(image.tile[0]) if image.tile else ""
+    if kind in ("WEBP", "JPEG2000", "AVIF") or raw_mode[:-1] in ("RGB;16", "RGBA;16", "LA;16"):
+        return 33
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "P", "PA", "I", "F", "CMYK", "LAB") or image.mode.startswith("I;"):
+        return 12
+    return 5
 
 
 def _check_png_data(data: bytes) -> None:

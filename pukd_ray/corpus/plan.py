@@ -6,7 +6,9 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,18 +17,23 @@ import ray
 
 from pukd_ray.config import ConfigError, SourceConfig
 from pukd_ray.corpus.context import RunContext
-from pukd_ray.corpus.faults import BROKEN, one_line, reason_of
+from pukd_ray.corpus.faults import BROKEN, one_line
 from pukd_ray.corpus.files import FileFacts, SourceFile
 from pukd_ray.corpus.formats import FORMATS
 from pukd_ray.corpus.reading import content_hash, read_rows
 from pukd_ray.corpus.rows import row_id
 from pukd_ray.corpus.sources import list_source, sources_by_role
 from pukd_ray.corpus.units import Measured, Owner, Unit, clip, regroup, units_from_table, units_to_table
+from pukd_ray.errors import PlaceError
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.console import say
 from pukd_ray.runtime.environment import describe_environment
+from pukd_ray.storage import is_local, patiently
 
 FILES_PER_TASK = 256
+BYTES_PER_TASK = 256 << 20
+"""Of formats whose files are read as a whole in order to count them."""
+KINDS_SHOWN = 5
 
 FILES_SCHEMA = pa.schema(
     [
@@ -58,15 +65,18 @@ def list_inputs(sources: dict[str, tuple[SourceConfig, ...]]) -> Listing:
         for index, source in enumerate(many):
             key = role if len(many) == 1 else f"{role}.{index}"
             try:
-                format_name, files, left_out = list_source(source, key)
+                format_name, files, left_out = patiently(", ".join(source.uris), partial(list_source, source, key))
             except ConfigError as error:
                 faults += error.faults
                 continue
-            except (ValueError, OSError) as error:
+            except (ValueError, PlaceError) as error:
                 faults.append(f"{key}.uri: cannot be listed: {error}")
                 continue
             if left_out:
-                what = ", ".join(f"{n} {suffix}" for suffix, n in sorted(left_out.items()))
+                shown = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))[:KINDS_SHOWN]
+                what = ", ".join(f"{n} {suffix[:40]}" for suffix, n in sorted(shown))
+                if len(left_out) > len(shown):
+                    what += f", and {left_out.total() - sum(n for _, n in shown):,} of other names"
                 remarks.append(f"{key}: left out, not {format_name} by name: {what}")
             rows += [{"role": role, "source": index, "format": format_name, **vars(file)} for file in files]
     if faults:
@@ -80,37 +90,46 @@ class Drift:
 
     added: int
     faults: tuple[str, ...]
+    gone: frozenset[str] = frozenset()
+    """URIs of corpus files that are no longer listed."""
 
 
 def compare_listing(planned: pa.Table, listing: pa.Table) -> Drift:
-    """New corpus files are welcome; files that changed or vanished, and any change of P or test, are faults."""
+    """New corpus files are welcome, and some may go; files that changed, and any change of P or test, are faults."""
 
     def index(table: pa.Table) -> dict[tuple[str, int, str], tuple[int, str]]:
         return {_file_key(r): (r["size"], r["mtime"]) for r in table.to_pylist()}
 
     before, now = index(planned), index(listing)
-    faults = []
+    faults, gone = [], set()
     for (role, source, uri), stamp in before.items():
         current = now.get((role, source, uri))
-        if current is None:
+        if current is None and role == "corpus":
+            gone.add(uri)
+        elif current is None:
             faults.append(f"{role}: {uri} was planned and is gone")
         elif current != stamp:
             faults.append(f"{role}: {uri} has changed since it was planned")
     added = now.keys() - before.keys()
     faults += [f"{role}: {uri} is new" for role, _, uri in sorted(added) if role != "corpus"]
-    return Drift(len(added), tuple(faults))
+    return Drift(len(added), tuple(faults), frozenset(gone))
 
 
 def measure(file: SourceFile, format_name: str, source: SourceConfig) -> FileFacts:
-    """Count the rows of `file`, if possible without reading its pixels; one that is no such file is one bad row."""
+    """Count the rows of `file`, if possible without reading its pixels; one that is no such file is one bad row.
+
+    PlaceError if its storage fails: the plan is then not made.
+    """
     form = FORMATS[format_name]
+    if is_local(file.uri) and not file.mtime:
+        what = "a link to nothing" if Path(file.uri).is_symlink() else "a name that is no UTF-8, or no access"
+        return FileFacts(((1, file.size),), error=f"io: {what}")
     if file.size == 0 and not form.single_images:
         return FileFacts(((1, 0),), error="empty: the file has no bytes")
     try:
         return form.measure(file, source)
     except (*BROKEN, struct.error, ValueError) as error:
-        reason = reason_of(error).partition(":")[0] if isinstance(error, OSError) else "corrupt"
-        return FileFacts(((1, file.size),), error=f"{reason}: not a readable {format_name} file: {one_line(error)}")
+        return FileFacts(((1, file.size),), error=f"corrupt: not a readable {format_name} file: {one_line(error)}")
 
 
 def make_units(role: str, index: int, source: SourceConfig, format_name: str, files: Sequence[Measured]) -> list[Unit]:
@@ -203,9 +222,17 @@ def measure_units(
                 continue
             files = [SourceFile(r["uri"], r["relative"], r["size"], r["mtime"]) for r in mine]
             facts = _measure_all(files, mine[0]["format"], source)
-            for file, fact in zip(files, facts, strict=True):
-                if fact.note or fact.error:
-                    tell(fact.note or f"{file.uri}: {fact.error}")
+            news = [
+                fact.note or f"{file.uri}: {fact.error}"
+                for file, fact in zip(files, facts, strict=True)
+                if fact.note or fact.error
+            ]
+            for text in news[:KINDS_SHOWN]:
+                tell(text)
+            if len(news) > KINDS_SHOWN:
+                tell(f"{role}: and {len(news) - KINDS_SHOWN:,} files more of which there is something to say")
+            if all((fact.error or "").startswith("unsupported:") for fact in facts):
+                raise ConfigError([f"{role}: {files[0].uri}: {facts[0].error}"])
             ids = [prefixes[role, index, file.uri] for file in files]
             units += make_units(role, index, source, mine[0]["format"], list(zip(files, facts, ids, strict=True)))
     return units
@@ -214,7 +241,14 @@ def measure_units(
 def _measure_all(files: list[SourceFile], format_name: str, source: SourceConfig) -> list[FileFacts]:
     if FORMATS[format_name].single_images:
         return [measure(file, format_name, source) for file in files]  # one row each: nothing to read
-    batches = [files[i : i + FILES_PER_TASK] for i in range(0, len(files), FILES_PER_TASK)]
+    batches: list[list[SourceFile]] = [[]]
+    size = 0
+    for file in files:
+        size += file.size if FORMATS[format_name].read_to_count else 0
+        if batches[-1] and (len(batches[-1]) >= FILES_PER_TASK or size > BYTES_PER_TASK):
+            batches.append([])
+            size = file.size
+        batches[-1].append(file)
     return [f for facts in ray.get([_measure_files.remote(b, format_name, source) for b in batches]) for f in facts]
 
 

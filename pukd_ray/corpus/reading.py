@@ -21,10 +21,15 @@ from ray.data.datasource import Datasource, ReadTask
 from pukd_ray.config import SourceConfig
 from pukd_ray.corpus.formats import FORMATS
 from pukd_ray.corpus.rows import ImageRow, failed_rows
-from pukd_ray.corpus.units import Unit
+from pukd_ray.corpus.units import GONE, Unit
+from pukd_ray.errors import RunError
+from pukd_ray.runtime.engine import task_attempt
 
 BLOCK_ROWS = 1024
 BLOCK_BYTES = 32 << 20
+SPLIT_ROWS = 256
+MOST_ATTEMPTS = 10
+"""At one unit. Nodes that are taken away count too; images that hang or kill their decoder end at the second."""
 
 ROW_SCHEMA = pa.schema(
     [
@@ -57,6 +62,27 @@ class ReadRequest:
         return self.unit.rows if self.positions is None else len(self.positions)
 
 
+def split_requests(requests: Sequence[ReadRequest], count: int) -> list[ReadRequest]:
+    """The same rows in about `count` requests, if they are fewer now; cut at multiples of `SPLIT_ROWS`, so that a
+    network sees the same batches whatever `count` is."""
+    asked = [request for request in requests if request.count]
+    if len(asked) >= count:
+        return asked
+    size = max(1, round(sum(request.count for request in asked) / count / SPLIT_ROWS)) * SPLIT_ROWS
+    return [part for request in asked for part in _split(request, size)]
+
+
+def _split(request: ReadRequest, size: int) -> list[ReadRequest]:
+    if request.count <= size:
+        return [request]
+    positions = np.arange(request.count) if request.positions is None else request.positions
+    parts = [slice(start, start + size) for start in range(0, request.count, size)]
+    return [
+        ReadRequest(request.unit, positions[part], None if request.labels is None else request.labels[part])
+        for part in parts
+    ]
+
+
 def content_hash(data: bytes) -> int:
     """64-bit BLAKE2b of the encoded bytes as a signed integer."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big", signed=True)
@@ -73,9 +99,12 @@ def read_rows(
     asked = np.arange(unit.rows) if positions is None else positions
     if not len(asked):
         return
-    if unit.error:
-        for row in failed_rows(unit, (unit.start + asked).tolist(), unit.error):
-            yield replace(row, relevant=source.relevant)
+    error = unit.error or (GONE if unit.gone and not FORMATS[unit.format].single_images else None)
+    if error:
+        single = FORMATS[unit.format].single_images
+        for position, row in zip(asked, failed_rows(unit, (unit.start + asked).tolist(), error), strict=True):
+            name = unit.ids[position] if single else row.image_id
+            yield replace(row, image_id=name, relevant=source.relevant)
         return
     known = set(map(str, source.relevant_labels)) if source.relevant_labels is not None else None
     seen = 0
@@ -86,8 +115,6 @@ def read_rows(
             relevant = source.relevant
         elif known is not None:
             relevant = row.label is not None and str(row.label) in known
-        if row.error and row.error.startswith("duplicate_id") and images and not row.image:
-            row = replace(row, error="empty: no bytes")  # of several reasons the first of the list
         yield row if relevant == row.relevant else replace(row, relevant=relevant)
     if seen != len(asked):
         planned = f"the plan counted {len(asked)}" if positions is None else f"{len(asked)} were asked for"
@@ -113,7 +140,15 @@ def to_table(rows: Sequence[ImageRow]) -> pa.Table:
 
 
 def read_blocks(request: ReadRequest, source: SourceConfig) -> Iterator[pa.Table]:
-    """The requested rows as tables of bounded size, with `unit` and `role` columns."""
+    """The requested rows as tables of bounded size, with `unit` and `role` columns.
+
+    RunError if the process that reads this unit has died too often.
+    """
+    if (attempt := task_attempt()) >= MOST_ATTEMPTS:
+        raise RunError(
+            f"{request.unit.files[0]}: {attempt} processes have died while they read or scored its rows from "
+            f"{request.unit.start} on: see Ray's logs for why, mend or remove the file, and run the same command again"
+        )
     rows = read_rows(request.unit, source, request.positions)
     if request.labels is not None:
         rows = (replace(row, label=label) for row, label in zip(rows, request.labels.tolist(), strict=True))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import pyarrow.fs as pafs
@@ -12,7 +14,8 @@ import pyarrow.fs as pafs
 from pukd_ray.config import ConfigError, RunConfig, SourceConfig
 from pukd_ray.corpus.files import SourceFile
 from pukd_ray.corpus.formats import FORMATS
-from pukd_ray.storage import is_local, list_files, open_storage, split_uri
+from pukd_ray.corpus.rows import safe_text
+from pukd_ray.storage import is_local, list_files, local_path, open_storage, split_uri
 
 
 def sources_by_role(config: RunConfig) -> dict[str, tuple[SourceConfig, ...]]:
@@ -42,6 +45,28 @@ def _split_glob(uri: str) -> tuple[str, str | None]:
     return f"{scheme}{base}{query}", "/".join(parts[first:])
 
 
+_BRACES = re.compile(r"\{([^{}]*,[^{}]*|\d+\.\.\d+)\}")
+MANY_SIBLINGS = 8
+"""From so many files of one folder on, the folder is listed instead of asking for each."""
+
+
+def expand_braces(uris: Sequence[str]) -> list[str]:
+    """`a-{00..19}.tar` and `{a,b}/x` as all that they stand for, unless there is a local file of that very name."""
+    expanded = []
+    for uri in uris:
+        match = None if is_local(uri) and local_path(uri).exists() else _BRACES.search(uri)
+        if match is None:
+            expanded.append(uri)
+            continue
+        first, dots, last = match[1].partition("..")
+        if dots:
+            names: Sequence[str] = [f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1)]
+        else:
+            names = match[1].split(",")
+        expanded += expand_braces([uri[: match.start()] + name + uri[match.end() :] for name in names])
+    return expanded
+
+
 def _pattern(glob: str) -> re.Pattern[str]:
     """Regular expression of a glob in which `*` stays within a folder and `**` crosses them."""
     forms = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
@@ -64,10 +89,50 @@ def _hidden(relative: str, pattern: str | None) -> bool:
     return name.startswith(".") or leftover or any(folder.startswith((".", "_")) for folder in folders)
 
 
+@dataclass(frozen=True)
+class _Found:
+    path: str
+    size: int
+    mtime: str
+    """Empty where it cannot be looked at: a local link that leads nowhere, a local name that is no UTF-8."""
+
+
+def _stamp(info: pafs.FileInfo) -> str:
+    return str(info.mtime_ns if info.mtime_ns is not None else "")
+
+
+def _files_below(fs: pafs.FileSystem, folder: str, deep: bool, *, local: bool) -> list[_Found]:
+    """All files of a folder, sorted by path."""
+    if not local:
+        return [_Found(i.path, i.size or 0, _stamp(i)) for i in list_files(fs, folder, recursive=deep)]
+    return sorted(_local_files(folder, deep, ()), key=lambda found: found.path)
+
+
+def _local_files(folder: str, deep: bool, above: tuple[str, ...]) -> Iterator[_Found]:
+    """What Arrow leaves out too (links that lead nowhere) or cannot list at all (names that are no UTF-8)."""
+    real = os.path.realpath(folder)
+    if real in above:  # a link to a folder above
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = safe_text(entry.path) if not entry.path.isprintable() else entry.path
+            try:
+                if entry.is_dir():
+                    if deep:
+                        yield from _local_files(entry.path, deep, (*above, real))
+                elif entry.is_file():
+                    facts = entry.stat()
+                    yield _Found(path, facts.st_size, str(facts.st_mtime_ns) if path == entry.path else "")
+                elif entry.is_symlink():
+                    yield _Found(path, 0, "")
+            except OSError:
+                yield _Found(path, 0, "")
+
+
 def check_reachable(uris: Sequence[str], key: str) -> list[str]:
     """Faults that show without listing: storage that cannot be opened, a path that does not exist."""
     faults = []
-    for uri in uris:
+    for uri in dict.fromkeys(each for given in uris for each in expand_braces([given])[:: MANY_SIBLINGS**3]):
         base, pattern = _split_glob(uri)
         try:
             fs, path = open_storage(base)
@@ -87,19 +152,34 @@ def list_source(source: SourceConfig, key: str) -> tuple[str, list[SourceFile], 
     Raises ConfigError naming `key` when nothing is found or the format cannot be told.
     """
     found: dict[str, SourceFile] = {}
-    for uri in source.uris:
+    uris = expand_braces(source.uris)
+    siblings = Counter(uri.rpartition("/")[0] for uri in uris)
+    listed: dict[str, dict[str, pafs.FileInfo]] = {}
+    missing = []
+    for uri in uris:
         base, pattern = _split_glob(uri)
         scheme, base_path, query = split_uri(base)
         fs, path = open_storage(base)
-        info = fs.get_file_info(path)
-        if info.type == pafs.FileType.File:
-            infos, root = [info], path.rpartition("/")[0]
+        folder = path.rpartition("/")[0]
+        if pattern is None and siblings[uri.rpartition("/")[0]] > MANY_SIBLINGS:
+            if folder not in listed:
+                listed[folder] = {item.path: item for item in list_files(fs, folder, recursive=False)}
+            info = listed[folder].get(path) or fs.get_file_info(path)
         else:
-            infos, root = list_files(fs, path, recursive=pattern is None or "/" in pattern or "**" in pattern), path
-        form = None if pattern is None else _pattern(pattern)
+            info = fs.get_file_info(path)
+        if info.type == pafs.FileType.NotFound and pattern is None:
+            missing.append(base)
+            continue
+        infos: Iterable[_Found]
+        if info.type == pafs.FileType.File:
+            infos, root = [_Found(info.path, info.size or 0, _stamp(info))], folder
+        else:
+            deep = pattern is None or "/" in pattern or "**" in pattern
+            infos, root = _files_below(fs, path, deep, local=is_local(uri)), path
+        glob = None if pattern is None else _pattern(pattern)
         for item in infos:
             relative = item.path[len(root) :].lstrip("/")
-            if form is not None and not form.fullmatch(relative):
+            if glob is not None and not glob.fullmatch(relative):
                 continue
             if info.type != pafs.FileType.File and _hidden(relative, pattern):
                 continue
@@ -109,8 +189,10 @@ def list_source(source: SourceConfig, key: str) -> tuple[str, list[SourceFile], 
                 full = base
             else:
                 full = f"{scheme}{base_path.rstrip('/')}/{relative}{query}"
-            mtime = item.mtime_ns if item.mtime_ns is not None else ""
-            found.setdefault(full, SourceFile(full, relative, item.size or 0, str(mtime)))
+            found.setdefault(full, SourceFile(full, relative, item.size, item.mtime))
+    if missing and found:
+        more = f" (and {len(missing) - 1:,} more)" if missing[1:] else ""
+        raise ConfigError([f"{key}.uri: no such file or folder: {missing[0]}{more}"])
     kinds: Counter[str] = Counter(kind for f in found.values() if (kind := format_of(f.relative)))
     format_name: str = source.format
     if format_name == "auto" and len(kinds) == 1:
@@ -121,7 +203,15 @@ def list_source(source: SourceConfig, key: str) -> tuple[str, list[SourceFile], 
     elif format_name == "auto":
         mix = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
         raise ConfigError([f"{key}.format: {', '.join(source.uris)} holds several formats ({mix}): name one"])
-    files = [f for f in found.values() if _belongs(f, format_name, explicit=source.format != "auto")]
+    files = [f for f in found.values() if format_of(f.relative) == format_name]
+    form = FORMATS[format_name]
+    # Files of other names belong to it if the config names it; single images, if all of them have such names.
+    if source.format != "auto" and not (files and form.single_images):
+        files = [
+            f
+            for f in found.values()
+            if (kind := format_of(f.relative)) == format_name or (kind is None and form.any_name(_base(f.relative)))
+        ]
     if not files:
         raise ConfigError([f"{key}.uri: no {format_name} files under {', '.join(source.uris)}"])
     chosen = {f.uri for f in files}
@@ -131,8 +221,3 @@ def list_source(source: SourceConfig, key: str) -> tuple[str, list[SourceFile], 
         if f.uri not in chosen and not FORMATS[format_name].side_file(_base(f.relative))
     )
     return format_name, files, left_out
-
-
-def _belongs(file: SourceFile, format_name: str, *, explicit: bool) -> bool:
-    kind = format_of(file.relative)
-    return kind == format_name or (explicit and kind is None and FORMATS[format_name].any_name)

@@ -5,7 +5,7 @@ A unit is a group of small files, a run of rows of one file, or a whole file; wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -44,11 +44,15 @@ class Unit:
     first_group: int = -1
     """Parquet: first row group."""
     group_start: int = 0
-    """Parquet: row in the file at which that group starts."""
+    """Row in the file at which that group, or `index`, starts."""
     error: str | None = None
     """Why no row of this unit can be read."""
     repeated: tuple[int, ...] = ()
-    """Rows of the file whose user id an earlier row has."""
+    """Rows of the file whose user id, or name, an earlier row has."""
+    index: bytes | None = None
+    """Where the rows are in the file (`Spans.pack`), for a format that has no index of its own."""
+    gone: tuple[str, ...] = ()
+    """Those of `files` that are no longer listed; the plan does not hold it."""
 
     def place(self, position: int) -> tuple[str, int]:
         """(file, row in it) of the row at `position`."""
@@ -69,6 +73,7 @@ UNIT_SCHEMA = pa.schema(
         ("group_start", pa.int64()),
         ("error", pa.string()),
         ("repeated", pa.list_(pa.int64())),
+        ("index", pa.binary()),
     ]
 )
 
@@ -76,6 +81,15 @@ UNIT_SCHEMA = pa.schema(
 def units_to_table(units: list[Unit]) -> pa.Table:
     """Units as `plan.parquet` holds them."""
     return pa.Table.from_pylist([asdict(u) for u in units], schema=UNIT_SCHEMA)
+
+
+GONE = "io: no longer listed when its turn came"
+"""Of images whose file has vanished since the plan was made."""
+
+
+def mark_gone(units: Sequence[Unit], gone: Collection[str]) -> list[Unit]:
+    """The units, with those of their files that are `gone`: their images are then rows, and nothing waits for them."""
+    return [replace(u, gone=tuple(f for f in u.files if f in gone)) for u in units] if gone else list(units)
 
 
 def units_from_table(table: pa.Table) -> list[Unit]:
@@ -113,11 +127,16 @@ def _unit_id(role: str, source: int, first: str, start: int) -> str:
     return f"{role}/{source}/{first}@{start}"
 
 
-def whole_files(owner: Owner, files: Sequence[Measured]) -> Iterator[Unit]:
-    """One unit per file: for formats that are read from their start."""
+def indexed_parts(owner: Owner, files: Sequence[Measured]) -> Iterator[Unit]:
+    """One unit per part: for formats whose files are cut, and indexed, where they are measured."""
     for measured in files:
-        if measured[1].rows:
-            yield owner.unit([measured], 0, measured[1].rows)
+        facts, start = measured[1], 0
+        for part, (rows, _) in enumerate(facts.parts):
+            index = facts.indices[part] if facts.indices else None
+            repeated = tuple(row for row in facts.repeated if start <= row < start + rows)
+            if rows:
+                yield owner.unit([measured], start, rows, group_start=start, index=index, repeated=repeated)
+            start += rows
 
 
 def runs_of_rows(owner: Owner, files: Sequence[Measured]) -> Iterator[Unit]:

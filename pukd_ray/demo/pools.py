@@ -37,7 +37,7 @@ POOLS: Mapping[str, Mapping[str, int]] = {
 }
 """Images of each kind in a final pool; tuning pools have 60 % of each."""
 TUNING_SIZE = 0.6
-MEASURED = ("hard", "easy", "rare")
+MEASURED = ("hard", "easy", "rare", "imbalanced")
 """The pools that docs/results.md has, in its order."""
 
 
@@ -76,11 +76,17 @@ class Pool:
         }
 
 
-def load_bank(source: Path, processes: int = 2) -> Bank:
-    """The 60,000 training images of Fashion-MNIST in `source` (IDX files), then the rendered ones."""
+def load_photographs(source: Path) -> Bank:
+    """The 60,000 training images of Fashion-MNIST in `source` (IDX files)."""
     train = read_split(source, "train")
-    images, kinds = [train.images], [np.array(SOURCE_CLASSES)[train.labels]]
-    ids = [np.array([f"train/{i}" for i in range(len(train.labels))])]
+    ids = np.array([f"train/{i}" for i in range(len(train.labels))])
+    return Bank(train.images, np.array(SOURCE_CLASSES)[train.labels], ids)
+
+
+def load_bank(source: Path, processes: int = 2) -> Bank:
+    """The photographs, then the rendered images."""
+    photographs = load_photographs(source)
+    images, kinds, ids = [photographs.images], [photographs.kinds], [photographs.ids]
     with ProcessPoolExecutor(processes) as executor:
         for kind, pngs in zip(RENDERED, executor.map(_render, RENDERED), strict=True):
             images.append(np.stack([np.asarray(Image.open(io.BytesIO(png))) for png in pngs]))
@@ -104,13 +110,28 @@ def draw_pool(
     images are of these classes and unknown to the teacher. With a `bias` P is drawn with probability proportional to
     exp(bias * z), z the standardised mean pixel of the class's images: bright ones are preferred, in P alone.
     """
-    rng = np.random.default_rng([seed, list(POOLS).index(name), tuning])
-    taught = np.isin(bank.kinds, CLASSES) & (np.arange(len(bank.ids)) < TEACHER_IMAGES)
     size = TUNING_SIZE if tuning else 1
+    counts = {kind: round(count * size) for kind, count in POOLS[name].items()}
+    rng = np.random.default_rng([seed, list(POOLS).index(name), tuning])
+    return draw_counts(bank, counts, rng, seed=seed, per_class=per_class, tuning=tuning, bias=bias)
+
+
+def draw_counts(
+    bank: Bank,
+    counts: Mapping[str, int],
+    rng: np.random.Generator,
+    *,
+    seed: int,
+    per_class: int,
+    tuning: bool,
+    bias: float,
+) -> Pool:
+    """`draw_pool` with as many images of each kind in the corpus as `counts` says, drawn by `rng`."""
+    taught = _taught(bank)
     corpus = np.concatenate(
         [
-            rng.choice(_part((bank.kinds == kind) & ~taught, tuning), round(count * size), replace=False)
-            for kind, count in POOLS[name].items()
+            rng.choice(_part((bank.kinds == kind) & ~taught, tuning), count, replace=False)
+            for kind, count in counts.items()
         ]
     )
     corpus = rng.permutation(corpus)
@@ -118,6 +139,17 @@ def draw_pool(
     # Nested: the 20 of a class are among its 100 of the same seed.
     positives = np.concatenate([_draw(bank, rows, seed, bias)[:per_class] for rows in of_class])
     return Pool(positives, np.repeat(np.arange(len(CLASSES)), per_class), corpus, np.isin(bank.kinds[corpus], CLASSES))
+
+
+def available(bank: Bank, tuning: bool) -> dict[str, int]:
+    """How many images of each kind a corpus may have."""
+    taught = _taught(bank)
+    return {str(kind): len(_part((bank.kinds == kind) & ~taught, tuning)) for kind in np.unique(bank.kinds)}
+
+
+def _taught(bank: Bank) -> np.ndarray:
+    """Which images the teacher was trained on, bool [N]."""
+    return np.asarray(np.isin(bank.kinds, CLASSES) & (np.arange(len(bank.ids)) < TEACHER_IMAGES))
 
 
 def _draw(bank: Bank, rows: np.ndarray, seed: int, bias: float) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import numpy as np
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from pukd_ray.corpus.pixels import PixelSpec, Unreadable, decode, stack_pixels
-from pukd_ray.runtime.batches import EndlessOrder
-from pukd_ray.runtime.devices import ALONE, Worker
+from pukd_ray.runtime.batches import EndlessOrder, SharedOrder, marked_rows
+from pukd_ray.runtime.devices import ALONE, Worker, resident, to_device
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,13 @@ class Batch:
         return len(self.pixels)
 
     def take(self, rows: Tensor) -> Batch:
-        """Some rows of it."""
+        """Some rows of it, where it lies."""
+        rows = to_device(rows, self.pixels.device)
         return Batch(self.pixels[rows], self.labels[rows], self.weights[rows])
+
+    def on(self, device: torch.device) -> Batch:
+        """The same on `device`."""
+        return Batch(*(to_device(part, device) for part in (self.pixels, self.labels, self.weights)))
 
     @classmethod
     def join(cls, parts: Sequence[Batch]) -> Batch:
@@ -59,8 +64,8 @@ class Images(Protocol):
         """What mixup mixes into each image of `batch`, which is that of `step`."""
         ...
 
-    def all_pixels(self) -> Iterator[Tensor]:
-        """This rank's share of all images, each once, in slices: uint8 [n, C, H, W]."""
+    def all_batches(self) -> Iterator[Batch]:
+        """This rank's share of all images, each once, in slices; P that is drawn apart may be whole on every rank."""
         ...
 
 
@@ -69,9 +74,10 @@ def decode_all(
     spec: PixelSpec,
     labels: Sequence[int] | None = None,
     weights: Sequence[float] | None = None,
-    threads: int = 2,
+    threads: int | None = None,
 ) -> Batch:
-    """Encoded images, decoded; unreadable ones are left out (P's were reported by the selector)."""
+    """Encoded images, decoded by as many threads as torch has here, or `threads`; unreadable ones are left out (P's
+    were reported by the selector)."""
 
     def pixels(data: bytes | None) -> np.ndarray | None:
         try:
@@ -80,7 +86,7 @@ def decode_all(
             return None
 
     # Pillow releases the GIL while it decodes.
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads or max(2, torch.get_num_threads())) as pool:
         good, arrays = [], []
         for i, array in enumerate(pool.map(pixels, images)):
             if array is not None:
@@ -104,12 +110,26 @@ def decode_labelled(blocks: Iterable[pa.Table], spec: PixelSpec) -> Batch:
 
 
 class InMemory:
-    """All images on every rank; a rank's batch is its slice of the seeded global one."""
+    """All images on every rank, on its device where they fit; a rank's batch is its slice of the seeded global one."""
 
-    def __init__(self, examples: Batch, batch_size: int, seed: int, worker: Worker = ALONE) -> None:
+    def __init__(
+        self,
+        examples: Batch,
+        batch_size: int,
+        seed: int,
+        worker: Worker = ALONE,
+        stream: int = 3,
+        positive_share: float | None = None,
+        by_weight: bool = False,
+    ) -> None:
+        """`stream` tells the orders of trainings of one seed apart; of each batch `positive_share` has labels, and the
+        rest is drawn `by_weight`, as `distill.draw_by` says."""
         self.count = len(examples)
-        self._examples, self._mine = examples, worker.mine
-        self._order = EndlessOrder(self.count, batch_size, seed, 3)
+        pixels = resident(examples.pixels, worker.device)
+        self._examples = replace(examples, pixels=pixels).on(pixels.device)
+        self._mine = worker.mine
+        marked, weights = examples.labels.numpy() >= 0, examples.weights.numpy() if by_weight else None
+        self._order = SharedOrder(marked, positive_share, batch_size, seed, stream, weights=weights)
         self._teacher_logits: Tensor | None = None
 
     def _rows(self, step: int) -> Tensor:
@@ -125,7 +145,8 @@ class InMemory:
 
     def teacher_logits(self, step: int) -> Tensor | None:
         """As `Images.teacher_logits`; None before `cache_teacher_logits`."""
-        return None if self._teacher_logits is None else self._teacher_logits[self._rows(step)]
+        kept = self._teacher_logits
+        return None if kept is None else kept[to_device(self._rows(step), kept.device)]
 
     def mixup_partners(self, step: int, batch: Batch) -> Batch:
         """The global batch in reverse order: the same for any number of ranks."""
@@ -133,9 +154,11 @@ class InMemory:
         reverse = self._order.batch(step)[::-1][self._mine]
         return self._examples.take(torch.from_numpy(reverse.copy()))
 
-    def all_pixels(self) -> Iterator[Tensor]:
-        """As `Images.all_pixels`."""
-        yield from self._examples.pixels[self._mine].split(512)
+    def all_batches(self) -> Iterator[Batch]:
+        """As `Images.all_batches`."""
+        parts = ((part[self._mine].split(512)) for part in (getattr(self._examples, f.name) for f in fields(Batch)))
+        for pixels, labels, weights in zip(*parts, strict=True):
+            yield Batch(pixels, labels, weights)
 
 
 class Shard(Protocol):
@@ -158,14 +181,26 @@ class Streamed:
     """A rank's shard with columns `pixels` (uint8 [C, H, W] as raw bytes), `label`, `weight`, read again and again.
 
     Every rank takes the same number of steps whatever its shard holds, so none waits for another for ever. Batches are
-    drawn from a buffer of about `buffer_bytes` of pixels: files may hold images in any order.
+    drawn from a buffer of about `buffer_bytes` of pixels: files may hold images in any order. A share of each batch may
+    be the `positives`, which are in memory and then not in the shard.
     """
 
     def __init__(
-        self, shard: Shard, count: int, spec: PixelSpec, batch_size: int, buffer_bytes: float, seed: int
+        self,
+        shard: Shard,
+        count: int,
+        spec: PixelSpec,
+        batch_size: int,
+        buffer_bytes: float,
+        seed: int,
+        positives: Batch | None = None,
+        positive_share: float = 0.0,
     ) -> None:
         self.count = count
-        self._shard, self._spec, self._batch_size, self._seed = shard, spec, batch_size, seed
+        of_positives = marked_rows(positive_share, batch_size) if positives else 0
+        self._positives = positives
+        self._order = EndlessOrder(len(positives), of_positives, seed, 10) if positives and of_positives else None
+        self._shard, self._spec, self._batch_size, self._seed = shard, spec, batch_size - of_positives, seed
         self._buffer = max(batch_size, min(count, int(buffer_bytes / math.prod(spec.shape))))
         self._batches: Iterator[Batch] = iter(())
 
@@ -189,6 +224,8 @@ class Streamed:
         """As `Images.batch`."""
         for _ in range(2):
             found = next(self._batches, None)
+            if found is not None and self._positives and self._order:
+                return Batch.join([self._positives.take(torch.from_numpy(self._order.batch(step))), found])
             if found is not None:
                 return found
             self._batches = self._read(shuffle_seed=self._seed + step)
@@ -206,13 +243,15 @@ class Streamed:
         del step
         return batch.take(torch.arange(len(batch)).flip(0))
 
-    def all_pixels(self) -> Iterator[Tensor]:
-        """As `Images.all_pixels`."""
-        yield from (batch.pixels for batch in self._read(shuffle_seed=None))
+    def all_batches(self) -> Iterator[Batch]:
+        """As `Images.all_batches`."""
+        if self._positives:
+            yield self._positives
+        yield from self._read(shuffle_seed=None)
 
 
 def augment(pixels: Tensor, kind: str, seed: Sequence[int], batch_size: int, worker: Worker = ALONE) -> Tensor:
-    """Random crop of the image padded by 1/8 with black, and flip; uint8 [b, C, H, W].
+    """Random crop of the image padded by 1/8 with black, and flip; uint8 [b, C, H, W], where they are.
 
     The random numbers are those of the global batch of `batch_size`, of which the worker's part is used.
     """
@@ -223,11 +262,11 @@ def augment(pixels: Tensor, kind: str, seed: Sequence[int], batch_size: int, wor
     rng = np.random.default_rng(list(seed))
     draws = rng.integers(0, 2 * pad + 1, (batch_size, 2))[worker.mine]
     flips = rng.random(batch_size)[worker.mine] < 0.5
+    drawn = np.column_stack([draws, flips & (kind == "crop_flip")])[: len(pixels)]
+    top, left, flip = to_device(torch.from_numpy(drawn), pixels.device).unbind(1)
     padded = torch.nn.functional.pad(pixels, (pad, pad, pad, pad))
-    span = torch.arange(size)
-    top, left = torch.from_numpy(draws[: len(pixels)]).unbind(1)
+    span = torch.arange(size, device=pixels.device)
     rows, columns = top[:, None] + span, left[:, None] + span
-    if kind == "crop_flip":
-        columns = torch.where(torch.from_numpy(flips[: len(pixels)])[:, None], columns.flip(1), columns)
-    index = torch.arange(len(pixels))[:, None, None]
+    columns = torch.where(flip[:, None] == 1, columns.flip(1), columns)
+    index = torch.arange(len(pixels), device=pixels.device)[:, None, None]
     return padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 
 from pukd_ray.corpus.context import RunContext
-from pukd_ray.corpus.pixels import pixel_spec
 from pukd_ray.distillation.training import effective_classes
 from pukd_ray.distillation.training_set import positives_of
-from pukd_ray.distillation.worker import Arm, train_loop
+from pukd_ray.distillation.worker import CHECKPOINT, Arm, train_loop
 from pukd_ray.run.records import SELECTION, SELECTOR, STUDENT, StudentRecord
 from pukd_ray.runtime.console import remote_progress
 from pukd_ray.runtime.engine import CPU_ACTOR_CPUS, decoder_cpus
@@ -31,9 +30,7 @@ def distill_student(run: RunContext) -> dict[str, Any]:
         arms.append(Arm("baseline_positives", positives))
     with remote_progress("distill") as counter:
         setup = {"folder": folder, "config": config, "weights": run.weights, "arms": arms, "counter": counter}
-        datasets = (
-            {"student": images.stream(pixel_spec(t), decoder_cpus(run.cluster), config.seed)} if streamed else None
-        )
+        datasets = {"student": images.stream(config, decoder_cpus(run.cluster))} if streamed else None
         report = train_group(train_loop, setup, folder, "student", config.resources, run.cluster, share, datasets)
     student = report["arms"]["student"]
     done = {name: student[name] for name in ("steps", "images")}
@@ -67,7 +64,9 @@ def distill_student(run: RunContext) -> dict[str, Any]:
         "images": student["images"],
     }
     folder.write_record(STUDENT, record)
-    folder.delete_folder("student/train-student")  # Ray Train's own checkpoints: the stage is done
+    folder.delete_folder("student/train-student")  # Ray Train's own files: the stage is done
+    if folder.exists(CHECKPOINT):
+        folder.delete(CHECKPOINT)
     return {
         "computing_seconds": round(covered_seconds([report["span"]]), 3),
         **done,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -12,15 +12,20 @@ from pukd_ray.audit.record import summarise_audit
 from pukd_ray.config import TeacherConfig
 from pukd_ray.corpus.context import RunContext, Shared
 from pukd_ray.corpus.labelled import index_labelled
-from pukd_ray.corpus.pixels import pixel_spec, stack_pixels
+from pukd_ray.corpus.pixels import pixel_spec
 from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.corpus.streaming import Pass, TimedActor, stream
+from pukd_ray.networks.actor import pixel_rows
 from pukd_ray.run.records import METRICS, PRIOR, SELECTION, SELECTOR, MetricsRecord, NetworkRecord
 from pukd_ray.runtime.console import progress
-from pukd_ray.runtime.devices import assigned_device, use_threads
+from pukd_ray.runtime.devices import BatchRunner, assigned_device, set_up, use_threads
 from pukd_ray.runtime.metrics import record
 from pukd_ray.runtime.timing import Span, covered_seconds
-from pukd_ray.storage import read_bytes
+from pukd_ray.selection.chunks import chunk_markers
+from pukd_ray.selection.drift import drift_of_chunks, load_reference, trust_with
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FURTHER: tuple[Literal["student_last", "baseline_positives"], ...] = ("student_last", "baseline_positives")
 """Students that a run trains beside the one that it is for, if its config says so."""
@@ -36,23 +41,30 @@ class Accuracy(TypedDict):
 
 
 class CountCorrect(TimedActor):
-    """Runs networks on labelled, decoded rows and counts per class: images, top-1 and top-5 hits."""
+    """Runs networks on labelled, decoded rows and counts per class: images, top-1 and top-5 hits.
+
+    In float32 also on accelerators: that is what who loads a student computes in.
+    """
 
     def __init__(self, teacher: TeacherConfig, networks: dict[str, tuple[str, Shared]]) -> None:
-        import torch
-
         from pukd_ray.networks.teacher import Normalise, load_network
 
         use_threads()
-        self._torch = torch
-        self._device = assigned_device()
+        device = assigned_device()
+        set_up(device, "float32")
         self._teacher = teacher
         self._spec = pixel_spec(teacher)
-        self._normalise = Normalise(teacher).to(self._device)
+        self._normalise = Normalise(teacher).to(device)
         self._networks = {
-            name: load_network(arch, teacher, weights.get(), self._device, what=name)
+            name: load_network(arch, teacher, weights.get(), device, what=name)
             for name, (arch, weights) in networks.items()
         }
+        self._best = BatchRunner(self._best_classes, device)
+
+    def _best_classes(self, pixels: Tensor) -> dict[str, Tensor]:
+        """By network its up to five likeliest classes, int64 [b, 5], best first."""
+        x, count = self._normalise(pixels), min(5, self._teacher.num_classes)
+        return {name: network(x).topk(count, dim=1).indices for name, network in self._networks.items()}
 
     def work(self, table: pa.Table) -> pa.Table:
         """Decoded rows -> one row of counts."""
@@ -61,16 +73,10 @@ class CountCorrect(TimedActor):
         classes = self._teacher.num_classes
         counts = {"images": np.bincount(labels, minlength=classes).tolist()}
         if len(labels):
-            torch = self._torch
-            with torch.inference_mode():
-                x = self._normalise(
-                    torch.from_numpy(stack_pixels(table.column("pixels").to_pylist(), self._spec)).to(self._device)
-                )
-                for name, network in self._networks.items():
-                    order = network(x).topk(min(5, classes), dim=1).indices.cpu().numpy()
-                    hits = order == labels[:, None]
-                    counts[f"{name}/top1"] = np.bincount(labels[hits[:, 0]], minlength=classes).tolist()
-                    counts[f"{name}/top5"] = np.bincount(labels[hits.any(1)], minlength=classes).tolist()
+            for name, order in self._best(pixel_rows(table.column("pixels"), self._spec)).items():
+                hits = order == labels[:, None]
+                counts[f"{name}/top1"] = np.bincount(labels[hits[:, 0]], minlength=classes).tolist()
+                counts[f"{name}/top5"] = np.bincount(labels[hits.any(1)], minlength=classes).tolist()
         return pa.table({"rows": [table.num_rows], "counts": [json.dumps(counts)]})
 
 
@@ -123,7 +129,7 @@ def evaluate_run(run: RunContext) -> dict[str, Any]:
     networks = {"teacher": (config.teacher.arch, run.weights)}
     for arm in ("student", *FURTHER):
         if folder.exists(f"student/{arm}.pt"):
-            weights = Shared.of(read_bytes(folder.fs, folder.path(f"student/{arm}.pt")))
+            weights = Shared.of(folder.read_bytes(f"student/{arm}.pt"))
             networks[arm] = (config.student.arch, weights)
     accuracy: dict[str, Accuracy] = {}
     rejected = 0
@@ -147,6 +153,7 @@ def evaluate_run(run: RunContext) -> dict[str, Any]:
         }
 
     truth = selection["truth"]
+    drift = drift_of_chunks(load_reference(folder), chunk_markers(folder))
     metrics: MetricsRecord = {
         "n_positives": folder.read_record(SELECTOR)["n_positives"],
         "n_corpus": counts["n_corpus"],
@@ -171,8 +178,9 @@ def evaluate_run(run: RunContext) -> dict[str, Any]:
             "average_precision": truth["average_precision"] if truth else None,
         },
         "selection_estimated": selection["estimated"],
-        "trust": {"level": prior["trust"], "reasons": prior["reasons"]},
+        "trust": trust_with(drift, prior),
         "audit": summarise_audit(folder),
+        "drift": drift,
         "images_per_second": {"score": counts["images_per_second"]},
     }
     for arm in FURTHER:

@@ -12,10 +12,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from pukd_ray.distillation.weights import BALLS, sampled_worst_case, worst_case_weights
+from pukd_ray.distillation.weights import BALLS, sampled_worst_case, worst_case, worst_case_weights, worst_draw
 
 ADVERSARIES = (*BALLS, "draws", "none")
 """Who chooses the class weights: a closed form, the worst of given draws, or nobody (the base weights)."""
+
+NOT_FINITE = "the global batch is empty, or a logit is not finite: lower the learning rate"
 
 
 def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -93,11 +95,12 @@ def rkd_objective(
 
     Returns:
         ``(value, objective, weights)``: the loss of the global batch, to log; the scalar to backpropagate;
-        the weights used, [K], float64, on the host. Only ``objective`` carries a gradient.
+        the weights used, [K], float64, all where the logits are. Only ``objective`` carries a gradient.
 
     Raises:
         ValueError: a bad shape or argument; or, on all ranks alike, an empty global batch (or one without
-            weight) or a non-finite loss.
+            weight) or a non-finite loss. On an accelerator nothing waits for it, and such a ``value`` is not finite:
+            say `NOT_FINITE` when you look at it.
     """
     if adversary not in ADVERSARIES:
         raise ValueError(f"adversary must be one of {', '.join(ADVERSARIES)}, not {adversary!r}")
@@ -113,23 +116,23 @@ def rkd_objective(
         kl = kl * sample_weights.detach().to(kl)
     classes = teacher_logits.argmax(dim=1)
     sums = per_class_sums(kl, classes, num_classes)
-    mass = float(num_samples) if sample_weights is None else float(sample_weights.double().sum())
-    totals = torch.cat([sums, sums.new_tensor([mass])])
+    mass = sums.new_tensor(num_samples) if sample_weights is None else sample_weights.to(sums).sum()
+    totals = torch.cat([sums, mass[None]])
     ranks = 1
     if group is not None:
         dist.all_reduce(totals, group=group)
         ranks = dist.get_world_size(group)
-    totals = totals.cpu()  # the one wait for the device; what follows is tiny
-    scale = temperature**2 / totals[-1].item() if totals[-1] else float("nan")
+    scale = temperature**2 / totals[-1]  # by nothing: not finite
     per_class_loss = totals[:-1] * scale
+    on_host = totals.device.type == "cpu"  # elsewhere a look at a number would wait for the device
     # Only after the collective: a rank that raised by itself would leave the others waiting in it.
-    if not bool(per_class_loss.isfinite().all()):
-        raise ValueError("the global batch is empty, or a logit is not finite: lower the learning rate")
-    weights = base_weights.detach().to("cpu", torch.float64)
+    if on_host and not bool(per_class_loss.isfinite().all()):
+        raise ValueError(NOT_FINITE)
+    weights = base_weights.detach().to(totals)
     if draws is not None and adversary == "draws":
-        weights = sampled_worst_case(draws.cpu(), per_class_loss)
+        weights = (sampled_worst_case if on_host else worst_draw)(draws.to(totals), per_class_loss)
     elif adversary != "none":
-        weights = worst_case_weights(weights, per_class_loss, epsilon, adversary)
+        weights = (worst_case_weights if on_host else worst_case)(weights, per_class_loss, epsilon, adversary)
     value = (weights * per_class_loss).sum().to(kl)
-    objective = ranks * scale * (weights.to(kl)[classes] * kl).sum()
+    objective = (ranks * scale).to(kl) * (weights.to(kl)[classes] * kl).sum()
     return value, objective, weights

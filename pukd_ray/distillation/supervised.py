@@ -2,68 +2,94 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ray
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from pukd_ray.config import SourceConfig, TeacherConfig, TeacherTrainingConfig
 from pukd_ray.corpus.labelled import LabelError, index_sources
 from pukd_ray.corpus.pixels import pixel_spec
 from pukd_ray.corpus.reading import read_blocks
-from pukd_ray.distillation.data import augment, decode_labelled
+from pukd_ray.distillation.data import Batch, InMemory, augment, decode_labelled
 from pukd_ray.distillation.training import lr_factor
 from pukd_ray.errors import RunError
 from pukd_ray.networks.teacher import Normalise, dump_state, new_network
-from pukd_ray.runtime.batches import EndlessOrder
 from pukd_ray.runtime.console import remote_progress, say
-from pukd_ray.runtime.devices import assigned_device, spare_threads, use_threads
+from pukd_ray.runtime.devices import Worker, assigned_device, spare_threads, to_device, to_fastest_layout, use_threads
 from pukd_ray.runtime.engine import Cluster, gpus_of
 from pukd_ray.storage import open_storage, write_bytes
 
 
-def _load(
-    role: str, sources: tuple[SourceConfig, ...], teacher: TeacherConfig
-) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...] | None]:
+def _load(role: str, sources: tuple[SourceConfig, ...], teacher: TeacherConfig) -> tuple[Batch, tuple[str, ...] | None]:
     labelled = index_sources(role, sources, teacher, say)
     blocks = (block for w in labelled.requests for block in read_blocks(w, sources[w.unit.source]))
-    images = decode_labelled(blocks, pixel_spec(teacher))
-    return images.pixels, images.labels, labelled.classes
+    return decode_labelled(blocks, pixel_spec(teacher)), labelled.classes
+
+
+def fit_classifier(
+    config: TeacherTrainingConfig, examples: Batch, worker: Worker, on_step: Callable[[int, int, float], None]
+) -> nn.Module:
+    """Train `config.teacher` on labelled images, with cross-entropy; `on_step` gets step, steps, loss now and then."""
+    torch.manual_seed(config.seed)
+    network = worker.prepare(new_network(config.teacher.arch, config.teacher)).train()
+    if not worker.on_cpu:
+        network = to_fastest_layout(network)
+    normalise = Normalise(config.teacher).to(worker.device)
+    images = InMemory(examples, config.batch_size, config.seed, worker, stream=5)
+    steps = config.epochs * max(1, images.count // config.batch_size)
+    optimizer = torch.optim.SGD(
+        network.parameters(), config.lr, momentum=0.9, weight_decay=5e-4, nesterov=True, fused=worker.fused
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: lr_factor("cosine", s, steps))
+    scaler = worker.scaler()
+    for step in range(steps):
+        batch = images.batch(step).on(worker.device)
+        x = augment(batch.pixels, config.augment, (config.seed, 6, step), config.batch_size)
+        x = normalise(x)
+        if step == 0:
+            ask = worker.captured(network, x, learns=True)
+        loss = F.cross_entropy(ask(x).float(), batch.labels)
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        schedule.step()
+        if step % 20 == 0 or step + 1 == steps:
+            on_step(step + 1, steps, loss.item())
+    return network.eval()
+
+
+@torch.inference_mode()
+def top1(network: nn.Module, teacher: TeacherConfig, examples: Batch, worker: Worker) -> float:
+    """Accuracy on labelled images."""
+    normalise = Normalise(teacher).to(worker.device)
+    hits = torch.zeros((), device=worker.device)
+    for pixels, labels in zip(examples.pixels.split(512), examples.labels.split(512), strict=True):
+        with worker.autocast(learns=False):
+            found = network(normalise(to_device(pixels, worker.device))).argmax(1)
+        hits += (found == to_device(labels, worker.device)).sum()
+    return float(hits) / len(examples)
 
 
 @ray.remote
 def _train(config: TeacherTrainingConfig, counter: Any) -> tuple[bytes, dict[str, Any]]:
     use_threads(spare_threads())
-    device = assigned_device()
-    pixels, labels, classes = _load("train", config.train, config.teacher)
-    torch.manual_seed(config.seed)
-    network = new_network(config.teacher.arch, config.teacher).to(device).train()
-    normalise = Normalise(config.teacher).to(device)
-    steps = config.epochs * max(1, len(pixels) // config.batch_size)
-    optimizer = torch.optim.SGD(network.parameters(), config.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: lr_factor("cosine", s, steps))
-    order = EndlessOrder(len(pixels), config.batch_size, config.seed, 5)
-    for step in range(steps):
-        rows = torch.from_numpy(order.batch(step))
-        x = augment(pixels[rows], config.augment, (config.seed, 6, step), config.batch_size)
-        loss = F.cross_entropy(network(normalise(x.to(device))), labels[rows].to(device))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if step % 20 == 0 or step + 1 == steps:
-            counter.set.remote(step + 1, steps, "teacher", loss.item())
-    network.eval()
-    report: dict[str, Any] = {"images": len(pixels), "steps": steps, "classes": classes}
+    worker = Worker(device=assigned_device(), precision=config.precision)
+    examples, classes = _load("train", config.train, config.teacher)
+
+    def tell(step: int, steps: int, loss: float) -> None:
+        counter.set.remote(step, steps, "teacher", loss)
+
+    network = fit_classifier(config, examples, worker, tell)
+    steps = config.epochs * max(1, len(examples) // config.batch_size)
+    report: dict[str, Any] = {"images": len(examples), "steps": steps, "classes": classes}
     if config.test is not None:
-        test, test_labels, _ = _load("test", config.test, config.teacher)
-        with torch.inference_mode():
-            hits = [
-                (network(normalise(x.to(device))).argmax(1).cpu() == y)
-                for x, y in zip(test.split(512), test_labels.split(512), strict=True)
-            ]
-        report |= {"test_images": len(test), "top1": float(torch.cat(hits).float().mean())}
+        test, _ = _load("test", config.test, config.teacher)
+        report |= {"test_images": len(test), "top1": top1(network, config.teacher, test, worker)}
     return dump_state(network.state_dict()), report
 
 

@@ -19,10 +19,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from pukd_ray.config import DistillConfig, RunConfig, TeacherConfig
 from pukd_ray.distillation.data import Batch, Images, InMemory, augment
-from pukd_ray.distillation.loss import rkd_objective
+from pukd_ray.distillation.loss import NOT_FINITE, rkd_objective
 from pukd_ray.distillation.weights import class_weights
 from pukd_ray.networks.teacher import Normalise, load_network, new_network
-from pukd_ray.runtime.devices import Worker, to_fastest_layout
+from pukd_ray.runtime.devices import Worker, set_up, to_device, to_fastest_layout
 
 SMOOTHING = 1e-3  # of the class sums: a class that the teacher never sees gets a large weight, not an infinite one
 CLIP = (0.1, 10.0)  # of the class weights, before they are rescaled
@@ -48,10 +48,11 @@ def lr_factor(schedule: str, step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def frozen_teacher(config: TeacherConfig, weights: bytes, device: torch.device) -> tuple[nn.Module, nn.Module]:
-    """(teacher, its normalisation), both from uint8 or float pixels of 0 to 255 [b, C, H, W]."""
-    normalise = Normalise(config).to(device)
-    network = load_network(config.arch, config, weights, device, what="teacher.weights")
+def frozen_teacher(config: TeacherConfig, weights: bytes, worker: Worker) -> tuple[nn.Module, nn.Module]:
+    """(teacher, its normalisation), both from uint8 or float pixels of 0 to 255 [b, C, H, W] on the worker's device."""
+    set_up(worker.device, worker.precision)
+    normalise = Normalise(config).to(worker.device)
+    network = load_network(config.arch, config, weights, worker.device, what="teacher.weights")
     return nn.Sequential(normalise, network).eval().requires_grad_(False), normalise
 
 
@@ -66,20 +67,26 @@ def measure_classes(
 ) -> tuple[Tensor, Tensor]:
     """(weights [K], class sums [K]), float64 on the host, from the teacher on all images, eval view.
 
+    Where P has a share of the batches it has that share of the sums too: they say what the student will see.
     Images in memory that the training shows as they are keep the teacher's logits, so it is asked only once.
     """
-    sums = torch.zeros(classes, dtype=torch.float64)
+    # Of the selected images, of P, and of the selected by P(relevant): class sums and images.
+    kinds = torch.zeros(3, classes + 1, dtype=torch.float64, device=worker.device)
     cache = images if isinstance(images, InMemory) and shows_as_is(settings) else None
     seen: list[Tensor] = []
-    for pixels in images.all_pixels():
-        logits = teacher(pixels.to(worker.device))
+    for batch in images.all_batches():
+        with worker.autocast(learns=False):
+            logits = teacher(to_device(batch.pixels, worker.device)).float()
         if cache:
             seen.append(logits)
-        logits = logits.double()
+        mass = logits.double().softmax(1)
         if settings.class_weights == "hard":
-            sums += torch.bincount(logits.argmax(1), minlength=classes).double().cpu()
-        else:
-            sums += logits.softmax(1).sum(0).cpu()
+            mass = F.one_hot(logits.argmax(1), classes).double()
+        mass = torch.cat([mass, torch.ones_like(mass[:, :1])], 1)
+        labelled = to_device(batch.labels >= 0, worker.device)
+        weights = to_device(batch.weights, worker.device).double()
+        kinds.index_add_(0, labelled.long(), mass)
+        kinds[2] += (mass[~labelled] * weights[~labelled, None]).sum(0)
     if cache:
         whole = seen[0].new_zeros(cache.count, classes)
         whole[worker.mine] = torch.cat(seen)
@@ -87,9 +94,15 @@ def measure_classes(
             dist.all_reduce(whole)
         cache.cache_teacher_logits(whole)
     if worker.world > 1:
-        on_device = sums.to(worker.device)
-        dist.all_reduce(on_device)
-        sums = on_device.cpu()
+        dist.all_reduce(kinds)
+    kinds = kinds.cpu()
+    if settings.draw_by == "pu_probability" and kinds[2, -1]:
+        kinds[0] = (kinds[0] + kinds[2] * kinds[0, -1] / kinds[2, -1]) / 2
+    sums, counts = kinds[:2].split([classes, 1], dim=1)
+    if settings.positive_share is not None and counts.all():
+        shares = sums.new_tensor([[1 - settings.positive_share], [settings.positive_share]])
+        sums = sums * shares * images.count / counts
+    sums = sums.sum(0)
     if settings.class_weights == "none":
         return torch.ones(classes, dtype=torch.float64), sums
     weights = class_weights(sums, smoothing=SMOOTHING, clip=CLIP)
@@ -114,18 +127,19 @@ class Distillation:
 
 
 def view(run: Distillation, step: int) -> tuple[Tensor, list[tuple[Tensor, Batch]]]:
-    """(pixels [b, C, H, W] of a step, [(share [b], batch)] of what they show): one batch, or two that are mixed.
+    """(pixels [b, C, H, W] of a step, [(share [b], batch)] of what they show), all on the worker's device: one batch,
+    or two that are mixed.
 
     Random numbers are those of the global batch, so that they do not depend on the number of ranks.
     """
     settings, seed, worker = run.config.distill, run.config.seed, run.worker
-    batch = run.images.batch(step)
+    batch = run.images.batch(step).on(worker.device)
     pixels = augment(batch.pixels, settings.augment, (seed, 4, step), settings.batch_size, worker)
     if not settings.mixup:
-        return pixels, [(torch.ones(len(batch)), batch)]
-    other = run.images.mixup_partners(step, batch)
+        return pixels, [(torch.ones(len(batch), device=worker.device), batch)]
+    other = run.images.mixup_partners(step, batch).on(worker.device)
     drawn = np.random.default_rng([seed, 7, step]).beta(settings.mixup, settings.mixup, settings.batch_size)
-    share = torch.from_numpy(drawn[worker.mine][: len(batch)]).float()
+    share = to_device(torch.from_numpy(drawn[worker.mine][: len(batch)]).float(), worker.device)
     each = share[:, None, None, None]
     mixed_in = augment(other.pixels, settings.augment, (seed, 8, step), settings.batch_size, worker)
     return each * pixels + (1 - each) * mixed_in, [(share, batch), (1 - share, other)]
@@ -135,9 +149,8 @@ def label_loss(logits: Tensor, shown: list[tuple[Tensor, Batch]]) -> Tensor:
     """Sum over the batch of the cross-entropy on P's labels, each by its share of the image; others count 0."""
     total = logits.new_zeros(())
     for share, batch in shown:
-        labels = batch.labels.to(logits.device)
-        each = F.cross_entropy(logits, labels, ignore_index=-1, reduction="none")
-        total = total + (share.to(logits) * each).sum()
+        each = F.cross_entropy(logits, batch.labels, ignore_index=-1, reduction="none")
+        total = total + (share * each).sum()
     return total
 
 
@@ -160,10 +173,17 @@ def distil(
         AveragedModel(bare, multi_avg_fn=_moving_average(settings.ema), use_buffers=True) if settings.ema else None
     )
     optimizer = torch.optim.SGD(
-        model.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        model.parameters(),
+        settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        fused=worker.fused,
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: lr_factor(settings.schedule, s, steps))
+    scaler = worker.scaler()
     parts = {"student": bare, "optimizer": optimizer, "scheduler": scheduler}
+    if scaler.is_enabled():
+        parts["scaler"] = scaler
     if average:
         parts["average"] = average
     history: list[tuple[int, float]] = []
@@ -172,23 +192,26 @@ def distil(
         for name, part in parts.items():
             part.load_state_dict(resume[name])
         start, history = resume["step"], resume["history"]
-    base = run.class_weights
+    base = run.class_weights.to(worker.device)
     noise = torch.rand(1, len(base), dtype=torch.float64, generator=torch.Generator().manual_seed(config.seed))
-    draws = torch.cat([base[None], base + settings.epsilon * noise])
+    draws = torch.cat([base[None], base + settings.epsilon * noise.to(worker.device)])
     model.train()
     log_every = max(1, steps // LOG_POINTS)
     save_every = -(-steps // CHECKPOINTS)
     for step in range(start, steps):
         pixels, shown = view(run, step)
-        pixels = pixels.to(worker.device, non_blocking=True)
         target = run.images.teacher_logits(step) if shows_as_is(settings) else None
+        images = to_fastest_layout(run.normalise(pixels))
+        if step == start:
+            ask_teacher = worker.captured(run.teacher, pixels, learns=False)
+            ask_student = worker.captured(model, images, learns=True)
         if target is None:
             with torch.no_grad():
-                target = run.teacher(pixels)  # the same view as the student's
-        logits = model(to_fastest_layout(run.normalise(pixels)))
+                target = ask_teacher(pixels)  # the same view as the student's
+        target, logits = target.float(), ask_student(images).float()
         weights = None
         if settings.sample_weights == "pu_probability":
-            weights = torch.stack([share * batch.weights for share, batch in shown]).sum(0).to(worker.device)
+            weights = torch.stack([share * batch.weights for share, batch in shown]).sum(0)
         value, objective, _ = rkd_objective(
             logits,
             target,
@@ -206,15 +229,19 @@ def distil(
                 logits, shown
             )
         optimizer.zero_grad()
-        objective.backward()
-        optimizer.step()
+        scaler.scale(objective).backward()
+        scaler.step(optimizer)
+        scaler.update()
         scheduler.step()
         if average:
             average.update_parameters(bare)
         if (step + 1) % log_every == 0 or step + 1 == steps:
-            history.append((step + 1, float(value)))
+            loss = float(value)  # the one wait for the device
+            if not math.isfinite(loss):
+                raise ValueError(NOT_FINITE)
+            history.append((step + 1, loss))
             if on_step and worker.rank == 0:
-                on_step(step + 1, float(value))
+                on_step(step + 1, loss)
         if on_checkpoint and (step + 1) % save_every == 0 and step + 1 < steps:
             states = {name: part.state_dict() for name, part in parts.items()}
             on_checkpoint({"step": step + 1, "history": history, **states})

@@ -22,6 +22,7 @@ from pukd_ray.corpus.reading import ReadRequest, read_blocks, read_units
 from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.corpus.streaming import DecodeImages
 from pukd_ray.corpus.units import UNIT_FILES, Unit, regroup
+from pukd_ray.errors import RunError
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.devices import Worker
 
@@ -48,9 +49,28 @@ class TrainingSet:
         files = tuple(f for f in self.folder.files(name) if f.endswith(".parquet"))
         return replace(self, count=self.count + count, files=files)
 
+    def sample(self, count: int, seed: int) -> TrainingSet:
+        """`count` of the labelled images, drawn at random; all if there are no more."""
+        assert not self.files
+        sizes = [0 if w.labels is None else len(w.labels) for w in self.labelled]
+        ends = np.cumsum(sizes)
+        drawn = np.sort(np.random.default_rng([seed, 11]).permutation(int(ends[-1]))[:count])
+        parts = np.split(drawn, np.searchsorted(drawn, ends[:-1]))
+        requests = []
+        for w, rows, end, size in zip(self.labelled, parts, ends, sizes, strict=True):
+            if len(rows) and w.labels is not None:
+                mine = rows - (end - size)
+                positions = np.arange(size) if w.positions is None else w.positions
+                requests.append(replace(w, positions=positions[mine], labels=w.labels[mine]))
+        return replace(self, count=len(drawn), labelled=tuple(requests))
+
     def fits_memory(self, config: RunConfig) -> bool:
         """Whether the decoded images stay within `distill.memory_gib`."""
         return self.count * math.prod(pixel_spec(config.teacher).shape) <= config.distill.memory_gib * 2**30
+
+    def draws_apart(self, config: RunConfig) -> bool:
+        """Whether P has a share of each batch: a worker that streams the selection then holds P in memory."""
+        return config.distill.positive_share is not None and bool(self.files) and bool(self.labelled)
 
     def images(self, config: RunConfig, worker: Worker, shard: Shard | None = None) -> Images:
         """A worker's images for the training loop: from its `shard` of a `stream`, or loaded."""
@@ -58,11 +78,29 @@ class TrainingSet:
 
         spec, settings = pixel_spec(config.teacher), config.distill
         if shard is None:
-            return InMemory(self.load(spec), settings.batch_size, config.seed, worker)
+            return InMemory(
+                self.load(spec),
+                settings.batch_size,
+                config.seed,
+                worker,
+                positive_share=settings.positive_share,
+                by_weight=settings.draw_by == "pu_probability",
+            )
+        if settings.draw_by != "none":
+            raise RunError(
+                f"distill.draw_by: {self.count:,} images do not fit into distill.memory_gib ({settings.memory_gib:g}), "
+                "and a stream comes as it comes: raise that, or take distill.sample_weights: pu_probability"
+            )
         # A part of what images in memory may take: the buffer copies them.
         buffer_bytes = settings.memory_gib * 2**30 / 4
         batch_size, seed = settings.batch_size // worker.world, config.seed + worker.rank
-        return Streamed(shard, self.count, spec, batch_size, buffer_bytes, seed)
+        if not self.draws_apart(config):
+            return Streamed(shard, self.count, spec, batch_size, buffer_bytes, seed)
+        # Whole on every worker: each draws its own share of its batches, in its own order.
+        positives = replace(self, files=()).load(spec)
+        return Streamed(
+            shard, self.count, spec, batch_size, buffer_bytes, seed, positives, settings.positive_share or 0.0
+        )
 
     def load(self, spec: PixelSpec) -> Batch:
         """All images, decoded; unreadable ones are left out."""
@@ -77,19 +115,22 @@ class TrainingSet:
             parts.append(decode_all(images, spec, weights=weights))
         return Batch.join(parts)
 
-    def stream(self, spec: PixelSpec, cpus: float, seed: int) -> ray.data.Dataset:
-        """The same as a dataset with the columns that `Streamed` reads, for sets that do not fit into memory; each task
-        that reads and decodes has that share of CPUs."""
-        encoded = read_units(mix_units(self.labelled, seed), self.sources, num_cpus=cpus).map_batches(
-            _labelled_rows, batch_format="pyarrow", num_cpus=cpus
-        )
+    def stream(self, config: RunConfig, cpus: float) -> ray.data.Dataset:
+        """What `images` wants of a set too large for memory, as a dataset with the columns that `Streamed` reads:
+        all of it, or the selection if P is drawn apart; each task that reads and decodes has that share of CPUs."""
+        parts = []
+        if not self.draws_apart(config):
+            read = read_units(mix_units(self.labelled, config.seed), self.sources, num_cpus=cpus)
+            parts.append(read.map_batches(_labelled_rows, batch_format="pyarrow", num_cpus=cpus))
         if self.files:
             names = ray.data.from_items([{"file": f} for f in self.files], override_num_blocks=len(self.files))
-            encoded = encoded.union(
+            parts.append(
                 names.map_batches(
                     partial(_selected_rows, folder=self.folder), batch_format="pyarrow", batch_size=1, num_cpus=cpus
                 )
             )
+        encoded = parts[0].union(*parts[1:]) if parts[1:] else parts[0]
+        spec = pixel_spec(config.teacher)
         decoded = encoded.map_batches(DecodeImages(spec), batch_format="pyarrow", num_cpus=cpus)
         return decoded.map_batches(_readable_pixels, batch_format="pyarrow", num_cpus=cpus)
 

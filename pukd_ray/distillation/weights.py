@@ -110,13 +110,16 @@ def worst_case_weights(base: Tensor, per_class_loss: Tensor, epsilon: float, bal
         raise ValueError("per_class_loss must be finite: the training has diverged")
     if not 0 <= epsilon < float("inf"):
         raise ValueError(f"epsilon must be >= 0 and finite, not {epsilon}")
+    return worst_case(base, loss, epsilon, ball)
+
+
+def worst_case(base: Tensor, loss: Tensor, epsilon: float, ball: str) -> Tensor:
+    """`worst_case_weights` of float64 arguments that nobody checks: nothing here waits for a device."""
     if ball.endswith("sum_zero"):
         # Relative to the smallest: otherwise the rounding error of the mean of (nearly) equal losses would be
         # normalised to a full step, and the sum of that is not zero.
         loss = loss - loss.min()
-    if not bool(loss.any()):
-        return base
-    radius = min(epsilon, base.min().item())
+    radius = base.min().clamp(max=epsilon)
     match ball:
         case "l2":
             step = _unit(loss)
@@ -130,7 +133,8 @@ def worst_case_weights(base: Tensor, per_class_loss: Tensor, epsilon: float, bal
             half = len(base) // 2
             step[order[:half]] = 1
             step[order[len(base) - half :]] = -1
-    return (base + radius * step).clamp(min=0)  # -1e-17 is rounding, not a weight
+    moved = (base + radius * step).clamp(min=0)  # -1e-17 is rounding, not a weight
+    return torch.where(loss.any(), moved, base)
 
 
 def sampled_worst_case(draws: Tensor, per_class_loss: Tensor) -> Tensor:
@@ -154,7 +158,13 @@ def sampled_worst_case(draws: Tensor, per_class_loss: Tensor) -> Tensor:
         raise ValueError(f"draws must be [M, K] and per_class_loss [K], not {list(draws.shape)} and {list(loss.shape)}")
     if not bool(draws.isfinite().all() and loss.isfinite().all()):
         raise ValueError("draws and per_class_loss must be finite")
-    return draws[(draws * loss).sum(dim=1).argmax()]  # argmax gives the first maximum
+    return worst_draw(draws, loss)
+
+
+def worst_draw(draws: Tensor, loss: Tensor) -> Tensor:
+    """`sampled_worst_case` of float64 arguments that nobody checks."""
+    first = (draws * loss).sum(dim=1).argmax()  # of equals
+    return draws.index_select(0, first[None])[0]  # an index would be looked at
 
 
 def _scaled_to_count(weights: Tensor) -> Tensor:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -15,10 +13,12 @@ import torch
 from pukd_ray.config import RunConfig
 from pukd_ray.distillation.training import Distillation, distil, frozen_teacher, measure_classes, total_steps
 from pukd_ray.distillation.training_set import TrainingSet
-from pukd_ray.networks.teacher import dump_state
+from pukd_ray.networks.teacher import dump_state, load_state
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.devices import Worker, spare_threads, use_threads
-from pukd_ray.storage import write_bytes
+
+CHECKPOINT = "student/checkpoint.pt"
+"""Of an unfinished training; replaced at each."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ def train_loop(setup: dict[str, Any]) -> dict[str, Any] | None:
     began = time.time()
     context = ray.train.get_context()
     use_threads(spare_threads(context.get_local_world_size()))
-    worker = Worker.current()
-    teacher, normalise = frozen_teacher(config.teacher, setup["weights"].get(), worker.device)
+    worker = Worker.current(config.resources.precision)
+    teacher, normalise = frozen_teacher(config.teacher, setup["weights"].get(), worker)
     arms: list[Arm] = setup["arms"]
     report: dict[str, Any] = {}
-    saved = _load_checkpoint()
+    saved = _load_checkpoint(folder)
     for number, arm in enumerate(arms):
         if saved and number < saved["number"]:
             report[arm.name] = saved["finished"][arm.name]
@@ -56,7 +56,7 @@ def train_loop(setup: dict[str, Any]) -> dict[str, Any] | None:
         run = Distillation(config, images, teacher, normalise, weights, steps, worker)
 
         def save(state: dict[str, Any], number: int = number) -> None:
-            _save_checkpoint({"number": number, "finished": dict(report), **state}, worker)
+            _save_checkpoint(folder, {"number": number, "finished": dict(report), **state}, worker)
 
         def tell(step: int, loss: float, number: int = number, steps: int = steps, name: str = arm.name) -> None:
             setup["counter"].set.remote(number * steps + step, steps * len(arms), name, loss)
@@ -71,26 +71,18 @@ def train_loop(setup: dict[str, Any]) -> dict[str, Any] | None:
         }
         if worker.rank == 0:
             for suffix, state in students.items():
-                write_bytes(folder.fs, folder.path(f"student/{arm.name}{suffix}.pt"), dump_state(state))
+                folder.write_bytes(f"student/{arm.name}{suffix}.pt", dump_state(state))
     return {"arms": report, "span": (began, time.time())} if worker.rank == 0 else None
 
 
-def _save_checkpoint(state: dict[str, Any], worker: Worker) -> None:
-    """All ranks report; rank 0 hands over its state, from which a restarted group goes on at the same step."""
-    metrics = {"step": state["step"], "loss": state["history"][-1][1]}
-    if worker.rank:
-        ray.train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        torch.save(state, Path(folder) / "state.pt")
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+def _save_checkpoint(folder: RunFolder, state: dict[str, Any], worker: Worker) -> None:
+    """Rank 0 writes the state from which a restarted worker or group goes on; all ranks report to Ray Train."""
+    if worker.rank == 0:
+        data = io.BytesIO()
+        torch.save(state, data)
+        folder.write_bytes(CHECKPOINT, data.getvalue())
+    ray.train.report({"step": state["step"], "loss": state["history"][-1][1]})
 
 
-def _load_checkpoint() -> dict[str, Any] | None:
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return None
-    with checkpoint.as_directory() as folder:
-        data = (Path(folder) / "state.pt").read_bytes()
-    state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    return state
+def _load_checkpoint(folder: RunFolder) -> dict[str, Any] | None:
+    return dict(load_state(folder.read_bytes(CHECKPOINT))) if folder.exists(CHECKPOINT) else None

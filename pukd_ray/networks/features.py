@@ -146,6 +146,8 @@ class MultiScaleExtractor(nn.Module):
         return torch.cat([pooled[tap] for tap in self.taps], dim=1), logits
 
     def _pool(self, tap: str, output: Tensor) -> Tensor:
+        if output.ndim > 2 and output.itemsize < 4:  # under autocast: a mean keeps digits that its terms lack
+            output = output.float()
         if output.ndim == 4:
             if self._grids[tap] > 1:
                 maps = output if self._channel_axis[tap] == 1 else output.permute(0, 3, 1, 2)

@@ -9,9 +9,37 @@ from torch import Tensor, nn
 
 from pukd_ray.networks.features import MultiScaleExtractor
 from pukd_ray.networks.head import AttentionHead
+from pukd_ray.runtime.devices import Precision, autocast
 
 WIDTH = 128
 DROPOUT = 0.3  # share of features left out: P is small, and no single one should decide
+
+
+def moments(features: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
+    """(mean, deviation) [channels], float64, of features [N, channels] of any float dtype, where they lie.
+
+    The deviation of a dimension that never varies is 1: it carries nothing, and dividing by its rounding noise would.
+    """
+    pieces = max(1, len(features) // 8192)  # float64 of all at once would be large
+    if isinstance(features, np.ndarray):
+        host = np.zeros((2, features.shape[1]))
+        for rows in np.array_split(features, pieces):
+            values = rows.astype(np.float64)
+            host += np.stack([values.sum(0), (values**2).sum(0)])
+        sums = torch.from_numpy(host)
+    else:
+        sums = torch.zeros(2, features.shape[1], dtype=torch.float64, device=features.device)
+        for piece in features.tensor_split(pieces):
+            wide = piece.double()
+            sums += torch.stack([wide.sum(0), (wide**2).sum(0)])
+    mean, square = sums / len(features)
+    std = (square - mean**2).clamp(min=0).sqrt()
+    return mean, torch.where(std > 1e-4, std, 1.0)
+
+
+def through_half(features: Tensor) -> Tensor:
+    """Features of any shape, rounded to float16 as the cache that the head was trained on holds them; float32."""
+    return features.clamp(-65504, 65504).half().float()
 
 
 class SelectorHead(nn.Module):
@@ -32,17 +60,11 @@ class SelectorHead(nn.Module):
         self.hidden = nn.Linear(channels, width)
         self.attention = AttentionHead(width)
 
-    def standardise_by(self, features: np.ndarray) -> None:
+    def standardise_by(self, features: np.ndarray | Tensor) -> None:
         """Take mean and deviation from features [N, channels] of U, any float dtype."""
-        sums = np.zeros((2, features.shape[1]))
-        for rows in np.array_split(features, max(1, len(features) // 8192)):  # float64 of all at once would be large
-            values = rows.astype(np.float64)
-            sums += np.stack([values.sum(0), (values**2).sum(0)])
-        mean, square = sums / len(features)
-        std = np.sqrt(np.maximum(square - mean**2, 0))
-        self.mean.copy_(torch.from_numpy(mean))
-        # A dimension that never varies carries nothing; dividing by its rounding noise would.
-        self.std.copy_(torch.from_numpy(np.where(std > 1e-4, std, 1.0)))
+        mean, std = moments(features)
+        self.mean.copy_(mean)
+        self.std.copy_(std)
 
     def forward(self, features: Tensor, kept: Tensor | None = None) -> Tensor:
         """As the class says; `kept` bool [B, channels] is the dropout mask of training.
@@ -65,8 +87,15 @@ class PixelSelector(nn.Module):
     waits for every gradient.
     """
 
-    def __init__(self, extractor: MultiScaleExtractor, normalise: nn.Module, head: SelectorHead) -> None:
+    def __init__(
+        self,
+        extractor: MultiScaleExtractor,
+        normalise: nn.Module,
+        head: SelectorHead,
+        precision: Precision = "auto",
+    ) -> None:
         super().__init__()
+        self.precision = precision
         self.extractor, self.normalise, self.head = extractor, normalise, head
 
     @property
@@ -83,5 +112,7 @@ class PixelSelector(nn.Module):
 
     def forward(self, pixels: Tensor, kept: Tensor | None = None) -> Tensor:
         """As the class says; `kept` as in `SelectorHead.forward`."""
-        logits: Tensor = self.head(self.extractor(self.normalise(pixels)), kept)
+        with autocast(pixels.device, self.precision, learns=torch.is_grad_enabled()):
+            features = self.extractor(self.normalise(pixels))
+        logits: Tensor = self.head(features.float(), kept)
         return logits

@@ -4,9 +4,11 @@ torchvision is imported where it is used: that takes seconds, and a LeNet does n
 """
 
 from collections import OrderedDict
+from functools import partial
 from itertools import pairwise
+from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class LeNet5(nn.Sequential):
@@ -60,28 +62,55 @@ def lenet5_half(*, num_classes: int, channels: int, input_size: int) -> LeNet5:
     return LeNet5(num_classes=num_classes, channels=channels, input_size=input_size, widths=(3, 8, 60, 42))
 
 
+class ShortcutA(nn.Module):
+    """Option A of He et al. 2016, without parameters: every `stride`-th pixel, new channels of zeros on both sides.
+
+    [B, C, H, W] -> [B, C + `new_channels`, ceil(H / stride), ceil(W / stride)].
+    """
+
+    def __init__(self, stride: int, new_channels: int) -> None:
+        super().__init__()
+        self.stride, self.padding = stride, (0, 0, 0, 0, new_channels // 2, new_channels - new_channels // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the class says."""
+        return nn.functional.pad(x[:, :, :: self.stride, :: self.stride], self.padding)
+
+
 class CifarResNet(nn.Sequential):
     """Three-stage ResNet for 32-pixel images, of 6 * `blocks` + 2 layers.
 
-    Images [B, channels, H, W] float -> logits [B, num_classes]. Where a stage changes the width, the shortcut
-    is a 1x1 convolution (option B of the paper); parameters are named as in torchvision's ResNet.
+    Images [B, channels, H, W] float -> logits [B, num_classes]. Where a stage changes the width, the `shortcut` is
+    either that of option A of the paper, its choice for CIFAR-10, or B, a 1x1 convolution. Parameters are named as in
+    torchvision's ResNet.
 
     Source: He et al., "Deep Residual Learning for Image Recognition", 2016, section 4.2.
     """
 
     def __init__(
-        self, blocks: int, *, num_classes: int, channels: int, widths: tuple[int, int, int] = (16, 32, 64)
+        self,
+        blocks: int,
+        *,
+        num_classes: int,
+        channels: int,
+        widths: tuple[int, int, int] = (16, 32, 64),
+        shortcut: Literal["A", "B"] = "A",
     ) -> None:
         from torchvision.models.resnet import BasicBlock
 
+        def reshaped(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+            if shortcut == "A":
+                return ShortcutA(stride, out_channels - in_channels)
+            return nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
+
         def stage(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-            shortcut = None
-            if stride != 1 or in_channels != out_channels:
-                shortcut = nn.Sequential(
-                    nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
-                )
-            rest = (BasicBlock(out_channels, out_channels) for _ in range(blocks - 1))
-            return nn.Sequential(BasicBlock(in_channels, out_channels, stride, shortcut), *rest)
+            changes = stride != 1 or in_channels != out_channels
+            first = BasicBlock(
+                in_channels, out_channels, stride, reshaped(in_channels, out_channels, stride) if changes else None
+            )
+            return nn.Sequential(first, *(BasicBlock(out_channels, out_channels) for _ in range(blocks - 1)))
 
         stages = (stage(*io, stride) for io, stride in zip(pairwise((widths[0], *widths)), (1, 2, 2), strict=True))
         super().__init__(
@@ -100,10 +129,21 @@ class CifarResNet(nn.Sequential):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-def resnet20_cifar(*, num_classes: int, channels: int, input_size: int) -> CifarResNet:
-    """ResNet-20: 3 stages of 16, 32 and 64 channels, 272,474 parameters for 10 classes of RGB images."""
+def cifar_resnet(
+    depth: int, shortcut: Literal["A", "B"], *, num_classes: int, channels: int, input_size: int
+) -> CifarResNet:
+    """The CIFAR ResNet of `depth` = 6 n + 2 layers; of 20: 269,722 parameters (B: 272,474) for 10 classes, RGB."""
     del input_size  # the pooling before the classifier takes any
-    return CifarResNet(3, num_classes=num_classes, channels=channels)
+    return CifarResNet((depth - 2) // 6, num_classes=num_classes, channels=channels, shortcut=shortcut)
+
+
+_SHORTCUTS: dict[str, Literal["A", "B"]] = {"": "A", "_b": "B"}
+CIFAR_RESNETS = {
+    f"resnet{depth}_cifar{suffix}": partial(cifar_resnet, depth, shortcut)
+    for depth in (8, 20, 32, 44, 56, 110)
+    for suffix, shortcut in _SHORTCUTS.items()
+}
+"""By name, those with option B of the shortcut as `..._cifar_b`."""
 
 
 def resnet18_cifar(*, num_classes: int, channels: int, input_size: int) -> nn.Module:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pukd_ray.config import TeacherConfig
 from pukd_ray.networks.features import MultiScaleExtractor
 from pukd_ray.networks.zoo import build_network, load_weights
+from pukd_ray.runtime.devices import Precision, autocast, for_inference, set_up
 
 WIDEST_GRID = 4096  # features per image, 8 KB in the cache, up to which grid `auto` goes for 3 x 3 or 2 x 2 cells
 
@@ -41,7 +42,7 @@ def load_network(arch: str, teacher: TeacherConfig, weights: bytes, device: torc
     """Such a network with weights, in eval mode."""
     network = new_network(arch, teacher)
     load_weights(network, load_state(weights), what=what)
-    return network.to(device).eval()
+    return for_inference(network, device)
 
 
 class Normalise(nn.Module):
@@ -65,9 +66,15 @@ class Teacher:
     """Frozen teacher: pixels in, multi-scale features and logits out."""
 
     def __init__(
-        self, config: TeacherConfig, weights: bytes, device: torch.device, grid: int | Literal["auto"] = 1
+        self,
+        config: TeacherConfig,
+        weights: bytes,
+        device: torch.device,
+        grid: int | Literal["auto"] = 1,
+        precision: Precision = "auto",
     ) -> None:
-        self.device = device
+        self.device, self.precision = device, precision
+        set_up(device, precision)
         network = load_network(config.arch, config, weights, device, what="teacher.weights")
         shape = (config.channels, config.input_size, config.input_size)
         for cells in (3, 2, 1) if grid == "auto" else (grid,):
@@ -78,7 +85,34 @@ class Teacher:
         self.normalise = Normalise(config).to(device)
 
     @torch.inference_mode()
-    def __call__(self, pixels: np.ndarray) -> tuple[Tensor, Tensor]:
-        """uint8 [B, C, H, W] -> (features [B, F], logits [B, K]), float32, on the device."""
-        features, logits = self.extractor.features_and_logits(self.normalise(torch.from_numpy(pixels).to(self.device)))
+    def __call__(self, pixels: np.ndarray | Tensor, precision: Precision | None = None) -> tuple[Tensor, Tensor]:
+        """uint8 [B, C, H, W] -> (features [B, F], logits [B, K]), float32, on the device; computed in the teacher's
+        precision, or in this one."""
+        if isinstance(pixels, np.ndarray):
+            pixels = torch.from_numpy(pixels)
+        with autocast(self.device, precision or self.precision):
+            features, logits = self.extractor.features_and_logits(self.normalise(pixels.to(self.device)))
         return features.float(), logits.float()
+
+    def last_tap(self, features: np.ndarray) -> np.ndarray:
+        """The last tap's channels [n, C] of features [n, F], each averaged over its grid cells."""
+        channels, cells = self.extractor.last_tap
+        averaged: np.ndarray = features[:, -channels * cells :].reshape(len(features), channels, cells).mean(2)
+        return averaged
+
+
+def all_finite(*outputs: Tensor) -> Tensor:
+    """Of which rows all of these [B, ...] are finite, bool [B]."""
+    return torch.stack([output.flatten(1).isfinite().all(1) for output in outputs]).all(0)
+
+
+def teacher_opinion(logits: Tensor) -> dict[str, Tensor]:
+    """Of logits [B, K], by the names of columns: `teacher_label` int32, `teacher_confidence` float32 (max softmax) and
+    `teacher_entropy` float32 (nats), [B] each."""
+    log_p = logits.double().log_softmax(1)
+    p = log_p.exp()
+    return {
+        "teacher_label": logits.argmax(1).int(),
+        "teacher_confidence": p.amax(1).float(),
+        "teacher_entropy": -(p * log_p).sum(1).float(),
+    }

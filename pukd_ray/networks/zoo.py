@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pukd_ray.networks import small
+from pukd_ray.networks.found import Found, parts_that_fit
 
 _SMALL: dict[str, Callable[..., nn.Module]] = {
     "lenet5": small.lenet5,
     "lenet5_half": small.lenet5_half,
-    "resnet20_cifar": small.resnet20_cifar,
+    **small.CIFAR_RESNETS,
     "resnet18_cifar": small.resnet18_cifar,
     "resnet34_cifar": small.resnet34_cifar,
 }
@@ -25,7 +26,9 @@ def build_network(arch: str, *, num_classes: int, channels: int, input_size: int
     """Build a classifier with random weights: images [B, channels, S, S] float -> logits [B, num_classes].
 
     `arch` is one of
-    - `lenet5`, `lenet5_half`, `resnet20_cifar`, `resnet18_cifar`, `resnet34_cifar`;
+    - `lenet5`, `lenet5_half`, `resnet18_cifar`, `resnet34_cifar` (torchvision's, with a stem for small images), and
+      `resnet20_cifar` with 8, 20, 32, 44, 56 or 110 layers, the shortcut without parameters (option A of He et al.
+      2016), or, as `resnet20_cifar_b`, a projection (option B);
     - a classification model of torchvision, e.g. `resnet50`;
     - `timm:NAME`, a model of timm (extra `pukd_ray[timm]`);
     - `package.module:factory`, called as `factory(num_classes=..., channels=..., input_size=...)`.
@@ -43,34 +46,52 @@ def build_network(arch: str, *, num_classes: int, channels: int, input_size: int
     return network
 
 
-def check_weights(
-    arch: str, state_dict: Mapping[str, Any], *, num_classes: int, channels: int, input_size: int
-) -> str | None:
-    """Say in one line why these weights do not fit this network, or return None if they do.
+def outline_network(arch: str, *, num_classes: int, channels: int, input_size: int) -> nn.Module:
+    """As `build_network`, but only names and shapes, for `find_weights`: cheap enough for a driver.
 
-    Cheap enough for a driver: wherever the constructor allows it, no parameter is allocated.
-    Raises ValueError like `build_network`.
+    Wherever the constructor allows it, no parameter is allocated. Raises ValueError like `build_network`.
     """
     numbers = {"num_classes": num_classes, "channels": channels, "input_size": input_size}
     try:
         with torch.device("meta"):
-            network = build_network(arch, **numbers)
+            return build_network(arch, **numbers)
     except ValueError:
         # A constructor that reads a tensor's values needs real ones; a real fault is raised again.
-        network = build_network(arch, **numbers)
-    return _weights_fault(network, state_dict)
+        return build_network(arch, **numbers)
 
 
-def load_weights(model: nn.Module, state_dict: Mapping[str, Any], *, what: str) -> None:
-    """Load weights strictly, in place; a model on the meta device takes over the tensors themselves.
+def find_weights(model: nn.Module, checkpoint: Mapping[str, Any]) -> Found:
+    """The weights of this network in a checkpoint as training scripts leave them, by `parts_that_fit`.
 
-    `what` tells the reader which weights these are, e.g. `teacher.weights`. Raises ValueError with one line
-    that names missing, unexpected and wrongly shaped entries; the model is then unchanged.
+    Raises ValueError with one line if nothing in it fits, naming missing, unexpected and wrongly shaped entries, or
+    if different parts do.
     """
-    fault = _weights_fault(model, state_dict)
-    if fault is not None:
-        raise ValueError(f"{what}: {fault}")
-    model.load_state_dict(state_dict, assign=any(tensor.is_meta for tensor in model.parameters()))
+    if not isinstance(checkpoint, Mapping):
+        raise ValueError(f"holds {type(checkpoint).__name__}, not a state_dict")
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = parts_that_fit(shapes, checkpoint)
+    if not found:
+        raise ValueError(_weights_fault(model, shapes, checkpoint))
+    first, *others = found
+    unlike = [other for other in others if any(not torch.equal(other.state[k], v) for k, v in first.state.items())]
+    if unlike:
+        parts = " and ".join(part.taken or "the whole" for part in (first, unlike[0]))
+        raise ValueError(f"several parts of it fit {type(model).__name__}: {parts}; save the one that is meant alone")
+    return first
+
+
+def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], *, what: str) -> str:
+    """Load the weights that `find_weights` finds, in place; a model on the meta device takes over the tensors.
+
+    `what` tells the reader which weights these are, e.g. `teacher.weights`. Returns what was taken of the checkpoint,
+    empty if it was a plain state_dict. Raises ValueError like `find_weights`; the model is then unchanged.
+    """
+    try:
+        found = find_weights(model, checkpoint)
+    except ValueError as fault:
+        raise ValueError(f"{what}: {fault}") from None
+    model.load_state_dict(found.state, assign=any(tensor.is_meta for tensor in model.parameters()))
+    return found.taken
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -164,16 +185,15 @@ def _unknown(arch: str, known: list[str]) -> ValueError:
     return ValueError(f"{arch}: no such network{hint}")
 
 
-def _weights_fault(model: nn.Module, state_dict: Mapping[str, Any]) -> str | None:
-    """One line on what keeps these weights from fitting this model, None if nothing does."""
-    if not isinstance(state_dict, Mapping):
-        return f"holds {type(state_dict).__name__}, not a state_dict"
-    for key in ("state_dict", "model"):
-        if isinstance(state_dict.get(key), Mapping):
-            return f"the weights lie under the key {key!r}; save that part alone"
-    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+def _weights_fault(model: nn.Module, expected: Mapping[str, list[int]], checkpoint: Mapping[str, Any]) -> str:
+    """One line on what keeps the nearest part of this checkpoint from fitting this model."""
+    state_dict = checkpoint
+    for _ in range(2):  # the part that a reader would look into
+        inner = [v for v in state_dict.values() if isinstance(v, Mapping) and any(map(torch.is_tensor, v.values()))]
+        if len(inner) == 1 and not any(map(torch.is_tensor, state_dict.values())):
+            (state_dict,) = inner
     if state_dict and all(name.startswith("module.") and name not in expected for name in state_dict):
-        return "every name starts with 'module.', as DataParallel writes it; save model.module.state_dict()"
+        state_dict = {name.removeprefix("module."): value for name, value in state_dict.items()}
     found = {
         name: list(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
         for name, value in state_dict.items()
@@ -191,7 +211,7 @@ def _weights_fault(model: nn.Module, state_dict: Mapping[str, Any]) -> str | Non
         for title, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape:", misshaped))
         if names
     ]
-    return f"does not fit {type(model).__name__}: {'; '.join(parts)}" if parts else None
+    return f"does not fit {type(model).__name__}: {'; '.join(parts)}"
 
 
 def _first_few(names: list[str]) -> str:

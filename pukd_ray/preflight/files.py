@@ -12,7 +12,7 @@ import pyarrow.fs as pafs
 
 from pukd_ray.config import StudentConfig
 from pukd_ray.corpus.sources import check_reachable
-from pukd_ray.storage import is_local, open_storage, read_bytes
+from pukd_ray.storage import is_local, local_path, open_storage, read_bytes
 
 
 def resolve_paths(raw: dict[str, Any], base: Path, source_keys: Sequence[str]) -> dict[str, Any]:
@@ -23,7 +23,8 @@ def resolve_paths(raw: dict[str, Any], base: Path, source_keys: Sequence[str]) -
             return [absolute(v) for v in value]
         if not isinstance(value, str) or not value or not is_local(value):
             return value
-        return os.path.normpath(base / Path(value.removeprefix("file://")).expanduser())
+        path = local_path(value) if value.startswith("file:///") else Path(value.removeprefix("file://")).expanduser()
+        return os.path.normpath(base / path)
 
     def source(value: Any) -> Any:
         if isinstance(value, list):
@@ -121,11 +122,21 @@ def _read_weights(uri: str) -> tuple[Mapping[str, Any] | None, list[str]]:
 
 
 def _network_faults(section: str, arch: str, numbers: dict[str, int], state: Any = None, uri: str = "") -> list[str]:
-    """Faults of a network and, if there is a `state`, of weights that are to fit it."""
-    from pukd_ray.networks.zoo import check_weights
+    """Faults of a network and, if there is a `state`, of weights that are to fit it; says what is taken of them."""
+    from pukd_ray.networks.zoo import find_weights, outline_network
 
     try:
-        fault = check_weights(arch, {} if state is None else state, **numbers)
+        network = outline_network(arch, **numbers)
     except ValueError as error:
         return [f"{section}.arch: {error}"]
-    return [f"{section}.weights: {uri}, arch {arch}: {fault}"] if fault and state is not None else []
+    if state is None:
+        return []
+    try:
+        found = find_weights(network, state)
+    except ValueError as fault:
+        return [f"{section}.weights: {uri}, arch {arch}: {fault}"]
+    if found.taken:
+        from pukd_ray.runtime.console import say  # imports Ray
+
+        say(f"weights   {uri}: taken {found.taken}")
+    return []

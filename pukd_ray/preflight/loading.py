@@ -19,6 +19,7 @@ from pukd_ray.config import (
 from pukd_ray.preflight.document import apply_overrides, read_document
 from pukd_ray.preflight.faults import validate
 from pukd_ray.preflight.files import file_faults, read_class_names, resolve_paths
+from pukd_ray.preflight.secrets import secret_faults
 
 T = TypeVar("T")
 
@@ -69,6 +70,8 @@ def load(
     """
     raw = read_document(Path(path))
     faults = apply_overrides(raw, overrides or {})
+    if secrets := secret_faults(raw):
+        raise ConfigError(secrets)  # alone: other faults may quote them
     source_keys = _source_keys(kind)
     raw = resolve_paths(raw, Path(path).absolute().parent, source_keys)
     faults += read_class_names(raw)

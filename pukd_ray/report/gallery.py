@@ -234,7 +234,7 @@ def _thumbnails(folder: RunFolder, config: RunConfig, table: pa.Table) -> list[s
         rows = table.column("file_row").to_numpy()
         images: dict[int, bytes | None] = {}
         start = 0
-        with folder.fs.open_input_file(folder.path(table.column("file")[0].as_py())) as source:
+        with folder.open(table.column("file")[0].as_py()) as source:
             for batch in pq.ParquetFile(source).iter_batches(batch_size=1024, columns=["image"]):
                 for row in rows[(rows >= start) & (rows < start + batch.num_rows)].tolist():
                     images[row] = batch.column("image")[row - start].as_py()

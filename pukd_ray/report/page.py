@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-import jinja2
 import numpy as np
 import yaml
 from markupsafe import Markup
@@ -28,7 +27,9 @@ from pukd_ray.run.records import (
     SelectorRecord,
 )
 from pukd_ray.run.stages import STAGE_NAMES
+from pukd_ray.runtime.templates import load_templates
 from pukd_ray.selection.calibration import carry_over, from_json
+from pukd_ray.selection.drift import describe_drift
 from pukd_ray.selection.rules import RULES
 
 REPORT = "report.html"
@@ -50,13 +51,7 @@ def write_page(folder: RunFolder, config: RunConfig) -> int:
 
 def render_page(folder: RunFolder, config: RunConfig, gallery: Gallery) -> str:
     """The page as HTML text that refers to nothing outside itself."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pukd_ray", "report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = load_templates("report")
     environment.filters |= {"share": share, "percent": percent, "number": number, "times": times}
     environment.filters |= {"seconds": duration, "track": track, "zip": zip}
     return environment.get_template("page.html.j2").render(_content(folder, config, gallery))
@@ -144,6 +139,7 @@ def _content(folder: RunFolder, config: RunConfig, gallery: Gallery) -> dict[str
         "uses_selector": RULES[config.selection.rule].uses_selector,
         "quality": _quality(metrics, prior),
         "audit": metrics.get("audit"),
+        "drift": metrics.get("drift"),
         "warnings": _warnings(metrics, prior, meta, summary, names),
         "prior": prior,
         "meta": meta,
@@ -238,6 +234,9 @@ def _warnings(
         if missing:
             shown = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more classes" if len(missing) > 10 else "")
             warnings.append(what.format(shown))
+    drift = metrics.get("drift")
+    if drift is not None and drift["found"]:
+        warnings.append(describe_drift(drift))
     if metrics["n_rejected"] > 0.05 * metrics["n_corpus"]:
         warnings.append(
             f"{metrics['n_rejected'] / metrics['n_corpus']:.0%} of the corpus could not be read: the reasons stand "
@@ -318,10 +317,11 @@ def _plots(
         rows = plots.reliability(histogram, calibration)
     training, distillation = folder.read_json("selector/training.json"), folder.read_json("student/training.json")
     losses = {NAMES.get(arm, arm): curve for arm, curve in distillation["loss"].items()}
+    grid = prior["evidence"] if prior["evidence"] and len(prior["evidence"]["priors"]) > 1 else None
     return {
         "histograms": [plots.score_histogram(histogram, cuts, label, log=log) for log in (False, True)],
         "prior_plot": plots.prior_plot(prior),
-        "valley_plot": plots.valley_plot(prior["evidence"], prior) if prior["evidence"] else None,
+        "valley_plot": plots.valley_plot(grid, prior) if grid else None,
         "calibration": saved,
         "calibration_plot": _calibration_plot(folder, saved, prior["value"]),
         "reliability": rows,

@@ -231,18 +231,22 @@ def calibration_plot(
     return figure, "Calibration curve over held-out logits"
 
 
+PRIOR_NAMES = {"bbe": "estimate", "config": "from the config", "audit": "audit"}
+
+
 @_drawing
 def prior_plot(prior: PriorRecord) -> tuple[Figure, str]:
     """All that is known of the share of relevant images, one line each, with 90 % intervals."""
     rows: list[tuple[str, float, Sequence[float] | None, str, str]] = [
-        ("from the config" if prior["source"] == "config" else "estimate", prior["value"], None, "o", INK)
+        (PRIOR_NAMES[prior["source"]], prior["value"], None, "o", INK)
     ]
     if prior["source"] != "config" and prior["trust"] != "none":
-        rows[0] = ("estimate", prior["value"], [prior["lower"], prior["upper"]], "o", INK)
+        rows[0] = (PRIOR_NAMES[prior["source"]], prior["value"], [prior["lower"], prior["upper"]], "o", INK)
     found = prior["evidence"]
-    if found is not None:
+    if found is not None and len(found["priors"]) > 1:
         name = "emptiest boundary in U" if found["gap"] else "emptiest boundary in U (no gap)"
         rows.append((name, found["boundary"], found["boundary_interval"] if found["gap"] else None, "o", BLUE))
+    if found is not None:
         rows.append(("density ratio of P", found["density_ratio"], found["density_ratio_interval"], "o", GREEN))
         rows.append(("best bin (BBE)", found["bbe"], None, "o", GREEN))
     rows.append(("used in training", prior["used_for_training"], None, "D", PURPLE))

@@ -4,21 +4,40 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from pukd_ray.errors import RunError
 from pukd_ray.run.records import RecordFile, StageMarker, T
 from pukd_ray.run.stages import Stage
-from pukd_ray.storage import is_local, list_files, move_tree, open_storage, read_bytes, write_atomically, write_json
+from pukd_ray.storage import (
+    as_json,
+    create_file,
+    delete_file,
+    is_local,
+    list_files,
+    move_tree,
+    open_patiently,
+    open_storage,
+    patiently,
+    read_bytes,
+    split_uri,
+    write_atomically,
+    write_bytes,
+)
+
+LEASES = "markers/lease"
+
+A = TypeVar("A")
 
 SCORES_SCHEMA = pa.schema(
     [
@@ -65,6 +84,8 @@ class RunFolder:
     """A run's folder: relative names in, storage out."""
 
     uri: str
+    token: int = 0
+    """Of the lease under which its driver writes; 0: without one."""
 
     @property
     def display(self) -> str:
@@ -76,10 +97,11 @@ class RunFolder:
         return open_storage(self.uri)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"uri": self.uri}
+        return {"uri": self.uri, "token": self.token}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        object.__setattr__(self, "uri", state["uri"])
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
 
     @property
     def fs(self) -> pafs.FileSystem:
@@ -91,25 +113,43 @@ class RunFolder:
         """Path of the folder in `fs`."""
         return self._storage[1]
 
+    def _uri_of(self, name: str) -> str:
+        scheme, path, query = split_uri(self.uri)
+        return f"{scheme}{path.rstrip('/')}/{name}{query}"
+
     def path(self, name: str) -> str:
         """Path of `name` in `fs`."""
         return f"{self.root}/{name}"
 
+    def patiently(self, name: str, action: Callable[[], A]) -> A:
+        """`action()` on `name`, as `storage.patiently` does."""
+        return patiently(f"{self.display}/{name}", action)
+
     def exists(self, name: str) -> bool:
         """Whether the file or folder is there."""
-        return bool(self.fs.get_file_info(self.path(name)).type != pafs.FileType.NotFound)
+        info = self.patiently(name, lambda: self.fs.get_file_info(self.path(name)))
+        return bool(info.type != pafs.FileType.NotFound)
 
     def files(self, name: str) -> list[str]:
         """Names of the files in folder `name` (not below), sorted."""
-        return [f"{name}/{f.base_name}" for f in list_files(self.fs, self.path(name), recursive=False)]
+        found = self.patiently(name, lambda: list_files(self.fs, self.path(name), recursive=False))
+        return [f"{name}/{f.base_name}" for f in found]
+
+    def read_bytes(self, name: str) -> bytes:
+        """All of a file; MissingError if there is none."""
+        return self.patiently(name, lambda: read_bytes(self.fs, self.path(name)))
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write atomically."""
+        self.patiently(name, lambda: write_bytes(self.fs, self.path(name), data))
 
     def read_json(self, name: str) -> Any:
         """Parsed content, or None if there is no such file."""
-        return json.loads(read_bytes(self.fs, self.path(name))) if self.exists(name) else None
+        return json.loads(self.read_bytes(name)) if self.exists(name) else None
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write atomically."""
-        write_json(self.fs, self.path(name), value)
+        """Write atomically; NaN is refused."""
+        self.write_bytes(name, as_json(value))
 
     def read_record(self, file: RecordFile[T]) -> T:
         """Content of a file whose fields are known; FileNotFoundError if the stage that writes it has not run."""
@@ -130,25 +170,68 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Write atomically."""
-        write_atomically(self.fs, self.path(name), lambda sink: sink.write(text.encode()))
+        self.write_bytes(name, text.encode())
+
+    def open(self, name: str) -> Any:
+        """A file to read at any place, patiently."""
+        return open_patiently(f"{self.display}/{name}", lambda: self.fs.open_input_file(self.path(name)))
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """One Parquet file."""
-        with self.fs.open_input_file(self.path(name)) as source:
+        with self.open(name) as source:
             return pq.read_table(source, columns=columns)
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write one Parquet file atomically."""
-        write_atomically(self.fs, self.path(name), lambda sink: pq.write_table(table, sink, compression="zstd"))
+        self.write(name, lambda sink: pq.write_table(table, sink, compression="zstd"))
+
+    def write(self, name: str, write: Callable[[Any], None]) -> None:
+        """Write what `write` puts into the open file that it is given, atomically; on trouble it is called again."""
+        self.patiently(name, lambda: write_atomically(self.fs, self.path(name), write))
 
     def delete(self, name: str) -> None:
         """Delete one file."""
-        self.fs.delete_file(self.path(name))
+        self.patiently(name, lambda: delete_file(self.fs, self.path(name)))
 
     def delete_folder(self, name: str) -> None:
         """Delete a folder if it is there."""
         if self.exists(name):
-            self.fs.delete_dir(self.path(name))
+            self.patiently(name, lambda: self.fs.delete_dir(self.path(name)))
+
+    # -- one writer -----------------------------------------------------------------------------------------
+
+    def last_token(self) -> int:
+        """Of the newest lease; 0 if there never was one."""
+        return max((int(name.rpartition("/")[2].removesuffix(".json")) for name in self._leases()), default=0)
+
+    def _leases(self) -> list[str]:
+        return [name for name in self.files(LEASES) if name.endswith(".json")]
+
+    def lease_is_lost(self) -> bool:
+        """Whether another driver has taken over since the lease of this one was taken."""
+        return bool(self.token) and self.last_token() != self.token
+
+    def check_lease(self) -> None:
+        """RunError if another driver has taken over."""
+        if self.lease_is_lost():
+            other = self.read_json(f"{LEASES}/{self.last_token():08d}.json") or {"pid": "?", "host": "?"}
+            raise RunError(
+                f"output: {self.display} was taken over by process {other['pid']} on {other['host']}, as nothing had "
+                "been heard of this one for a while: it goes on there; what this one had not committed is not used"
+            )
+
+    def create_json(self, name: str, value: Any) -> bool:
+        """Write a file unless it is there; whether it was this call that wrote it."""
+        return self.patiently(name, lambda: create_file(self.fs, self.path(name), self._uri_of(name), as_json(value)))
+
+    def commit_json(self, name: str, value: Any) -> None:
+        """Write a file that nobody may have written yet; RunError if another driver has, or has taken over."""
+        self.check_lease()
+        if not self.create_json(name, value):
+            raise RunError(
+                f"{self.display}/{name}: another driver has written it: see that one alone is at work in this folder, "
+                "and run the same command again to go on where they stopped"
+            )
 
     # -- stages ---------------------------------------------------------------------------------------------
 
@@ -167,6 +250,7 @@ class RunFolder:
             "counts": counts,
             "inputs": inputs,
         }
+        self.check_lease()
         self.write_json(f"markers/{stage}.json", marker)
 
     def spent(self, stage: str) -> float:
@@ -198,9 +282,12 @@ class RunFolder:
         old = next(n for i in count(1) if not self.exists(n := f"old/{now}" + (f"-{i}" if i > 1 else "")))
         for name in names:
             if self.exists(name):
-                self.fs.create_dir(self.path(f"{old}/{name}").rpartition("/")[0], recursive=True)
-                move_tree(self.fs, self.path(name), self.path(f"{old}/{name}"))
+                self.patiently(name, partial(self._move, name, f"{old}/{name}"))
         return old
+
+    def _move(self, name: str, target: str) -> None:
+        self.fs.create_dir(self.path(target).rpartition("/")[0], recursive=True)
+        move_tree(self.fs, self.path(name), self.path(target))
 
 
 def absolute(output: str) -> str:

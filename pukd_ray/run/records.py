@@ -9,9 +9,12 @@ T = TypeVar("T")
 
 Interval = list[float]
 """[lower, upper], of 90 %."""
-PriorSource = Literal["config", "bbe"]
+PriorSource = Literal["config", "bbe", "audit"]
 Trust = Literal["high", "low", "none"]
 """Of the estimates: none says that they cannot be told."""
+Estimator = Literal["density_ratio", "boundary", "both", "bbe", "given", "audit"]
+"""What a prior stands on: P's density ratio, U's emptiest boundary, the geometric mean of both, best bins (where
+nothing can be told), the config, labels."""
 
 
 # -- selector ---------------------------------------------------------------------------------------------------
@@ -25,14 +28,17 @@ class PriorRecord(TypedDict):
     """Of its interval."""
     upper: float
     source: PriorSource
-    """The user's number, or the estimate (best bin estimation)."""
+    """The user's number, any estimate from P and U (the name is of the first one, best bin estimation), or labels."""
+    estimator: NotRequired[Estimator]
+    """What it really stands on; runs of earlier versions do not say."""
     trust: Trust
     reasons: list[str]
     """Why it is no higher."""
     used_for_training: float
     """Prior of the PU risk."""
     evidence: EvidenceRecord | None
-    """What an estimate stands on; null of a prior that was given."""
+    """What an estimate stands on; of a prior that was given what it makes of U, a grid of that one prior without a gap
+    (null in runs of earlier versions)."""
     warnings: list[str]
     true_in_sample: float | None
     """Share of truly relevant images in the sample; null without truth."""
@@ -71,9 +77,13 @@ class SelectorRecord(TypedDict):
     """Names in teacher order; null where labels are indices and the config names none."""
     positives_per_class: list[int]
     positive_weights: dict[str, float]
-    """By the teacher's class, of those that P has: weight of an image of P in the estimates."""
+    """By the teacher's class, of those that P has: mean weight of an image of P in the estimates."""
     n_positives: int
     """Readable images of P."""
+    n_labelled: NotRequired[int]
+    """Images of the corpus that joined P because an audit found them relevant."""
+    n_known_negatives: NotRequired[int]
+    """Images of the corpus that an audit found irrelevant."""
     n_sample: int
     """Readable images of the sample of U."""
     rejected_positives: dict[str, str]
@@ -106,6 +116,45 @@ class CalibrationRecord(TypedDict):
     offset: float
     at_bound: bool
     """Whether the slope was stopped at a bound."""
+    tilt: NotRequired[float]
+    """By which a biased P was made to stand for the relevant images; runs of earlier versions lack it."""
+
+
+class LabelsRecord(TypedDict):
+    """`labels/<audit>.json`: what the labels of an audit say of the prior; null, with a reason, where they cannot."""
+
+    audit: str
+    images: int
+    """Of the corpus that it was drawn from, unreadable ones included."""
+    labelled: int
+    """With a yes or a no."""
+    prior: float | None
+    lower: float | None
+    """90 %."""
+    upper: float | None
+    reason: str | None
+
+
+class TallyRecord(TypedDict):
+    """Images counted by groups that are alike, files or units: `pukd_ray.selection.drift.Tally`."""
+
+    groups: int
+    rows: float
+    rows_squared: float
+    counts: list[float]
+    """Of images above each threshold, of P(relevant), of unreadable ones."""
+    counts_squared: list[float]
+    counts_rows: list[float]
+
+
+class ReferenceRecord(TypedDict):
+    """`selector/reference.json`: the sample, as images that come later are compared with it."""
+
+    edges: list[float]
+    """Thresholds of the final selector's logit."""
+    by_file: bool
+    """Whether groups are files; else units."""
+    tally: TallyRecord
 
 
 # -- selection --------------------------------------------------------------------------------------------------
@@ -281,6 +330,37 @@ class AuditSummary(TypedDict):
     """Whether precision and recall are of the selection that the run has; if not, of an earlier one."""
 
 
+class DriftFigures(TypedDict):
+    """Images of files that came after the selector was trained, against the sample that it was trained on."""
+
+    images: int
+    groups: int
+    """Files, or units, that they are in."""
+    distance: float
+    """Greatest distance between the distribution functions of the logits, at the thresholds of the reference."""
+    relevant: float
+    """Mean of P(relevant), unreadable ones counted as 0."""
+    relevant_in_sample: float
+    rejected: float
+    """Share of unreadable images."""
+    rejected_in_sample: float
+
+
+class ChunkDrift(DriftFigures):
+    """Of one chunk."""
+
+    chunk: str
+
+
+class DriftRecord(DriftFigures):
+    """Of all such images, and chunk by chunk."""
+
+    found: bool
+    """Whether a difference is beyond chance and large enough to matter."""
+    reasons: list[str]
+    chunks: list[ChunkDrift]
+
+
 class ScoreRate(TypedDict):
     """Throughput."""
 
@@ -306,6 +386,8 @@ class MetricsRecord(NetworkRecords):
     trust: TrustRecord
     audit: NotRequired[AuditSummary | None]
     """Null without one; runs of earlier versions lack it."""
+    drift: NotRequired[DriftRecord | None]
+    """Null where nothing was scored that the sample could not hold; runs of earlier versions lack it."""
     images_per_second: ScoreRate
     seconds: NotRequired[dict[str, float]]
     """By stage, of all its attempts; added when the run ends."""
@@ -330,8 +412,27 @@ class StageMarker(TypedDict):
     """What its result depends on, by config key."""
 
 
+class LeaseRecord(TypedDict):
+    """`markers/lease/<token>.json`: who writes into the folder, or did."""
+
+    token: int
+    driver: str
+    """Drawn at random."""
+    host: str
+    pid: int
+    process: str
+    """What tells it from all other processes, as far as its own machine can."""
+    since: str
+    """ISO 8601, UTC, as `last_beat`."""
+    beat: int
+    """Goes up every few seconds while the process lives."""
+    last_beat: str
+    released: bool
+    """Given back: the folder is free."""
+
+
 class ChunkMarker(TypedDict):
-    """`markers/score/<chunk>.json`: these units are scored."""
+    """`markers/score/<chunk>.json`, the manifest of a chunk: these units are scored, their rows are in these files."""
 
     chunk: str
     units: list[str]
@@ -342,6 +443,8 @@ class ChunkMarker(TypedDict):
     """Rules that have a column of their own in these files; of older runs none."""
     n_rows: int
     rejected_by_reason: dict[str, int]
+    new: NotRequired[TallyRecord | None]
+    """Of its images in files that came after the selector was trained; null without any."""
     seconds: float
     computing_seconds: float
 

@@ -47,7 +47,7 @@ STAGES = (
         "pukd_ray.selection.selector:train_selector",
         ("selector",),
         ("seed", "teacher", "selector"),
-        format_version=3,
+        format_version=4,
     ),
     Stage(
         "score",

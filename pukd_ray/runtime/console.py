@@ -12,11 +12,12 @@ import ray
 from tqdm import tqdm
 
 from pukd_ray.runtime.metrics import record
+from pukd_ray.storage import redact
 
 
 def say(text: str) -> None:
     """One line for the user, at once."""
-    tqdm.write(text, file=sys.stdout)
+    tqdm.write(redact(text), file=sys.stdout)
     sys.stdout.flush()
 
 

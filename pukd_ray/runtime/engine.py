@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import ray
 import ray.data
@@ -88,6 +88,14 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def task_attempt() -> int:
+    """How often the task of this process was begun before: its process or its node died. 0 outside of tasks."""
+    worker = ray._private.worker.global_worker
+    if not worker.connected or worker.mode != ray._private.worker.WORKER_MODE:
+        return 0
+    return int(worker.core_worker.get_current_task_attempt_number())
+
+
 def inspect_cluster() -> Cluster:
     """Resources of all living nodes."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -98,8 +106,16 @@ def inspect_cluster() -> Cluster:
 
 
 def gpus_per_actor(resources: ResourcesConfig, cluster: Cluster) -> float:
-    """GPUs of each scoring actor and Train worker."""
+    """GPUs of each scoring actor."""
     return gpus_of("resources.gpus_per_actor", resources.gpus_per_actor, cluster)
+
+
+def gpus_per_train_worker(resources: ResourcesConfig, cluster: Cluster) -> float:
+    """GPUs of each Train worker: whole ones, unless asked otherwise, also where actors share them."""
+    asked = resources.gpus_per_train_worker
+    if asked == "auto":
+        return 1.0 if gpus_per_actor(resources, cluster) else 0.0
+    return float(asked)
 
 
 def gpus_of(key: str, asked: Literal["auto"] | float, cluster: Cluster) -> float:
@@ -118,18 +134,46 @@ def gpus_of(key: str, asked: Literal["auto"] | float, cluster: Cluster) -> float
     return 0.0
 
 
+def fuses(resources: ResourcesConfig, cluster: Cluster) -> bool:
+    """Whether all steps of a pass share a process: where the network runs on CPUs as the other steps do, nothing is won
+    by sending bytes and pixels from process to process. An accelerator wants many CPUs to feed it."""
+    return not gpus_per_actor(resources, cluster)
+
+
+def most_tasks(resources: ResourcesConfig) -> int:
+    """Most tasks of a fused pass that wait or run at a time: what `score_actors` allows, else as many as bring nodes
+    where there is an autoscaler, and no more than the driver is to remember."""
+    asked = resources.score_actors
+    return 1000 if asked == "auto" else asked if isinstance(asked, int) else asked[1]
+
+
+def wait_for_some(tasks: list[ray.ObjectRef]) -> tuple[list[ray.ObjectRef], list[ray.ObjectRef]]:
+    """(those that are done, the others), as soon as one is done.
+
+    RunError if none is for as long as Ray Data would wait, and there is no CPU that any could run on.
+    """
+    limit = DataContext.get_current().execution_no_progress_timeout_s
+    while True:
+        done, left = ray.wait(tasks, timeout=limit if limit > 0 else None)
+        if done:
+            return done, left
+        if not ray.cluster_resources().get("CPU"):
+            raise RunError(f"no node with a CPU came in {limit:g} seconds: start again once there are nodes")
+
+
 def actor_pool(resources: ResourcesConfig, cluster: Cluster, gpus: float, work: int) -> ActorPoolStrategy:
-    """Pool of scoring actors; `work` is the number of read tasks, more actors than that would idle."""
+    """Pool of actors of `gpus` each; `work` is the number of read requests, more actors than that would idle."""
+    # Two calls at a time: while one waits for the GPU, the other unpacks its rows or makes a table of what it got.
+    calls: dict[str, Any] = {"max_concurrent_calls_per_actor": 2, "enable_true_multi_threading": True} if gpus else {}
     if isinstance(resources.score_actors, tuple):
         low, high = resources.score_actors
-        return ActorPoolStrategy(min_size=low, max_size=high)
+        return ActorPoolStrategy(min_size=low, max_size=high, **calls)
     if resources.score_actors != "auto":
-        return ActorPoolStrategy(size=resources.score_actors)
-    size = int(cluster.gpus / gpus) if gpus else int(cluster.cpus // 2)
-    size = max(1, min(size, work))
+        return ActorPoolStrategy(size=resources.score_actors, **calls)
+    size = max(1, min(int(cluster.gpus / gpus), work))
     if cluster.autoscales:
-        return ActorPoolStrategy(min_size=size, max_size=max(size, min(1000, work)))
-    return ActorPoolStrategy(size=size)
+        return ActorPoolStrategy(min_size=size, max_size=max(size, min(1000, work)), **calls)
+    return ActorPoolStrategy(size=size, **calls)
 
 
 def decoder_cpus(cluster: Cluster) -> float:
@@ -146,7 +190,7 @@ def decoders(cluster: Cluster) -> int | None:
 
 def actor_options(gpus: float) -> dict[str, float]:
     """Resources of one network actor."""
-    return {"num_gpus": gpus, "num_cpus": CPU_ACTOR_CPUS} if gpus else {"num_cpus": CPU_ACTOR_CPUS}
+    return {"num_gpus": gpus, "num_cpus": CPU_ACTOR_CPUS}
 
 
 def worker_resources(cpus: float, gpus: float) -> dict[str, float]:

@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import ray
 import ray.train
 from ray.data import Dataset
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from pukd_ray.config import ResourcesConfig
+from pukd_ray.errors import PlaceError, RunError
 from pukd_ray.run.folder import RunFolder
-from pukd_ray.runtime.engine import Cluster, gpus_per_actor, worker_resources
+from pukd_ray.runtime.engine import Cluster, gpus_per_train_worker, worker_resources
+
+MAX_FAILURES = 3
+_PROGRAM = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, NameError, TypeError, ValueError),
+    RunError,
+)
 
 
 def train_group(
@@ -24,31 +33,61 @@ def train_group(
     cpus: float = 1.0,
     datasets: dict[str, Dataset] | None = None,
 ) -> dict[str, Any]:
-    """Run `loop(setup)` in each of `resources.train_workers` workers of `cpus` CPUs and the GPUs of an actor.
+    """Run `loop(setup)` in each of `resources.train_workers` workers of `cpus` CPUs and their GPUs.
 
     Ray Train keeps its own files and checkpoints under `<stage>/train-<stage>` of the run; its metrics and the
-    dashboard's API (`/api/train/v2/runs/v1`) use that name. A group that loses a worker is started again, up to three
-    times.
+    dashboard's API (`/api/train/v2/runs/v1`) use that name. A group that loses a worker, or cannot reach its storage,
+    is started again from its last checkpoint, up to three times; one whose program fails would do so again, and is not.
+    One worker on a CPU is a task: six processes need not start for it.
     """
-    gpus = gpus_per_actor(resources, cluster)
+    gpus = gpus_per_train_worker(resources, cluster)
     workers = resources.train_workers
-    trainer = TorchTrainer(
-        loop,
-        train_loop_config=setup,
-        # A group of one exchanges nothing, so it does without NCCL, which costs time and memory of the GPU.
-        torch_config=TorchConfig(backend="gloo" if workers == 1 else None),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers,
-            use_gpu=gpus > 0,
-            resources_per_worker=worker_resources(cpus, gpus),
-        ),
-        run_config=ray.train.RunConfig(
-            name=f"train-{stage}",
-            storage_path=folder.path(stage),
-            storage_filesystem=folder.fs,
-            failure_config=ray.train.FailureConfig(max_failures=3),
-        ),
-        datasets=datasets,
-    )
-    report: dict[str, Any] = trainer.fit().return_value
-    return report
+
+    def alone() -> Any:
+        return ray.get(_train_alone.options(num_cpus=cpus, name=f"train-{stage}").remote(loop, setup))
+
+    def group() -> Any:
+        trainer = TorchTrainer(
+            loop,
+            train_loop_config=setup,
+            # A group of one exchanges nothing, so it does without NCCL, which costs time and memory of the GPU.
+            torch_config=TorchConfig(backend="gloo" if workers == 1 else None),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=workers,
+                use_gpu=gpus > 0,
+                resources_per_worker=worker_resources(cpus, gpus),
+            ),
+            run_config=ray.train.RunConfig(
+                name=f"train-{stage}",
+                storage_path=folder.path(stage),
+                storage_filesystem=folder.fs,
+            ),
+            datasets=datasets,
+        )
+        return trainer.fit().return_value
+
+    train = alone if workers == 1 and not gpus and not datasets else group
+    failures = 0
+    while True:
+        try:
+            report: dict[str, Any] = train()
+            return report
+        except (WorkerGroupError, PlaceError) as error:
+            failures += 1
+            if failures > MAX_FAILURES or not _may_pass(error):
+                raise
+
+
+@ray.remote(max_retries=MAX_FAILURES)
+def _train_alone(loop: Callable[[dict[str, Any]], dict[str, Any] | None], setup: dict[str, Any]) -> Any:
+    """The loop in Ray Train's local mode, in a process that may have run other tasks, its imports done."""
+    trainer = TorchTrainer(loop, train_loop_config=setup, scaling_config=ray.train.ScalingConfig(num_workers=0))
+    return trainer.fit().return_value
+
+
+def _may_pass(error: WorkerGroupError | PlaceError) -> bool:
+    """Whether the system failed, and not the program in one of the workers; others fail of that one's end."""
+    if isinstance(error, PlaceError):
+        return True
+    faults = [getattr(fault, "_base_exc", fault) for fault in error.worker_failures.values()]
+    return not any(isinstance(fault, _PROGRAM) and not isinstance(fault, PlaceError) for fault in faults)

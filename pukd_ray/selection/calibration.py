@@ -31,6 +31,9 @@ class Calibration:
     offset: float
     at_bound: bool = False
     """The slope hit its bound: P and the relevant images of U differ, probabilities are too extreme."""
+    tilt: float = 0.0
+    """P stood for the relevant images with weights proportional to exp(-tilt * logit): above 0 where it may be a biased
+    sample of them, that scores too high."""
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
         """Probabilities float64 of logits, any shape."""
@@ -111,6 +114,17 @@ def _offset(slope: float, u: np.ndarray, w: np.ndarray, prior: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if w @ expit(z + middle) < prior else (low, middle)
     return (low + high) / 2
+
+
+def tilted(weights: np.ndarray, logits: np.ndarray, tilt: float) -> np.ndarray:
+    """`Calibration.tilt` put on weights of logits, both [n]."""
+    tilted: np.ndarray = weights * np.exp(-tilt * (logits - logits.min()))
+    return tilted
+
+
+def tilt_of(divergence: float, logits: np.ndarray) -> float:
+    """The tilt that moves logits [n] by a Kullback-Leibler divergence, as if they were normal."""
+    return float(np.sqrt(2 * divergence) / max(float(np.std(logits)), 1e-6))
 
 
 def rescale_logits(logits: np.ndarray, log_max_phi: float) -> np.ndarray:

@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from pukd_ray.runtime.devices import ALONE, Worker
 from pukd_ray.runtime.timing import Span
-from pukd_ray.selection.calibration import Binned, Calibration, resample_weights, rescale_logits
+from pukd_ray.selection.blend import Blend, Nearness, Tails, fit_nearness
+from pukd_ray.selection.calibration import Binned, Calibration, resample_weights, rescale_logits, tilt_of, tilted
 from pukd_ray.selection.evidence import class_weights
 from pukd_ray.selection.risk import proxy_accuracy
 from pukd_ray.selection.training import (
@@ -38,7 +40,7 @@ BOOTSTRAPS = 200
 
 @dataclass(frozen=True)
 class Groups:
-    """What P and U fall into, in the order of their rows."""
+    """What is known of P and U beside their features, in the order of their rows."""
 
     units: np.ndarray
     """Unit of each of U, [n_u]: the bootstrap draws them whole."""
@@ -46,6 +48,15 @@ class Groups:
     """The teacher's label of each of P, int64 [n_p]."""
     u_classes: np.ndarray
     """The same for U, [n_u]."""
+    p_weights: np.ndarray | None = None
+    """By which P stands for the relevant images of U, [n_p], mean 1, where that is known; else it is estimated."""
+    tails: Tails | None = None
+    """How near they are to P; None where that is not to be blended with the logit."""
+
+    def with_tails(self, p: np.ndarray, u: np.ndarray, labels: np.ndarray, seed: int) -> tuple[Groups, Nearness]:
+        """(the same with `tails`, what they are from) of the last tap of P and U, as in `fit_nearness`."""
+        nearness, tails = fit_nearness(p, u, labels, fold_of(len(p), seed), seed)
+        return replace(self, tails=tails), nearness
 
 
 @dataclass(frozen=True)
@@ -87,9 +98,14 @@ def latest_good(curve: Sequence[float], p_logits: np.ndarray, prior: float) -> i
     return int(np.flatnonzero(np.array(curve) >= max(curve) - error)[-1])
 
 
-def fit_fold(features: Examples, fold: int, training: Training, trunk: Trunk | None = None) -> HeldOut:
+def fit_fold(
+    features: Examples, fold: int, training: Training, trunk: Trunk | None = None, worker: Worker = ALONE
+) -> HeldOut:
     """Train on the other folds, score this one; of P only the images themselves are scored."""
     began = time.time()
+    features = features.on(worker)
+    if trunk is not None:
+        trunk = replace(trunk, pixels=trunk.pixels.on(worker))
     p_rows, u_rows = fold_rows(features, fold, training.seed)
     rest = np.setdiff1d(np.arange(len(features.p)), p_rows), np.setdiff1d(np.arange(len(features.u)), u_rows)
     seen = seen_by(features, trunk)
@@ -101,13 +117,13 @@ def fit_fold(features: Examples, fold: int, training: Training, trunk: Trunk | N
 
     def score(step: int, network: SelectorNetwork) -> None:
         del step
-        scale = log_max_phi(network, learnt, training)
-        p_logits.append(rescale_logits(logits_of(network, held_out.p[:, 0]), scale))
-        u_logits.append(rescale_logits(logits_of(network, held_out.u), scale))
+        scale = log_max_phi(network, learnt, training, worker.device)
+        p_logits.append(rescale_logits(logits_of(network, held_out.p[:, 0], worker.device), scale))
+        u_logits.append(rescale_logits(logits_of(network, held_out.u, worker.device), scale))
 
     if trunk is not None:
         trunk = replace(trunk, pixels=learnt)
-    fit_selector(features.take(*rest), training, trunk, Callbacks(steps, score))
+    fit_selector(features.take(*rest), training, trunk, Callbacks(steps, score), worker)
     return HeldOut(steps, p_rows, u_rows, np.stack(p_logits), np.stack(u_logits), (began, time.time()))
 
 
@@ -137,9 +153,12 @@ class FitReport:
     bootstrap: tuple[Calibration, ...]
     """Refits on resampled P and units, each with its own prior."""
     p_logits: np.ndarray
+    """Held out, as `pu_logit`: blended, if they are."""
     p_weights: np.ndarray
     """By which P stands for the relevant images of U, float64 [n_p], mean 1."""
     u_logits: np.ndarray
+    blend: Blend | None = None
+    """How they were."""
 
     def taking(self, share: float) -> FitReport:
         """The same with the threshold, 0, where it takes this share of U: all logits are moved alike."""
@@ -178,16 +197,28 @@ def assess_fit(held_out: Sequence[HeldOut], groups: Groups, verdict: Verdict, tr
         curve.append(proxy_accuracy(torch.from_numpy(p), torch.from_numpy(u), verdict.train))
     best = latest_good(curve, pooled(int(np.argmax(curve)))[0], verdict.train)
     p, u = pooled(best)
+    blend = None
+    if groups.tails is not None:
+        blend = Blend.learn(p, u, groups.tails)
+        p, u = blend(p, groups.tails.p), blend(u, groups.tails.u)
     binned, rng = Binned.of(p, u), np.random.default_rng(training.seed)
-    probability = binned.fit(verdict.prior)[0](u)
-    p_weights = class_weights(probability, groups.p_classes, groups.u_classes)
-    calibration, _ = binned.fit(verdict.prior, p_weights)
+    p_weights = groups.p_weights
+    if p_weights is None:
+        probability = binned.fit(verdict.prior)[0](u)
+        p_weights = class_weights(probability, groups.p_classes, groups.u_classes)
+
+    def fitted(prior: float, divergence: float, weights: np.ndarray, u_weights: np.ndarray | None) -> Calibration:
+        tilt = tilt_of(divergence, p)
+        return replace(binned.fit(prior, tilted(weights, p, tilt), u_weights)[0], tilt=tilt)
+
+    calibration = fitted(verdict.prior, verdict.bias_of_logits(), p_weights, None)
     refits = [
-        binned.fit(
+        fitted(
             verdict.drawn_prior(rng),
+            verdict.drawn_bias_of_logits(rng),
             p_weights * resample_weights(rng, len(p)),
             resample_weights(rng, len(u), groups.units),
-        )[0]
+        )
         for _ in range(BOOTSTRAPS)
     ]
     return FitReport(
@@ -201,4 +232,5 @@ def assess_fit(held_out: Sequence[HeldOut], groups: Groups, verdict: Verdict, tr
         p_logits=p,
         p_weights=p_weights,
         u_logits=u,
+        blend=blend,
     )

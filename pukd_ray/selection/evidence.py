@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import ndtri
-from sklearn.decomposition import PCA
 
 from pukd_ray.selection.calibration import Binned, Calibration, resample_weights
 
@@ -180,8 +179,8 @@ class TwoSample:
 
     @property
     def upper(self) -> float:
-        """Of the AUC, 95 %."""
-        return self.auc + LEVEL * self.error
+        """Of the AUC, 95 %; below 1/2 is chance, and no evidence against a bias."""
+        return max(self.auc, 0.5) + LEVEL * self.error
 
 
 def divergence(auc: float) -> float:
@@ -206,6 +205,8 @@ def two_sample(
     v = np.concatenate([p_weights / p_weights.mean(), np.ones(len(u))])
     is_p = np.arange(len(x)) < len(p)
     x = (x - x.mean(0)) / np.maximum(x.std(0), 1e-4)
+    from sklearn.decomposition import PCA  # here: most processes that import this module do without, a second less
+
     x = PCA(min(40, *x.shape), random_state=seed).fit_transform(x)
     x /= np.maximum(x.std(0), 1e-6)
     fold = np.concatenate([rng.permutation(np.arange(n) % folds) for n in (len(p), len(u))])

@@ -17,39 +17,42 @@ import pyarrow.parquet as pq
 from pukd_ray.config import SelectorConfig, TeacherConfig
 from pukd_ray.corpus.streaming import scatter_rows
 from pukd_ray.errors import RunError
-from pukd_ray.networks.actor import TeacherActor, teacher_prediction
+from pukd_ray.networks.actor import TeacherActor
 from pukd_ray.run.folder import RunFolder
+from pukd_ray.runtime.devices import Precision
 from pukd_ray.selection.views import random_views
 
 
 class ExtractFeatures(TeacherActor):
     """Multi-scale features and the teacher's opinion of each row; of positives, features of all views."""
 
-    def __init__(self, teacher: TeacherConfig, weights: Any, selector: SelectorConfig, seed: int) -> None:
-        super().__init__(teacher, weights, selector.grid)
+    def __init__(
+        self, teacher: TeacherConfig, weights: Any, selector: SelectorConfig, seed: int, precision: Precision
+    ) -> None:
+        super().__init__(teacher, weights, selector.grid, precision)
         self._selector, self._seed = selector, seed
 
     def work(self, table: pa.Table) -> pa.Table:
         """Decoded rows -> rows of `selector/features/`."""
-        table, readable, pixels, features, logits = self.forward(table)
-        label, confidence, entropy = teacher_prediction(logits)
+        table, readable, pixels, found = self.forward(table)
+        features = found["features"]
         is_p = np.array([role == "positives" for role in table.column("role").to_pylist()])[readable]
         shown: list[np.ndarray] = list(pixels)
         cached = [as_half(row) for row in features]
         if is_p.any():
             seeds = np.array(table.column("content_hash").filter(pa.array(readable)).to_pylist())[is_p] + self._seed
             views = random_views(pixels[is_p], self._selector.augment, self._selector.views, seeds)
-            others = [self.extract(views[:, v])[0] for v in range(1, views.shape[1])]
+            others = [self.run(views[:, v])["features"] for v in range(1, views.shape[1])]
             of_views = as_half(np.stack([features[is_p], *others], 1))
             for i, view, row in zip(np.flatnonzero(is_p), views, of_views, strict=True):
                 shown[i], cached[i] = view, row
         columns = {
             "features": _as_bytes(cached, readable),
-            "last_tap": _as_bytes(list(as_half(self.last_tap(features))), readable),
+            "last_tap": _as_bytes(list(as_half(self.teacher.last_tap(features))), readable),
             "pixels": _as_bytes(shown if self._selector.trunk == "finetune" else None, readable),
-            "teacher_label": scatter_rows(label, readable, pa.int32()),
-            "teacher_confidence": scatter_rows(confidence, readable, pa.float32()),
-            "teacher_entropy": scatter_rows(entropy, readable, pa.float32()),
+            "teacher_label": scatter_rows(found["teacher_label"], readable, pa.int32()),
+            "teacher_confidence": scatter_rows(found["teacher_confidence"], readable, pa.float32()),
+            "teacher_entropy": scatter_rows(found["teacher_entropy"], readable, pa.float32()),
         }
         table = table.drop_columns(["image", "source"])
         for name, column in columns.items():
@@ -64,11 +67,11 @@ def as_half(features: np.ndarray) -> np.ndarray:
 
 
 def _as_bytes(rows: list[np.ndarray] | None, readable: np.ndarray) -> pa.Array:
-    """Raw bytes of the readable rows, nulls in the others; all nulls for None."""
+    """Raw bytes of the readable rows, nulls in the others; all nulls for None. Many views of P may be over 2 GiB."""
     if rows is None:
-        return pa.nulls(len(readable), pa.binary())
+        return pa.nulls(len(readable), pa.large_binary())
     values = iter(rows)
-    return pa.array([next(values).tobytes() if good else None for good in readable], pa.binary())
+    return pa.array([next(values).tobytes() if good else None for good in readable], pa.large_binary())
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,10 @@ class Features:
     """uint8 [n_p, views, C * H * W], where the trunk is fine-tuned."""
     u_pixels: np.ndarray | None
     """uint8 [n_u, C * H * W], likewise."""
+    p_units: np.ndarray
+    """Unit of each positive."""
+    p_rows: np.ndarray
+    """Its row there, int64 [n_p]."""
     p_labels: np.ndarray
     p_teacher: np.ndarray
     """The teacher's label of each positive, int64 [n_p]."""
@@ -110,20 +117,40 @@ class Features:
     """Unit of each row of U."""
     u_relevant: np.ndarray
     """Truth of U where it is given: 1, 0, or -1."""
+    known: np.ndarray | None
+    """Images that people found irrelevant, float16 [n, C]; no part of U."""
+    known_pixels: np.ndarray | None
+    """uint8 [n, C * H * W], where the trunk is fine-tuned."""
+    known_rows: np.ndarray
+    """Row of each in the file of labelled images, int64 [n]."""
+
+
+LABELS = "labels"
+"""Unit of the images of the corpus that people labelled: those found relevant have the role of P."""
 
 
 def load_features(folder: RunFolder, files: list[str]) -> Features:
     """Read the feature cache; sorted by id, so that nothing depends on the order in which blocks came."""
-    table, is_p = _read_cache(folder, files, "features", "pixels", "label", "teacher_label", "relevant", "unit")
-    p, u = _stacked(table, "features", is_p, np.float16)
-    p_pixels, u_pixels = _stacked(table, "pixels", is_p, np.uint8)
-    assert p is not None
-    assert u is not None
-    labels = np.array([int(v) if p else -1 for v, p in zip(table.column("label").to_pylist(), is_p, strict=True)])
-    teacher = table.column("teacher_label").to_numpy()
-    truth = np.array([-1 if v is None else int(v) for v in table.column("relevant").to_pylist()])
-    units = np.array(table.column("unit").to_pylist())
-    return Features(p, u, p_pixels, u_pixels, labels[is_p], teacher[is_p], teacher[~is_p], units[~is_p], truth[~is_p])
+    p, u, known = _read_cache(folder, files, "label", "teacher_label", "relevant")
+    of_p, of_u, of_known = _stacked(folder, files, "features", np.float16, p, u, known)
+    p_pixels, u_pixels, known_pixels = _stacked(folder, files, "pixels", np.uint8, p, u, known)
+    assert of_u is not None
+    return Features(
+        p=_views(of_p, of_u),
+        u=of_u,
+        p_pixels=None if u_pixels is None else _views(p_pixels, u_pixels),
+        u_pixels=u_pixels,
+        p_units=np.array(p.column("unit").to_pylist()),
+        p_rows=p.column("source_row").to_numpy(),
+        p_labels=np.array([int(v) for v in p.column("label").to_pylist()]),
+        p_teacher=p.column("teacher_label").to_numpy(),
+        u_teacher=u.column("teacher_label").to_numpy(),
+        u_units=np.array(u.column("unit").to_pylist()),
+        u_relevant=np.array([-1 if v is None else int(v) for v in u.column("relevant").to_pylist()]),
+        known=of_known,
+        known_pixels=None if u_pixels is None else known_pixels,
+        known_rows=known.column("source_row").to_numpy(),
+    )
 
 
 def load_last_tap(folder: RunFolder, files: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -131,40 +158,63 @@ def load_last_tap(folder: RunFolder, files: list[str]) -> tuple[np.ndarray, np.n
 
     RunError if the cache was made by a version that did not keep it.
     """
-    with folder.fs.open_input_file(folder.path(files[0])) as source:
+    with folder.open(files[0]) as source:
         if "last_tap" not in pq.read_schema(source).names:
             raise RunError(
                 f"selector: the features in {folder.display} are of an older version, without what this selection.rule "
                 "is fitted to: --redo selector makes them anew"
             )
-    table, is_p = _read_cache(folder, files, "last_tap", "label")
-    p, u = _stacked(table, "last_tap", is_p, np.float16)
-    assert p is not None
-    assert u is not None
-    labels = np.array([int(v) for v in table.column("label").filter(pa.array(is_p)).to_pylist()], np.int64)
-    return p[:, 0].astype(np.float32), u.astype(np.float32), labels
+    p, u, _ = _read_cache(folder, files, "label")
+    of_p, of_u = _stacked(folder, files, "last_tap", np.float16, p, u)
+    assert of_p is not None
+    assert of_u is not None
+    labels = np.array([int(v) for v in p.column("label").to_pylist()], np.int64)
+    return of_p.astype(np.float32), of_u.astype(np.float32), labels
 
 
 _ORDER = ("role", "unit", "source_row", "image_id")
 
 
-def _read_cache(folder: RunFolder, files: list[str], *columns: str) -> tuple[pa.Table, np.ndarray]:
-    """(`columns` of the readable rows, sorted by id; which of them are P, bool [n])."""
+def _read_cache(folder: RunFolder, files: list[str], *columns: str) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """`columns`, `_ORDER` and `place` of the readable rows of P, of U and of known negatives, each sorted by id.
+
+    `place` counts rows over all files: features are fetched from there by `_stacked`, as there may be more of them than
+    the 2 GiB that Arrow sorts at once.
+    """
     names = [*dict.fromkeys([*_ORDER, "error", *columns])]
     table = pa.concat_tables([folder.read_table(f, names) for f in files])
+    table = table.append_column("place", pa.array(np.arange(table.num_rows)))
     table = table.filter(pc.is_null(table.column("error"))).sort_by([(name, "ascending") for name in _ORDER])
-    return table, np.array(table.column("role").to_pylist()) == "positives"
+    is_p = pc.equal(table.column("role"), "positives")
+    is_known = pc.and_not(pc.equal(table.column("unit"), LABELS), is_p)
+    return table.filter(is_p), table.filter(pc.invert(pc.or_(is_p, is_known))), table.filter(is_known)
 
 
-def _stacked(table: pa.Table, name: str, is_p: np.ndarray, kind: type) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """(P [n_p, views, width], U [n_u, width]) of a column of raw bytes; None where it is empty."""
-    column = table.column(name)
-    if column.null_count:
-        return None, None
-    raw = column.to_pylist()
-    p, u = ([row for row, here in zip(raw, mask, strict=True) if here] for mask in (is_p, ~is_p))
-    width = len(u[0]) // np.dtype(kind).itemsize if u else -1
-    stacked_p: np.ndarray = (
-        np.frombuffer(b"".join(p), kind).reshape(len(p), -1, width) if p else np.zeros((0, 1, width), kind)
-    )
-    return stacked_p, np.frombuffer(b"".join(u), kind).reshape(len(u), width)
+def _stacked(folder: RunFolder, files: list[str], name: str, kind: type, *tables: pa.Table) -> list[np.ndarray | None]:
+    """[n, width] of a column of raw bytes, for the rows of each table; None where it is empty. A file at a time."""
+    stacked: list[np.ndarray | None] = [np.zeros((0, 0), kind) for _ in tables]
+    places = [table.column("place").to_numpy() for table in tables]
+    orders = [np.argsort(place) for place in places]
+    begin = 0
+    for file in files:
+        column = folder.read_table(file, [name]).column(name)
+        for number, (place, order) in enumerate(zip(places, orders, strict=True)):
+            first, last = np.searchsorted(place, [begin, begin + len(column)], sorter=order)
+            for target in order[first:last].tolist():
+                into, raw = stacked[number], column[int(place[target]) - begin]
+                if into is None or not raw.is_valid:
+                    stacked[number] = None
+                    break
+                row: np.ndarray = np.frombuffer(raw.as_buffer(), kind)
+                if not len(into):
+                    into = stacked[number] = np.empty((len(place), len(row)), kind)
+                into[target] = row
+        begin += len(column)
+    return stacked
+
+
+def _views(p: np.ndarray | None, u: np.ndarray) -> np.ndarray:
+    """P [n_p, views, width] of [n_p, views * width], as wide as U [n_u, width]."""
+    assert p is not None
+    width = max(1, u.shape[1])
+    return p.reshape(len(p), p.shape[1] // width, width)

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pukd_ray.networks.selector import DROPOUT
+from pukd_ray.networks.selector import DROPOUT, moments
 from pukd_ray.runtime.batches import EndlessOrder
+from pukd_ray.runtime.devices import ALONE, Worker, to_device
 from pukd_ray.runtime.timing import Span
-from pukd_ray.selection.training import P_SHARE, WEIGHT_DECAY, Examples, Training
+from pukd_ray.selection.training import P_SHARE, WEIGHT_DECAY, Examples, Training, as_floats, drawn, dropout_mask
 
 WIDTH = 64  # of each network's hidden layer; a wider one moves no valley, a narrower one blunts it
 # Log-spaced where no boundary ever had a gap (below 0.03), in steps of about 1.5 where the valley has to be found.
@@ -34,7 +35,7 @@ class GridHead(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, u: np.ndarray, count: int, seed: int, width: int = WIDTH) -> None:
+    def __init__(self, u: np.ndarray | Tensor, count: int, seed: int, width: int = WIDTH) -> None:
         super().__init__()
         channels, hidden = u.shape[1], max(8, width // 16)
         generator = torch.Generator().manual_seed(seed)
@@ -46,9 +47,14 @@ class GridHead(nn.Module):
         self.first, self.first_bias = alike(width, channels, fan=channels), alike(width, fan=channels)
         self.reduce, self.expand = alike(width, hidden, fan=width), alike(hidden, width, fan=hidden)
         self.classify, self.bias = alike(width, fan=width), alike(fan=width)
-        std = u.astype(np.float32).std(0, dtype=np.float64)
-        self.register_buffer("mean", torch.from_numpy(u.mean(0, dtype=np.float64)).float())
-        self.register_buffer("std", torch.from_numpy(np.where(std > 1e-4, std, 1.0)).float())
+        if isinstance(u, np.ndarray):
+            mean = torch.from_numpy(u.mean(0, dtype=np.float64))
+            std = torch.from_numpy(u.astype(np.float32).std(0, dtype=np.float64))
+            std = torch.where(std > 1e-4, std, 1.0)
+        else:
+            mean, std = moments(u)
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("std", std.float())
 
     def forward(self, features: Tensor, kept: Tensor | None = None) -> Tensor:
         """As the class says; `kept` bool [B, C] is the dropout mask of training."""
@@ -71,10 +77,11 @@ def grid_risk(logits: Tensor, n_p: int, priors: Tensor) -> Tensor:
     return torch.where(r_minus < 0, -r_minus, priors * a + r_minus).sum()
 
 
-def fit_grid(features: Examples, training: Training, priors: Sequence[float]) -> GridHead:
+def fit_grid(features: Examples, training: Training, priors: Sequence[float], worker: Worker = ALONE) -> GridHead:
     """Train a selector for each of `priors`, as `training` says but for its prior, its loss and its width."""
-    head = GridHead(features.u, len(priors), training.seed)
-    optimizer = torch.optim.Adam(head.parameters(), lr=training.lr, weight_decay=WEIGHT_DECAY)
+    features = features.on(worker)
+    head = GridHead(features.u, len(priors), training.seed).to(worker.device)
+    optimizer = torch.optim.Adam(head.parameters(), lr=training.lr, weight_decay=WEIGHT_DECAY, fused=worker.fused)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.steps)
     n_p = round(training.batch_size * P_SHARE)
     p_order = EndlessOrder(len(features.p), n_p, training.seed, 0)
@@ -82,10 +89,13 @@ def fit_grid(features: Examples, training: Training, priors: Sequence[float]) ->
     rng = np.random.default_rng([training.seed, 3])
     for step in range(training.steps):
         views = rng.integers(0, features.p.shape[1], n_p)
-        rows = np.concatenate([features.p[p_order.batch(step), views], features.u[u_order.batch(step)]])
-        kept = torch.from_numpy(rng.random(rows.shape, np.float32) >= DROPOUT)
+        x = drawn(features, p_order.batch(step), views, u_order.batch(step), worker.device)
+        if worker.on_cpu:
+            kept = torch.from_numpy(rng.random(x.shape, np.float32) >= DROPOUT)
+        else:
+            kept = dropout_mask(len(x), x.shape[1], (training.seed, step), worker)
         at = torch.tensor([training.falling(prior, step + 1) for prior in priors])
-        objective = grid_risk(head(torch.from_numpy(rows.astype(np.float32)), kept), n_p, at)
+        objective = grid_risk(head(x, kept), n_p, to_device(at, worker.device))
         optimizer.zero_grad()
         objective.backward()
         optimizer.step()
@@ -94,10 +104,11 @@ def fit_grid(features: Examples, training: Training, priors: Sequence[float]) ->
 
 
 @torch.inference_mode()
-def grid_logits(head: GridHead, features: np.ndarray, batch: int = 4096) -> np.ndarray:
+def grid_logits(head: GridHead, features: np.ndarray | Tensor, batch: int = 4096) -> np.ndarray:
     """float32 [G, N] of features [N, C]."""
-    parts = [head(torch.from_numpy(features[i : i + batch].astype(np.float32))) for i in range(0, len(features), batch)]
-    return torch.cat(parts).t().contiguous().numpy()
+    place = head.first.device
+    parts = [head(as_floats(features[i : i + batch], place)) for i in range(0, len(features), batch)]
+    return torch.cat(parts).t().contiguous().cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -141,12 +152,17 @@ class Grid:
 
 
 def fit_grid_fold(
-    features: Examples, held_out: tuple[np.ndarray, np.ndarray], training: Training, priors: Sequence[float]
+    features: Examples,
+    held_out: tuple[np.ndarray, np.ndarray],
+    training: Training,
+    priors: Sequence[float],
+    worker: Worker = ALONE,
 ) -> GridFold:
     """Train on all but the rows (of P, of U) in `held_out`, score these; of P only the images themselves."""
     began = time.time()
+    features = features.on(worker)
     p_rows, u_rows = held_out
     rest = np.setdiff1d(np.arange(len(features.p)), p_rows), np.setdiff1d(np.arange(len(features.u)), u_rows)
-    head = fit_grid(features.take(*rest), training, priors)
+    head = fit_grid(features.take(*rest), training, priors, worker)
     p, u = grid_logits(head, features.p[p_rows, 0]), grid_logits(head, features.u[u_rows])
     return GridFold(p_rows, u_rows, p, u, (began, time.time()))

@@ -10,7 +10,7 @@ from pukd_ray.config import RunConfig
 from pukd_ray.errors import RunError
 from pukd_ray.runtime.console import say
 from pukd_ray.selection.crossfit import FitReport
-from pukd_ray.selection.features import Features
+from pukd_ray.selection.features import LABELS, Features
 from pukd_ray.selection.rules import RULES
 from pukd_ray.selection.verdict import Verdict
 
@@ -56,7 +56,8 @@ def check_teacher_agrees(light: Features, config: RunConfig) -> float:
     RunError where shifted labels or wrong preprocessing show; warns of classes without P and of a low share.
     """
     classes = config.teacher.num_classes
-    labels, teacher = light.p_labels, light.p_teacher
+    own = light.p_units != LABELS  # the class of images that joined is the teacher's word
+    labels, teacher = light.p_labels[own], light.p_teacher[own]
     agreement = float((labels == teacher).mean())
     missing = sorted(set(range(classes)) - set(labels.tolist()))
     if missing:

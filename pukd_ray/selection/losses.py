@@ -10,22 +10,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pukd_ray.selection.risk import naive_risk, nnpu_risk, vpu_risk
+from pukd_ray.selection.risk import known_risk, naive_risk, nnpu_risk, vpu_risk
 
 MIXUP = 0.3  # of Beta(MIXUP, MIXUP), VPU's share of U in its mixed inputs (Chen et al. 2020)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's part of a global batch, P first and then U, and what a loss may need beside it."""
+    """One rank's part of a global batch, first P, then U, then known negatives, and what a loss may need beside it."""
 
     forward: Callable[[Tensor, Tensor], Tensor]
     """(inputs [n, ...], dropout mask bool [n, channels]) -> logits [n]. To be called once: data-parallel training
     waits for one backward pass per forward pass."""
     inputs: Tensor
-    """float32 [B, ...]."""
+    """float32 [B + known negatives, ...]."""
     kept: Tensor
-    """Dropout mask, bool [B, channels]."""
+    """Dropout mask, bool, of the same rows, [.., channels]."""
     labels: Tensor
     """float32 [B]: +1 of P, -1 of U."""
     n_p: int
@@ -36,6 +36,8 @@ class Batch:
     """The same on all ranks, as long as all draw alike."""
     group: dist.ProcessGroup | None
     """The ranks that hold the global batch together."""
+    n_known: int = 0
+    """Known negatives of the global batch."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,16 @@ class Loss:
     """(value, objective) of a batch, as `pukd_ray.selection.risk` defines them."""
     rescales: bool = False
     """sigmoid(logit) is known up to a factor only, by which its maximum over the data becomes 1."""
+    knows: bool = False
+    """Known negatives serve it; to others none are given."""
 
 
 def _nnpu(batch: Batch) -> tuple[Tensor, Tensor]:
-    return nnpu_risk(batch.forward(batch.inputs, batch.kept), batch.labels, batch.prior, group=batch.group)
+    logits, n = batch.forward(batch.inputs, batch.kept), len(batch.labels)
+    value, objective = nnpu_risk(logits[:n], batch.labels, batch.prior, group=batch.group)
+    if batch.n_known:
+        objective = objective + known_risk(logits[n:], batch.prior, batch.n_known, group=batch.group)
+    return value, objective
 
 
 def _naive(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -71,7 +79,7 @@ def _vpu(batch: Batch) -> tuple[Tensor, Tensor]:
 LOSSES: Mapping[str, Loss] = {
     loss.name: loss
     for loss in (
-        Loss("nnpu", _nnpu),
+        Loss("nnpu", _nnpu, knows=True),
         Loss("naive", _naive),
         Loss("vpu", _vpu, rescales=True),
     )

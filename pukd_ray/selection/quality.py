@@ -5,6 +5,9 @@ By two estimators, which fail in different ways (docs/method.md, "Quality of a s
 - modelled: the mean of P(relevant) over the selection, and its sum there relative to its sum over all scored images;
 - counted: the recall of held-out P, and the precision it stands for, prior * recall / share selected. No model of the
   logits, but P, weighted, must look like the relevant images, and it has only as many steps as P has images.
+
+Both would be too high where P is a biased sample, which scores higher than the relevant images of U do: each refit of
+the calibration brings a `tilt` of P's weights, as large as the test of the assumption cannot rule out.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from pukd_ray.run.records import EstimatedQuality
-from pukd_ray.selection.calibration import Calibration, resample_weights
+from pukd_ray.selection.calibration import Calibration, resample_weights, tilted
 
 
 def estimate_quality(
@@ -47,6 +50,7 @@ def estimate_quality(
         inside, relevant = float(selected @ probability), float(everything @ probability)
         if not (n_selected and relevant):
             return [(0.0, 0.0)] * 2
+        weights = tilted(weights, p_logits, fit.tilt)
         recall = float(weights @ taken / weights.sum())
         return [(inside / n_selected, inside / relevant), (min(1.0, relevant * recall / n_selected), recall)]
 

@@ -16,6 +16,8 @@ import torch
 from pukd_ray.config import SelectorConfig
 from pukd_ray.networks.selector import PixelSelector, SelectorHead
 from pukd_ray.networks.teacher import dump_state
+from pukd_ray.runtime.devices import ALONE, Worker
+from pukd_ray.selection.blend import Blend, Tails
 from pukd_ray.selection.calibration import Calibration, carry_over, rescale_logits
 from pukd_ray.selection.crossfit import (
     FOLDS,
@@ -38,7 +40,17 @@ from pukd_ray.selection.training import (
     logits_of,
     seen_by,
 )
-from pukd_ray.selection.verdict import Evidence, Verdict, finer_priors, given, judge, weigh
+from pukd_ray.selection.verdict import (
+    Evidence,
+    LabelledPrior,
+    Verdict,
+    audited,
+    examine,
+    finer_priors,
+    given,
+    judge,
+    weigh,
+)
 
 GRID_STEPS = 300  # at 200 steps, batches of 384 and a width of 32 a task lost its valley that had one at these
 GRID_BATCH = 512
@@ -56,11 +68,13 @@ class FinalFit:
     log_max_phi: float
     """What `rescale_logits` needs."""
     u_logits: np.ndarray
-    """Logits of the sample of U, rescaled, float32 [n_u]."""
+    """`pu_logit` of the sample of U, float32 [n_u]."""
     risk_curve: tuple[tuple[int, float], ...] = ()
     """(step, risk of its global batch), where it was recorded."""
     trained_share: float = 0.0
     """Share of U above 0 as trained, before the threshold was set: next to none where the clamp won."""
+    blend: Blend | None = None
+    """How `u_logits` were blended, if they are."""
 
     @classmethod
     def of(
@@ -93,6 +107,13 @@ class FinalFit:
             trained_share,
         )
 
+    def blended(self, blend: Blend | None, tails: Tails | None) -> FinalFit:
+        """With the logits of U blended as the folds' were; of U as many stay positive."""
+        if blend is None or tails is None:
+            return self
+        fitted = blend.fitted_to(self.u_logits, tails.u)
+        return replace(self, u_logits=fitted(self.u_logits, tails.u), blend=fitted)
+
 
 @dataclass(frozen=True)
 class FittedSelector:
@@ -115,14 +136,18 @@ class Executor(Protocol):
     """Where the recipe's jobs run. It holds the features, the trunk and the groups of P and U; what a fold held out may
     be a reference to it, which only the executor looks into."""
 
+    @property
+    def needs_p(self) -> bool:
+        """Whether P stands for the relevant images of U in estimates; else labelled images do (`Groups.p_weights`)."""
+
     def fit_grid(self, name: str, training: Training, priors: Sequence[float]) -> Any:
         """`fit_grid_fold` for each fold, as a `Grid` or a reference to one."""
 
     def finer_priors(self, coarse: Any) -> Sequence[float]:
         """`verdict.finer_priors`."""
 
-    def weigh(self, coarse: Any, fine: Any, seed: int) -> Evidence:
-        """`verdict.weigh` of both grids."""
+    def weigh(self, grids: Sequence[Any], seed: int) -> Evidence:
+        """`verdict.weigh` of all grids together."""
 
     def fit_folds(self, name: str, training: Training) -> Sequence[Any]:
         """`fit_fold` for each fold."""
@@ -130,8 +155,8 @@ class Executor(Protocol):
     def assess_fit(self, held_out: Sequence[Any], verdict: Verdict, training: Training) -> FitReport:
         """`crossfit.assess_fit`."""
 
-    def fit_final(self, training: Training, take: float | None) -> FinalFit:
-        """Train on all of P and the sample; `take` as in `FinalFit.of`."""
+    def fit_final(self, training: Training, take: float | None, blend: Blend | None) -> FinalFit:
+        """Train on all of P and the sample; `take` as in `FinalFit.of`, `blend` as in `FinalFit.blended`."""
 
 
 @dataclass(frozen=True)
@@ -141,35 +166,42 @@ class InProcess:
     features: Examples
     groups: Groups
     trunk: Trunk | None = None
+    worker: Worker = ALONE
+
+    @property
+    def needs_p(self) -> bool:
+        """As `Executor` says."""
+        return self.groups.p_weights is None
 
     def fit_grid(self, name: str, training: Training, priors: Sequence[float]) -> Grid:
         """As `Executor` says."""
         del name  # no progress to show
         rows = [fold_rows(self.features, k, training.seed) for k in range(FOLDS)]
-        return Grid.of(priors, [fit_grid_fold(self.features, held_out, training, priors) for held_out in rows])
+        return Grid.of(priors, [fit_grid_fold(self.features, r, training, priors, self.worker) for r in rows])
 
     def finer_priors(self, coarse: Grid) -> tuple[float, ...]:
         """As `Executor` says."""
         return finer_priors(coarse)
 
-    def weigh(self, coarse: Grid, fine: Grid, seed: int) -> Evidence:
+    def weigh(self, grids: Sequence[Grid], seed: int) -> Evidence:
         """As `Executor` says."""
         groups = self.groups
-        return weigh(coarse.joined(fine), self.features, groups.p_classes, groups.u_classes, groups.units, seed)
+        return weigh(grids, self.features, groups.p_classes, groups.u_classes, groups.units, seed)
 
     def fit_folds(self, name: str, training: Training) -> list[HeldOut]:
         """As `Executor` says."""
         del name
-        return [fit_fold(self.features, k, training, self.trunk) for k in range(FOLDS)]
+        return [fit_fold(self.features, k, training, self.trunk, self.worker) for k in range(FOLDS)]
 
     def assess_fit(self, held_out: Sequence[HeldOut], verdict: Verdict, training: Training) -> FitReport:
         """As `Executor` says."""
         return assess_fit(held_out, self.groups, verdict, training)
 
-    def fit_final(self, training: Training, take: float | None) -> FinalFit:
+    def fit_final(self, training: Training, take: float | None, blend: Blend | None) -> FinalFit:
         """As `Executor` says."""
-        network = fit_selector(self.features, training, self.trunk)
-        return FinalFit.of(network, seen_by(self.features, self.trunk), training, take)
+        network = fit_selector(self.features, training, self.trunk, worker=self.worker)
+        final = FinalFit.of(network, seen_by(self.features, self.trunk), training, take, self.worker.device)
+        return final.blended(blend, self.groups.tails)
 
 
 def fit_and_calibrate(
@@ -177,6 +209,7 @@ def fit_and_calibrate(
     selector: SelectorConfig,
     seed: int,
     check_verdict: Callable[[Verdict], None] | None = None,
+    labels: LabelledPrior | None = None,
 ) -> FittedSelector:
     """Estimate the prior, choose the steps, train the selector on everything and calibrate it.
 
@@ -185,15 +218,10 @@ def fit_and_calibrate(
         selector: the config's `selector`.
         seed: of all that is random.
         check_verdict: sees the prior before the costly part, and may raise.
+        labels: the prior that people's labels tell, for `prior` audit.
     """
-    # 1. The prior, unless it is known: small selectors at a grid of priors, cross-fitted, coarse and then finer.
-    if selector.prior == "auto":
-        training = grid_training(selector, seed)
-        coarse = executor.fit_grid("priors", training, COARSE)
-        fine = executor.fit_grid("finer priors", training, executor.finer_priors(coarse))
-        verdict = judge(executor.weigh(coarse, fine, seed))
-    else:
-        verdict = given(float(np.clip(selector.prior, 1e-4, 1 - 1e-4)))
+    # 1. The prior.
+    verdict = conclude_prior(executor, selector, seed, labels)
     if check_verdict is not None:
         check_verdict(verdict)
 
@@ -203,21 +231,42 @@ def fit_and_calibrate(
     )
     folds = executor.fit_folds(selector.loss, training)
 
-    # 3. Their held-out logits choose the steps and calibrate.
+    # 3. Their held-out logits choose the steps, weigh what else is known of an image, and calibrate.
     fit = executor.assess_fit(folds, verdict, training)
+
+    if verdict.evidence is None:  # the same look at a prior that is given: what it makes of U, and whether P is like it
+        looked_at = Grid(np.array([verdict.train]), fit.p_logits[None], fit.u_logits[None])
+        verdict = examine(verdict, executor.weigh([looked_at], seed), needs_p=executor.needs_p)
+        if executor.needs_p:  # a bias that is found tilts the calibration
+            fit = executor.assess_fit(folds, verdict, training)
 
     # 4. The selector on all of P, stopped where the folds were best, on the schedule that they followed. Its boundary
     # is where it belongs if U has a gap there. Else ranking and threshold are two decisions: it was trained with a
     # generous prior, and would take too many.
     training = replace(training, steps=fit.steps, horizon=training.steps)
     take = None if verdict.has_gap or LOSSES[selector.loss].rescales else verdict.prior
-    final = executor.fit_final(training, take)
+    final = executor.fit_final(training, take, fit.blend)
     if take is not None:
         fit = fit.taking(take)
 
     # 5. Its logits differ a little from the folds': the calibration is carried over to them.
     calibration, bootstrap = carry_over(fit.calibration, fit.bootstrap, final.u_logits, verdict.prior)
     return FittedSelector(verdict, fit, training, final, calibration, bootstrap)
+
+
+def conclude_prior(
+    executor: Executor, selector: SelectorConfig, seed: int, labels: LabelledPrior | None = None
+) -> Verdict:
+    """The prior, unless it is known: small selectors at a grid of priors, cross-fitted, coarse and then finer."""
+    if selector.prior == "audit":
+        assert labels is not None
+        return audited(labels)
+    if selector.prior != "auto":
+        return given(float(np.clip(selector.prior, 1e-4, 1 - 1e-4)))
+    training = grid_training(selector, seed)
+    coarse = executor.fit_grid("priors", training, COARSE)
+    fine = executor.fit_grid("finer priors", training, executor.finer_priors(coarse))
+    return judge(executor.weigh([coarse, fine], seed))
 
 
 def grid_training(selector: SelectorConfig, seed: int) -> Training:

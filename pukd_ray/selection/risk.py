@@ -22,6 +22,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+KNOWN = 0.3
+"""What known negatives weigh beside U (docs/method.md, "Quality of a selection")."""
+
 
 def nnpu_risk(
     logits: Tensor,
@@ -94,6 +97,22 @@ def nnpu_risk(
     else:
         value, objective = r_plus + r_minus, local_r_plus + local_r_minus
     return _scalars(logits, value, ranks * objective)
+
+
+def known_risk(logits: Tensor, prior: float, count: int, *, group: dist.ProcessGroup | None = None) -> Tensor:
+    """``KNOWN * (1 - prior) * mean s(z)`` over known negatives: what they add to the objective of `nnpu_risk`.
+
+    A part of the risk on negatives, seen instead of estimated: the convex combination of Sakai et al. (2017) up to its
+    scale.
+
+    Args:
+        logits: this rank's, [n].
+        prior: share of positives in U.
+        count: known negatives of the global batch, on all ranks.
+        group: as in `nnpu_risk`.
+    """
+    ranks = 1 if group is None else dist.get_world_size(group)
+    return KNOWN * (1 - prior) * ranks / count * torch.sigmoid(logits).sum()
 
 
 def naive_risk(logits: Tensor, labels: Tensor, *, group: dist.ProcessGroup | None = None) -> tuple[Tensor, Tensor]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,15 +18,21 @@ from pukd_ray.corpus.reading import ReadRequest, content_hash
 from pukd_ray.corpus.streaming import Pass, scatter_rows, stream
 from pukd_ray.corpus.units import Unit
 from pukd_ray.errors import RunError
-from pukd_ray.networks.actor import TeacherActor, teacher_prediction
+from pukd_ray.networks.actor import TeacherActor
 from pukd_ray.run.folder import RunFolder, scores_schema
 from pukd_ray.runtime.console import progress, say
-from pukd_ray.runtime.metrics import record
-from pukd_ray.runtime.timing import Span, Stopwatch, covered_seconds
+from pukd_ray.runtime.devices import Precision
+from pukd_ray.runtime.timing import Stopwatch, covered_seconds
+from pukd_ray.selection.blend import Blend, Nearness
 from pukd_ray.selection.calibration import Calibration, from_json, rescale_logits
 from pukd_ray.selection.chunks import chunk_markers, rules_of_pass
+from pukd_ray.selection.committing import ATTEMPTS, ChunkLedger, WriteScores, delete_unfinished, merge_attempt
+from pukd_ray.selection.drift import describe_drift, drift_of_chunks, load_reference
 from pukd_ray.selection.features import as_half, load_last_tap
 from pukd_ray.selection.rules import RULES
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHUNK_SECONDS = 600.0
 KEPT_OF_THE_REST = 1e-4
@@ -42,14 +46,16 @@ class ScoreImages(TeacherActor):
         teacher: TeacherConfig,
         weights: Shared,
         grid: int | Literal["auto"],
+        precision: Precision,
         head: bytes,
         trunk: bytes | None,
         calibration: Calibration,
         keep: str,
         keep_above: float,
         fitted: Mapping[str, Shared],
+        blend: tuple[Blend, Shared] | None,
     ) -> None:
-        super().__init__(teacher, weights, grid)
+        super().__init__(teacher, weights, grid, precision)
         from pukd_ray.networks.selector import SelectorHead
         from pukd_ray.networks.teacher import Teacher, load_state
 
@@ -58,51 +64,50 @@ class ScoreImages(TeacherActor):
         self._head = SelectorHead(state["mean"].numel())
         self._head.load_state_dict(state)
         self._head.to(self.teacher.device).eval()
-        self._trunk = None if trunk is None else Teacher(teacher, trunk, self.teacher.device, grid)
+        self._trunk = None if trunk is None else Teacher(teacher, trunk, self.teacher.device, grid, precision)
+        self._blend = None if blend is None else (blend[0], Nearness.load(blend[1].get()))
         self._calibration, self._kept, self._keep_above = calibration, keep, keep_above
         self._fitted = {rule: arrays.get() for rule, arrays in fitted.items()}
 
-    def extract(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Features of the fine-tuned trunk, if there is one; all else is the teacher's.
+    def columns(self, pixels: Tensor, precision: Precision | None = None) -> dict[str, Tensor]:
+        """As `TeacherActor.columns`: the PU logit and the teacher's opinion; where rules have a scorer, also what it
+        looks at. Features are those of the fine-tuned trunk, if there is one; all else is the teacher's."""
+        from pukd_ray.networks.selector import through_half
+        from pukd_ray.networks.teacher import all_finite, teacher_opinion
 
-        Where rules have a scorer, its last tap comes after the features.
-        """
-        features, logits = super().extract(pixels)
-        last_tap = self.last_tap(features) if self._fitted else None
-        if self._trunk is not None:
-            features = self._trunk(pixels)[0].cpu().numpy()
-        return (features if last_tap is None else np.concatenate([features, last_tap], 1)), logits
+        features, logits = self.teacher(pixels, precision)
+        seen = features if self._trunk is None else self._trunk(pixels, precision)[0]
+        found = {"finite": all_finite(features, seen, logits), "z": self._head(through_half(seen))}
+        found |= teacher_opinion(logits)
+        if self._fitted or self._blend:
+            channels, cells = self.teacher.extractor.last_tap
+            found |= {"last_tap": features[:, -channels * cells :], "logits": logits}
+        return found
 
-    def logits(self, features: np.ndarray) -> np.ndarray:
-        """PU logits float32 [n] of features [n, C]."""
-        import torch
+    def logits(self, found: Mapping[str, np.ndarray]) -> np.ndarray:
+        """PU logits float32 [n] of what `columns` found, blended with nearness to P if that is asked for."""
+        z = rescale_logits(found["z"], self._log_max_phi)
+        if self._blend is None or not len(z):
+            return z
+        blend, nearness = self._blend
+        return blend(z, nearness.tails(self._seen_last_tap(found)))
 
-        if not len(features):
-            return np.zeros(0, np.float32)
-        with torch.inference_mode():
-            # Through float16 as the features that the head was trained on.
-            z: np.ndarray = (
-                self._head(torch.from_numpy(as_half(features)).to(self.teacher.device).float()).cpu().numpy()
-            )
-        return rescale_logits(z, self._log_max_phi)
+    def _seen_last_tap(self, found: Mapping[str, np.ndarray]) -> np.ndarray:
+        """float32 [n, C], through float16 as the features that all was fitted to."""
+        return as_half(self.teacher.last_tap(found["last_tap"])).astype(np.float32)
 
     def work(self, table: pa.Table) -> pa.Table:
         """Same rows, with scores or the reason why there are none."""
-        table, readable, _, features, logits = self.forward(table)
-        features, last_tap = np.split(features, [self._head.channels], 1)
-        pu_logit = self.logits(features)
+        table, readable, _, found = self.forward(table)
+        pu_logit = self.logits(found)
         probability = self._calibration(pu_logit).astype(np.float32)
-        label, confidence, entropy = teacher_prediction(logits)
         columns = {
             "pu_logit": scatter_rows(pu_logit, readable, pa.float32()),
             "pu_probability": scatter_rows(probability, readable, pa.float32()),
-            "teacher_label": scatter_rows(label, readable, pa.int32()),
-            "teacher_confidence": scatter_rows(confidence, readable, pa.float32()),
-            "teacher_entropy": scatter_rows(entropy, readable, pa.float32()),
-            **{
-                rule: scatter_rows(self._scores(rule, last_tap, logits), readable, pa.float32())
-                for rule in self._fitted
-            },
+            "teacher_label": scatter_rows(found["teacher_label"], readable, pa.int32()),
+            "teacher_confidence": scatter_rows(found["teacher_confidence"], readable, pa.float32()),
+            "teacher_entropy": scatter_rows(found["teacher_entropy"], readable, pa.float32()),
+            **{rule: scatter_rows(self._scores(rule, found), readable, pa.float32()) for rule in self._fitted},
         }
         kept = np.zeros(len(readable), bool)
         if self._kept == "all":
@@ -117,13 +122,13 @@ class ScoreImages(TeacherActor):
         table = table.set_column(table.schema.get_field_index("image"), "image", image)
         return table.select([*scores_schema(list(self._fitted)).names, "unit"])
 
-    def _scores(self, rule: str, last_tap: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        """A rule's own scores float32 [n] of the last tap [n, C] and the teacher's logits [n, K]."""
+    def _scores(self, rule: str, found: Mapping[str, np.ndarray]) -> np.ndarray:
+        """A rule's own scores float32 [n] of what `columns` found."""
         scorer = RULES[rule].scorer
         assert scorer is not None
-        # Through float16 as the features that the scorer was fitted to.
-        seen = as_half(last_tap).astype(np.float32)
-        return scorer.score(self._fitted[rule], seen, logits) if len(seen) else np.zeros(0, np.float32)
+        if not len(found["z"]):
+            return np.zeros(0, np.float32)
+        return scorer.score(self._fitted[rule], self._seen_last_tap(found), found["logits"])
 
 
 @ray.remote(num_cpus=1, num_returns=2)
@@ -142,29 +147,9 @@ def fit_scorers(folder: RunFolder, rules: Sequence[str]) -> dict[str, Shared]:
     return {rule: Shared(fitted) for rule, (fitted, _) in fits.items()}
 
 
-_LEDGER_SCHEMA = pa.schema([("file", pa.string()), ("units", pa.string()), ("reasons", pa.string())])
-
-
-@dataclass(frozen=True)
-class WriteScores:
-    """Writes one file of `scores/` per block and returns what is in it."""
-
-    folder: RunFolder
-    chunk: str
-    rules: tuple[str, ...]
-    """Those with a column of their own."""
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Score rows -> one ledger row."""
-        # A retried task writes under another name; files that no ledger row names are deleted.
-        name = f"scores/{self.chunk}-{uuid.uuid4().hex[:12]}.parquet"
-        schema = scores_schema(self.rules)
-        self.folder.write_table(name, table.select(schema.names).cast(schema))
-        units = Counter(table.column("unit").to_pylist())
-        reasons = Counter(e.partition(":")[0] for e in table.column("error").to_pylist() if e is not None)
-        return pa.table(
-            {"file": [name], "units": [json.dumps(units)], "reasons": [json.dumps(reasons)]}, schema=_LEDGER_SCHEMA
-        )
+def _read_blend(folder: RunFolder) -> tuple[Blend, Shared]:
+    nearness = folder.read_bytes("selector/nearness.npz")
+    return Blend(**folder.read_json("selector/blend.json")), Shared.of(nearness)
 
 
 def score_corpus(run: RunContext) -> dict[str, Any]:
@@ -172,14 +157,13 @@ def score_corpus(run: RunContext) -> dict[str, Any]:
 
     RunError if more images are unreadable than `score.max_rejected` allows; RuntimeError if rows got lost.
     """
-    from pukd_ray.storage import read_bytes
-
     folder, config = run.folder, run.config
     corpus = [u for u in run.units_of("corpus") if u.rows]
     markers = chunk_markers(folder)
     finished = {unit for marker in markers for unit in marker["units"]}
     pending = [u for u in corpus if u.unit_id not in finished]
-    _delete_unfinished(folder, markers)
+    folder.delete_folder(ATTEMPTS)
+    _check_rejected(config, markers)
     total, done = sum(u.rows for u in corpus), sum(u.rows for u in corpus if u.unit_id in finished)
     if finished and pending:
         say(f"          {done:,} of {total:,} images are scored already, in {len(markers)} chunks")
@@ -189,52 +173,51 @@ def score_corpus(run: RunContext) -> dict[str, Any]:
         config.teacher,
         run.weights,
         config.selector.grid,
-        read_bytes(folder.fs, folder.path("selector/head.pt")),
-        read_bytes(folder.fs, folder.path("selector/trunk.pt")) if config.selector.trunk == "finetune" else None,
+        config.resources.precision,
+        folder.read_bytes("selector/head.pt"),
+        folder.read_bytes("selector/trunk.pt") if config.selector.trunk == "finetune" else None,
         calibration,
         config.score.keep_images,
         config.score.keep_above,
         fit_scorers(folder, rules) if pending else {},
+        _read_blend(folder) if config.selector.blend else None,
     )
-    rate = _first_rate(folder)
+    reference = load_reference(folder)
+    is_new = reference is not None and any(unit.unit_id not in reference.known for unit in pending)
+    edges = reference.edges if reference is not None and is_new else None
+    rate, warned = _first_rate(folder), False
     with progress("score", total, "images", done) as bar:
         while pending:
             size = config.score.chunk_images or max(1, int(rate * CHUNK_SECONDS))
             chunk, pending = _take(pending, size)
-            name = f"{len(markers):05d}"
-            watch = Stopwatch()
-            files: list[str] = []
-            rows: Counter[str] = Counter()
-            reasons: Counter[str] = Counter()
-            spans: list[Span] = []
-            work = Pass("score", ScoreImages, arguments, WriteScores(folder, name, rules))
+            name = f"{1 + max((int(marker['chunk']) for marker in markers), default=-1):05d}"
+            attempt = f"{ATTEMPTS}/{name}-{uuid.uuid4().hex[:8]}"
+            watch, ledger = Stopwatch(), ChunkLedger()
+            work = Pass("score", ScoreImages, arguments, WriteScores(folder, attempt, rules, edges))
             for part in stream(run, work, [ReadRequest(u) for u in chunk]):
-                spans += part.spans
-                for entry in part.entries:
-                    files.append(entry["file"])
-                    counts, rejected = json.loads(entry["units"]), json.loads(entry["reasons"])
-                    rows.update(counts)
-                    reasons.update(rejected)
-                    record("images_scored", sum(counts.values()) - sum(rejected.values()))
-                    for reason, number in rejected.items():
-                        record("images_rejected", number, reason=reason)
-                    bar.update(sum(counts.values()))
-            _check_conservation(chunk, rows)
-            marker = {
+                bar.update(ledger.add(part))
+            new = reference.tally_of(chunk, ledger.scores) if reference is not None and is_new else None
+            marker: dict[str, Any] = {
                 "chunk": name,
                 "units": [u.unit_id for u in chunk],
-                "files": sorted(files),
+                "files": merge_attempt(folder, name, chunk, ledger, rules),
                 "columns": list(rules),
-                "n_rows": sum(rows.values()),
-                "rejected_by_reason": dict(reasons),
+                "n_rows": ledger.rows.total(),
+                "rejected_by_reason": dict(ledger.reasons),
+                "new": None if new is None else new.to_json(),
                 "seconds": round(watch.seconds, 3),
-                "computing_seconds": round(covered_seconds(spans), 3),
+                "computing_seconds": round(covered_seconds(ledger.spans), 3),
             }
-            folder.write_json(f"markers/score/{name}.json", marker)
+            _check_rejected(config, [*markers, marker])
+            folder.commit_json(f"markers/score/{name}.json", marker)
             markers.append(marker)
-            rate = sum(rows.values()) / watch.seconds
-            _delete_unfinished(folder, markers)
-            _check_rejected(config, markers)
+            folder.delete_folder(attempt)
+            rate = marker["n_rows"] / watch.seconds
+            drift = drift_of_chunks(reference, markers)
+            if drift is not None and drift["found"] and not warned:
+                warned = True
+                say(f"          warning: {describe_drift(drift)}")
+    delete_unfinished(folder, markers)
     return summarise(markers)
 
 
@@ -269,23 +252,6 @@ def _take(pending: list[Unit], size: int) -> tuple[list[Unit], list[Unit]]:
     return pending[:count], pending[count:]
 
 
-def _delete_unfinished(folder: RunFolder, markers: list[dict[str, Any]]) -> None:
-    known = {file for marker in markers for file in marker["files"]}
-    for file in folder.files("scores"):
-        if file not in known:
-            folder.delete(file)
-
-
-def _check_conservation(chunk: list[Unit], rows: Counter[str]) -> None:
-    wrong = [(u, rows[u.unit_id]) for u in chunk if rows[u.unit_id] != u.rows]
-    if wrong:
-        unit, got = wrong[0]
-        raise RuntimeError(
-            f"{len(wrong)} units did not come through whole: {unit.files[0]} has {unit.rows} images by the plan, "
-            f"{got} were scored. Nothing of this chunk is kept; start again"
-        )
-
-
 def _check_rejected(config: RunConfig, markers: list[dict[str, Any]]) -> None:
     counts = summarise(markers)
     if counts["n_corpus"] >= 100 and counts["n_rejected"] > config.score.max_rejected * counts["n_corpus"]:
@@ -294,7 +260,8 @@ def _check_rejected(config: RunConfig, markers: list[dict[str, Any]]) -> None:
         )
         raise RunError(
             f"corpus: {counts['n_rejected']:,} of {counts['n_corpus']:,} images are unreadable ({what}), more than "
-            f"score.max_rejected = {config.score.max_rejected:g}: mend the files, or raise it and start again"
+            f"score.max_rejected = {config.score.max_rejected:g}: mend the files (those of finished chunks are looked "
+            "at again by --redo score), or raise it and start again"
         )
 
 

@@ -24,7 +24,7 @@ from pukd_ray.selection.histogram import bin_edges, estimate_selection
 from pukd_ray.selection.rows import SelectJob
 from pukd_ray.selection.writing import write_selected
 
-FILES_PER_TASK = 64
+FILES_PER_TASK = 4
 MAX_TASKS = 2000  # the driver knows what each of them makes for each part of a shuffle
 
 

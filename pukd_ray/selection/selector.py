@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -17,11 +17,21 @@ from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.corpus.streaming import Pass, stream
 from pukd_ray.errors import RunError
 from pukd_ray.run.folder import RunFolder
-from pukd_ray.run.records import PRIOR, EvidenceRecord, PriorRecord
+from pukd_ray.run.records import (
+    PRIOR,
+    SELECTOR,
+    CalibrationRecord,
+    Estimator,
+    EvidenceRecord,
+    PriorRecord,
+    PriorSource,
+    SelectorRecord,
+)
 from pukd_ray.runtime.console import progress, say
 from pukd_ray.runtime.timing import Span, Stopwatch, covered_seconds
 from pukd_ray.selection.calibration import to_json
-from pukd_ray.selection.features import ExtractFeatures, Features, WriteFeatures
+from pukd_ray.selection.drift import refer_to, save_reference
+from pukd_ray.selection.features import LABELS, ExtractFeatures, Features, WriteFeatures
 from pukd_ray.selection.guards import (
     check_prior,
     check_sample,
@@ -29,11 +39,11 @@ from pukd_ray.selection.guards import (
     check_teacher_agrees,
     fit_warnings,
 )
+from pukd_ray.selection.labels import join, load_labels
 from pukd_ray.selection.recipe import FittedSelector, fit_and_calibrate
 from pukd_ray.selection.sampling import sample_corpus
 from pukd_ray.selection.tasks import RayTasks
 from pukd_ray.selection.verdict import Evidence
-from pukd_ray.storage import write_bytes
 
 
 def train_selector(run: RunContext) -> dict[str, Any]:
@@ -47,25 +57,40 @@ def train_selector(run: RunContext) -> dict[str, Any]:
         say(f"          positives: {labelled.left_out:,} images with labels outside label_map are not used")
     if config.test is not None:  # wrong test labels should not surface after hours of training
         _index("test", run)
-    sample = sample_corpus(run.units_of("corpus"), config.selector.sample, config.seed)
-    files, errors, spans = _extract(run, [*labelled.requests, *sample])
+    units = run.units_of("corpus")
+    sample = sample_corpus(units, config.selector.sample, config.seed)
+    labels = load_labels(folder, sum(unit.rows for unit in units)) if config.selector.prior == "audit" else None
+    reading, joined = run, list[ReadRequest]()
+    if labels is not None:
+        with_labels, joined = join(folder, config, labels)
+        reading = replace(run, config=with_labels)
+    files, errors, spans = _extract(reading, [*labelled.requests, *joined, *sample])
     tasks, light = RayTasks.load(run, files)
     check_sample(config, len(light.p_labels), len(light.u_units), errors)
     agreement = check_teacher_agrees(light, config)
 
-    fitted = fit_and_calibrate(tasks, config.selector, config.seed, lambda verdict: check_prior(config, verdict))
+    fitted = fit_and_calibrate(
+        tasks,
+        config.selector,
+        config.seed,
+        lambda verdict: check_prior(config, verdict),
+        None if labels is None else labels.prior,
+    )
 
     share, prior = float((fitted.final.u_logits > 0).mean()), fitted.verdict.prior
     check_selection(config, fitted.final.trained_share, prior)
     warnings = fit_warnings(fitted.fit, fitted.verdict)
     for warning in warnings:
         say(f"          warning: {warning}")
-    folder.write_record(PRIOR, _prior(config, fitted, light, warnings))
+    folder.write_record(PRIOR, _prior(fitted, light, warnings))
     _write_selector(folder, config, fitted)
-    folder.write_json("selector/meta.json", _meta(config, fitted, labelled, light, errors, agreement))
+    asked = {request.unit.unit_id: request.count for request in sample}
+    save_reference(folder, refer_to(units, asked, light.u_units, fitted.final.u_logits, fitted.calibration))
+    folder.write_record(SELECTOR, _meta(config, fitted, labelled, light, errors, agreement))
     return {
         "computing_seconds": round(covered_seconds([*spans, *tasks.spans]), 3),
-        "n_positives": len(light.p_labels),
+        "n_positives": int((light.p_units != LABELS).sum()),
+        **({"n_labelled": int((light.p_units == LABELS).sum())} if labels is not None else {}),
         "n_sample": len(light.u_units),
         "prior": round(prior, 4),
         "trust": fitted.verdict.trust,
@@ -89,7 +114,7 @@ def _extract(run: RunContext, requests: list[ReadRequest]) -> tuple[list[str], l
     errors: list[tuple[str, str, str]] = []
     spans: list[Span] = []
     watch = Stopwatch()
-    arguments = (config.teacher, run.weights, config.selector, config.seed)
+    arguments = (config.teacher, run.weights, config.selector, config.seed, config.resources.precision)
     work = Pass("features", ExtractFeatures, arguments, WriteFeatures(run.folder))
     with progress("features", total, "images") as bar:
         for part in stream(run, work, requests):
@@ -108,17 +133,22 @@ def _split_error(text: str) -> tuple[str, str, str]:
     return role, image, error
 
 
+SOURCES: dict[Estimator, PriorSource] = {"given": "config", "audit": "audit"}
+"""Of a prior by what it stands on; bbe of all that are estimated here."""
+
+
 # -- what the stage leaves --------------------------------------------------------------------------------------
 
 
-def _prior(config: RunConfig, fitted: FittedSelector, light: Features, warnings: list[str]) -> PriorRecord:
+def _prior(fitted: FittedSelector, light: Features, warnings: list[str]) -> PriorRecord:
     """`selector/prior.json`."""
     known, verdict = light.u_relevant >= 0, fitted.verdict
     return {
         "value": verdict.prior,
         "lower": verdict.lower,
         "upper": verdict.upper,
-        "source": "bbe" if config.selector.prior == "auto" else "config",
+        "source": SOURCES.get(verdict.estimator, "bbe"),
+        "estimator": verdict.estimator,
         "trust": verdict.trust,
         "reasons": list(verdict.reasons),
         "used_for_training": fitted.training.prior,
@@ -154,14 +184,19 @@ def _meta(
     light: Features,
     errors: list[tuple[str, str, str]],
     agreement: float,
-) -> dict[str, Any]:
+) -> SelectorRecord:
     """`selector/meta.json`."""
     fit, u_logits = fitted.fit, fitted.final.u_logits
+    names = labelled.classes or config.teacher.class_names
     return {
-        "classes": labelled.classes or config.teacher.class_names,
+        "classes": None if names is None else list(names),
         "positives_per_class": labelled.class_counts(config.teacher.num_classes).tolist(),
-        "positive_weights": {int(k): float(fit.p_weights[light.p_teacher == k][0]) for k in np.unique(light.p_teacher)},
-        "n_positives": len(light.p_labels),
+        "positive_weights": {
+            str(k): float(fit.p_weights[light.p_teacher == k].mean()) for k in np.unique(light.p_teacher)
+        },
+        "n_positives": int((light.p_units != LABELS).sum()),
+        "n_labelled": int((light.p_units == LABELS).sum()),
+        "n_known_negatives": len(light.known_rows),
         "n_sample": len(light.u_units),
         "rejected_positives": {image: e for role, image, e in errors if role == "positives"},
         "rejected_sample": Counter(e.partition(":")[0] for role, _, e in errors if role == "corpus"),
@@ -172,7 +207,7 @@ def _meta(
         "held_out_share": fit.selected_share,
         "share_selected": float((u_logits > 0).mean()),
         "share_above_half": float((fitted.calibration(u_logits) > 0.5).mean()),
-        "calibration": asdict(fitted.calibration),
+        "calibration": cast(CalibrationRecord, asdict(fitted.calibration)),
         "log_max_phi": fitted.final.log_max_phi,
     }
 
@@ -180,9 +215,11 @@ def _meta(
 def _write_selector(folder: RunFolder, config: RunConfig, fitted: FittedSelector) -> None:
     """Network, course of training, calibration, and the held-out logits that estimates of a selection need."""
     final, fit = fitted.final, fitted.fit
-    write_bytes(folder.fs, folder.path("selector/head.pt"), final.head)
+    folder.write_bytes("selector/head.pt", final.head)
     if final.trunk is not None:
-        write_bytes(folder.fs, folder.path("selector/trunk.pt"), final.trunk)
+        folder.write_bytes("selector/trunk.pt", final.trunk)
+    if final.blend is not None:
+        folder.write_json("selector/blend.json", asdict(final.blend))
     folder.write_json(
         "selector/training.json",
         {"loss": config.selector.loss, "risk": final.risk_curve, "proxy_accuracy": fit.proxy_curve},

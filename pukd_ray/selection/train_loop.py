@@ -14,6 +14,7 @@ from pukd_ray.runtime.devices import Worker, use_threads
 from pukd_ray.runtime.timing import Span
 from pukd_ray.runtime.train_group import train_group
 from pukd_ray.selection.features import Features, load_features
+from pukd_ray.selection.labels import label_weights
 from pukd_ray.selection.recipe import FinalFit
 from pukd_ray.selection.training import Callbacks, Examples, Training, Trunk, fit_selector, seen_by
 
@@ -25,15 +26,21 @@ def load_examples(
 ) -> tuple[Examples, Trunk | None, Features]:
     """(features, the trunk if it is fine-tuned, what else the feature cache says, without the features)."""
     features = load_features(folder, files)
-    trunk = None
+    known, shares, trunk = None, None, None
+    if features.known is not None and len(features.known):
+        known, weight = features.known, label_weights(folder)[features.known_rows]
+        shares = weight / weight.sum() if weight.any() else None
     if features.p_pixels is not None and features.u_pixels is not None:
         t = config.teacher
         shape = (t.channels, t.input_size, t.input_size)
         p, u = features.p_pixels, features.u_pixels
-        pixels = Examples(p.reshape(*p.shape[:2], *shape), u.reshape(-1, *shape))
+        seen = None if known is None or features.known_pixels is None else features.known_pixels.reshape(-1, *shape)
+        pixels = Examples(p.reshape(*p.shape[:2], *shape), u.reshape(-1, *shape), seen, shares)
         trunk = Trunk(t, weights.get(), config.selector.grid, pixels)
-    rest = replace(features, p=features.p[:0], u=features.u[:0], p_pixels=None, u_pixels=None)
-    return Examples(features.p, features.u), trunk, rest
+    rest = replace(
+        features, p=features.p[:0], u=features.u[:0], known=None, p_pixels=None, u_pixels=None, known_pixels=None
+    )
+    return Examples(features.p, features.u, known, shares), trunk, rest
 
 
 def fit_on_group(run: RunContext, files: list[str], training: Training, take: float | None) -> tuple[FinalFit, Span]:
@@ -56,7 +63,8 @@ def _train_loop(setup: dict[str, Any]) -> dict[str, Any] | None:
     began = time.time()
     use_threads()
     features, trunk, _ = load_examples(setup["folder"], setup["files"], setup["config"], setup["weights"])
-    worker = Worker.current()
+    worker = Worker.current(setup["config"].resources.precision)
+    features = features.on(worker)
     training: Training = setup["training"]
     risk_curve: list[tuple[int, float]] = []
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from pukd_ray.config import TeacherConfig
 from pukd_ray.networks.selector import DROPOUT, PixelSelector, SelectorHead
 from pukd_ray.networks.teacher import Teacher
 from pukd_ray.runtime.batches import EndlessOrder
-from pukd_ray.runtime.devices import ALONE, Worker
+from pukd_ray.runtime.devices import ALONE, Worker, as_tensor, resident, to_device
 from pukd_ray.selection.losses import LOSSES, Batch
 
 SelectorNetwork = SelectorHead | PixelSelector
@@ -34,16 +34,26 @@ FINETUNE_LR = 0.1  # of the head's: features that are good already should not be
 
 @dataclass(frozen=True)
 class Examples:
-    """What a network is trained on: P in one or more views, and U."""
+    """What a network is trained on: P in one or more views, and U; NumPy's arrays, or tensors on a device."""
 
-    p: np.ndarray
+    p: Any
     """[n_p, views, ...], the image itself first."""
-    u: np.ndarray
+    u: Any
     """[n_u, ...]: features float16 [C], or pixels uint8 [C, H, W]."""
+    known: np.ndarray | None = None
+    """Known negatives, [n, ...] as of U."""
+    known_shares: np.ndarray | None = None
+    """Chance of each to be drawn, float64 [n]; None: all alike."""
 
     def take(self, p_rows: np.ndarray, u_rows: np.ndarray) -> Examples:
-        """Some rows of both."""
-        return Examples(self.p[p_rows], self.u[u_rows])
+        """Some rows of P and U, where they lie."""
+        return replace(self, p=self.p[p_rows], u=self.u[u_rows])
+
+    def on(self, worker: Worker) -> Examples:
+        """The same on the worker's accelerator, where they fit: batches are then taken there. For a CPU as they are."""
+        if worker.on_cpu:
+            return self
+        return replace(self, p=resident(self.p, worker.device), u=resident(self.u, worker.device))
 
 
 @dataclass(frozen=True)
@@ -122,6 +132,7 @@ def fit_selector(
 
     Returns the SelectorHead, or the PixelSelector. Steps of checkpoints are those of the last phase.
     """
+    features = features.on(worker)
     torch.manual_seed(training.seed)
     head = SelectorHead(features.u.shape[1]).to(worker.device)
     head.standardise_by(features.u)
@@ -130,10 +141,11 @@ def fit_selector(
         return head
     whole = replace(training, steps=training.horizon or training.steps)
     train(head, features, whole, replace(callbacks, checkpoints=()), worker)
-    teacher = Teacher(trunk.teacher, trunk.weights, worker.device, trunk.grid)
-    network = PixelSelector(teacher.extractor, teacher.normalise, head)
-    network.freeze_unused(torch.from_numpy(trunk.pixels.p[:2, 0]).to(worker.device))
-    train(network, trunk.pixels, training.finetuning(), callbacks, worker)
+    pixels = trunk.pixels.on(worker)
+    teacher = Teacher(trunk.teacher, trunk.weights, worker.device, trunk.grid, worker.precision)
+    network = PixelSelector(teacher.extractor, teacher.normalise, head, worker.precision)
+    network.freeze_unused(as_floats(pixels.p[:2, 0], worker.device))
+    train(network, pixels, training.finetuning(), callbacks, worker)
     return network
 
 
@@ -147,7 +159,8 @@ def train(
     """Train `network` in place for `training.steps` steps; all examples are on every rank."""
     model = worker.prepare(network)
     learnt = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(learnt, lr=training.lr, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.Adam(learnt, lr=training.lr, weight_decay=WEIGHT_DECAY, fused=worker.fused)
+    scaler = worker.scaler()
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.horizon or training.steps)
     batches = _batches(len(examples.p), len(examples.u), training)
     views = np.random.default_rng([training.seed, 3])
@@ -155,21 +168,28 @@ def train(
     loss = LOSSES[training.loss]
     due = set(callbacks.checkpoints)
     mine, device = worker.mine, worker.device
+    known = examples.known if loss.knows and examples.known is not None else np.zeros(0)
+    n_known = int(training.batch_size * P_SHARE) if len(known) else 0
+    drawing = np.random.default_rng([training.seed, 4])
     for step in range(1, training.steps + 1):
         p_rows, u_rows = batches(step - 1)
         view = views.integers(0, examples.p.shape[1], len(p_rows))
-        kept = torch.from_numpy(_dropout_mask(len(p_rows) + len(u_rows), network.channels, training.seed, step))
-        kept = torch.cat([kept[: len(p_rows)][mine], kept[len(p_rows) :][mine]]).to(device)
-        p_rows, view, u_rows = p_rows[mine], view[mine], u_rows[mine]
-        rows = np.concatenate([examples.p[p_rows, view], examples.u[u_rows]])
-        x = torch.from_numpy(rows).to(device).float()
+        known_rows = drawing.choice(len(known), n_known, p=examples.known_shares) if n_known else u_rows[:0]
+        sizes = [len(p_rows), len(u_rows), n_known]
+        mask = dropout_mask(sum(sizes), network.channels, (training.seed, step), worker)
+        kept = torch.cat([part[mine] for part in mask.split(sizes)])
+        p_rows, view, u_rows, known_rows = p_rows[mine], view[mine], u_rows[mine], known_rows[mine]
+        x = drawn(examples, p_rows, view, u_rows, device)
         labels = torch.ones(len(x), device=device)
         labels[len(p_rows) :] = -1
-        batch = Batch(model, x, kept, labels, len(p_rows), training.prior_at(step), rng, worker.group)
+        if n_known:
+            x = torch.cat([x, as_floats(known[known_rows], device)])
+        batch = Batch(model, x, kept, labels, len(p_rows), training.prior_at(step), rng, worker.group, n_known)
         value, objective = loss.risk(batch)
         optimizer.zero_grad()
-        objective.backward()
-        optimizer.step()
+        scaler.scale(objective).backward()
+        scaler.step(optimizer)
+        scaler.update()
         schedule.step()
         if callbacks.on_step:
             callbacks.on_step(step, float(value))
@@ -177,10 +197,28 @@ def train(
             callbacks.on_checkpoint(step, network)
 
 
-def _dropout_mask(rows: int, channels: int, *seed: int) -> np.ndarray:
-    """Bool [rows, channels] of the global batch: every rank draws the same and uses its part."""
-    drawn = np.frombuffer(np.random.default_rng(seed).bytes(rows * channels), np.uint8)
-    return np.asarray(drawn.reshape(rows, channels) >= round(256 * DROPOUT))
+def drawn(
+    examples: Examples, p_rows: np.ndarray, views: np.ndarray, u_rows: np.ndarray, device: torch.device
+) -> Tensor:
+    """The rows of P, each in its view, and of U, one after the other: float32 on the device."""
+    if isinstance(examples.p, np.ndarray) and isinstance(examples.u, np.ndarray):
+        return as_floats(np.concatenate([examples.p[p_rows, views], examples.u[u_rows]]), device)
+    parts = as_floats(examples.p[p_rows, views], device), as_floats(examples.u[u_rows], device)
+    return torch.cat(parts)
+
+
+def as_floats(rows: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """float32 on the device, to where they travel as they are."""
+    return to_device(as_tensor(rows), device).float()
+
+
+def dropout_mask(rows: int, channels: int, seed: tuple[int, int], worker: Worker) -> Tensor:
+    """Bool [rows, channels] of the global batch, on the device: every rank draws the same and uses its part."""
+    if worker.on_cpu:
+        drawn = np.frombuffer(np.random.default_rng(seed).bytes(rows * channels), np.uint8)
+        return torch.from_numpy(drawn.reshape(rows, channels) >= round(256 * DROPOUT))
+    own = torch.Generator(worker.device).manual_seed(seed[0] * 2**31 + seed[1])
+    return torch.rand(rows, channels, device=worker.device, generator=own) >= DROPOUT
 
 
 def _batches(n_p: int, n_u: int, training: Training) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
@@ -201,14 +239,12 @@ def _batches(n_p: int, n_u: int, training: Training) -> Callable[[int], tuple[np
 
 @torch.inference_mode()
 def logits_of(
-    network: SelectorNetwork, inputs: np.ndarray, device: torch.device | None = None, batch: int = 4096
+    network: SelectorNetwork, inputs: np.ndarray | Tensor, device: torch.device | None = None, batch: int = 4096
 ) -> np.ndarray:
     """PU logits float32 [N] of inputs [N, ...], in slices so that large samples fit."""
-    parts: list[Tensor] = [
-        network(torch.from_numpy(inputs[i : i + batch].astype(np.float32)).to(device or torch.device("cpu"))).cpu()
-        for i in range(0, len(inputs), batch)
-    ]
-    return torch.cat(parts).numpy() if parts else np.zeros(0, np.float32)
+    place = device or torch.device("cpu")
+    parts: list[Tensor] = [network(as_floats(inputs[i : i + batch], place)) for i in range(0, len(inputs), batch)]
+    return torch.cat(parts).cpu().numpy() if parts else np.zeros(0, np.float32)
 
 
 def log_max_phi(

@@ -118,7 +118,7 @@ def _kept_images(folder: RunFolder, files: list[str]) -> np.ndarray:
     """(images, bytes) that the pass kept, as the footers have them, int64 [2]."""
     total = np.zeros(2, np.int64)
     for file in files:
-        with folder.fs.open_input_file(folder.path(file)) as source:
+        with folder.open(file) as source:
             footer = pq.read_metadata(source)
         for group in map(footer.row_group, range(footer.num_row_groups)):
             image = group.column(SCORES_SCHEMA.get_field_index("image"))
@@ -169,7 +169,7 @@ def _with_images(job: SelectJob, files: list[str], index: np.ndarray) -> pa.Tabl
     """
     start, tables = 0, [SELECTED_SCHEMA.empty_table()]
     for file in files:  # one at a time: they may hold far more images than were selected
-        with job.folder.fs.open_input_file(job.folder.path(file)) as source:
+        with job.folder.open(file) as source:
             parquet = pq.ParquetFile(source)
             here = index[(index >= start) & (index < start + parquet.metadata.num_rows)] - start
             start += parquet.metadata.num_rows

@@ -9,7 +9,18 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
-from pukd_ray.config import OPTIONS, Bool, ConfigError, Count, Listed, RunConfig, Sources, SupervisedConfig, to_plain
+from pukd_ray.config import (
+    OPTIONS,
+    Bool,
+    ConfigError,
+    Count,
+    Int,
+    Listed,
+    RunConfig,
+    Sources,
+    SupervisedConfig,
+    to_plain,
+)
 from pukd_ray.preflight import load
 from pukd_ray.preflight.faults import validate
 from pukd_ray.preflight.files import weights_exist
@@ -17,11 +28,16 @@ from pukd_ray.preflight.files import weights_exist
 # Rows of the paper's table that are built in; `pukd_ray.studies.rows` says what each is.
 RowName = Literal[
     "p_only",
+    "p_long",
     "kd",
+    "kd_few",
     "truth",
     "random",
     "all",
     "teacher_confidence",
+    "teacher_topk_per_class",
+    "knn",
+    "linear_probe",
     "pu_s1",
     "pu_s2_random",
     "pu_s2_top",
@@ -47,6 +63,9 @@ class TableConfig:
 
     seeds: Count = 5
     """Repetitions: each draws other positives (`skip_per_class`) and everything random anew."""
+    first_seed: Annotated[Int, Field(ge=0)] = 0
+    """The first of them: repetitions can be made apart, several at once, in one folder; a call without it collects
+    them."""
     main_seeds: Count | None = None
     """Repetitions of the built-in rows with the first number of positives at equal steps, which the method is judged
     by; null: `seeds`."""
@@ -55,6 +74,8 @@ class TableConfig:
     `recommended` with the others too."""
     rows: Listed(RowName) = get_args(RowName)  # type: ignore[valid-type]
     """Built-in rows to make."""
+    once: Listed(RowName) = ()  # type: ignore[valid-type]
+    """Rows of which one repetition is enough."""
     more: Listed(MoreRowConfig) = ()  # type: ignore[valid-type]
     """Further rows, such as ablations."""
     budget: Count | None = None

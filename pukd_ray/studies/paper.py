@@ -31,11 +31,11 @@ from pukd_ray.run.records import SelectionRecord, selection_in
 from pukd_ray.runtime.console import say
 from pukd_ray.runtime.engine import Cluster, cause_of, engine, gpus_per_actor
 from pukd_ray.selection.select import select_images
-from pukd_ray.storage import open_storage, read_bytes, write_bytes
+from pukd_ray.storage import open_storage, read_bytes
 from pukd_ray.studies.config import PaperConfig
 from pukd_ray.studies.pages import describe_machine
 from pukd_ray.studies.paper_page import draw_accuracy, render_table
-from pukd_ray.studies.rows import BUILT_IN, TableRow, TableStudent, students_of
+from pukd_ray.studies.rows import BUILT_IN, TableRow, TableStudent, own_columns, students_of
 from pukd_ray.studies.students import StudentJob, train_students
 
 NOT_OF_A_STUDENT = ("epochs", "baseline", "memory_gib")
@@ -69,7 +69,7 @@ def write_page(config: PaperConfig, table: dict[str, Any], command: str) -> str:
     """Write `table.md` and its plot into the folder; returns the page."""
     folder = open_folder(config)
     page = render_table(table, command, "table.svg")
-    write_bytes(folder.fs, folder.path("table.svg"), draw_accuracy(table))
+    folder.write_bytes("table.svg", draw_accuracy(table))
     folder.write_text("table.md", page)
     return page
 
@@ -147,6 +147,8 @@ def _run_config(config: PaperConfig, folder: RunFolder, seed: int, per_class: in
                 positives, per_class=per_class, skip_per_class=positives.skip_per_class + seed * largest
             ),
             "output": f"{folder.display}/runs/{per_class}-seed{seed}",
+            # One pass serves all rows.
+            "score": replace(config.score, also=tuple(sorted({*config.score.also, *own_columns(config)}))),
         }
     )
 
@@ -154,11 +156,16 @@ def _run_config(config: PaperConfig, folder: RunFolder, seed: int, per_class: in
 def _score(run: RunConfig, students: list[TableStudent]) -> None:
     """The run up to the scores, or to the plan if all learn from P or the original data."""
     try:
-        run_pipeline(run, until="score" if any(s.row.data == "selection" for s in students) else "plan")
+        run_pipeline(run, until="score" if _any_selects([s.row for s in students]) else "plan")
     except StaleResultsError as error:
         # Its own advice is `--redo`, which a table does not have.
         advice = f"output: {run.output} was made before that: delete that folder, or choose another output"
         raise ConfigError([*error.changed, advice]) from error
+
+
+def _any_selects(rows: list[TableRow]) -> bool:
+    """Whether any of them takes images of the corpus, or as many as one that does."""
+    return any(row.data == "selection" or row.budget for row in rows)
 
 
 def _warn(text: str) -> None:
@@ -170,7 +177,7 @@ def _check_positives(config: PaperConfig) -> None:
     (source,) = config.positives
     labelled = index_sources("positives", (source,), config.teacher, _warn)
     counts = labelled.class_counts(config.teacher.num_classes)
-    seeds = max(config.table.seeds, config.table.main_seeds or 0)
+    seeds = config.table.first_seed + max(config.table.seeds, config.table.main_seeds or 0)
     needed = seeds * max(config.table.per_class)
     if counts.min() < needed:
         raise ConfigError(
@@ -204,10 +211,12 @@ def _jobs_of_run(
     for student in students:
         row, made = student.row, selections.get(student.row.name)
         data = positives if row.data == "positives" else original
+        if original and row.data == "original" and row.budget:
+            data = original.sample(positives.count + selections["pu_s1"]["n_selected"], run.seed)
         if made is not None:
             data = positives.with_selected(f"rows/{row.name}", made["n_selected"])
         assert data is not None
-        own_steps = max(1, round(steps * data.count / reference)) if student.epochs else steps
+        own_steps = max(1, round(steps * data.count / reference)) if student.epochs else steps * row.longer
         distill = DistillConfig(**{**to_plain(config.distill), "steps": own_steps, **row.distill})
         truth = made["truth"] if made else None
         facts = {
@@ -247,7 +256,7 @@ def _make_selections(
     summaries: dict[str, SelectionRecord] = {}
     selecting = {row.name: row for row in rows if row.data == "selection"}
     # What other rows take depends on what pu_s1 takes.
-    for row in ({"pu_s1": BUILT_IN["pu_s1"]} | selecting).values() if selecting else ():
+    for row in ({"pu_s1": BUILT_IN["pu_s1"]} | selecting).values() if _any_selects(rows) else ():
         changes = dict(row.selection)
         if row.budget:
             taken = summaries["pu_s1"]["n_selected"]
@@ -291,7 +300,7 @@ def _measure_students(
     teacher: dict[str, Any],
 ) -> dict[str, dict[str, Any]]:
     """{key: result} of the students and `teacher`; test accuracies are added to those that have none."""
-    run_config = _run_config(config, folder, 0, config.table.per_class[0])
+    run_config = _run_config(config, folder, config.table.first_seed, config.table.per_class[0])
     run_folder = RunFolder(run_config.output)
     units = units_from_table(run_folder.read_table("plan.parquet"))
     run = RunContext(run_folder, run_config, cluster, weights, units)
@@ -306,7 +315,7 @@ def _measure_students(
         size = 0
         while waiting and size < EVALUATED_BYTES:
             key = waiting.pop(0)
-            state = read_bytes(folder.fs, folder.path(f"students/{key}.pt"))
+            state = folder.read_bytes(f"students/{key}.pt")
             networks[key] = (config.student.arch, Shared.of(state))
             size += len(state)
         for name, accuracy in measure_accuracy(run, networks)[0].items():

@@ -20,9 +20,22 @@ COMPARED = (
     ("pu_s1", "all"),
     ("pu_s1", "truth"),
     ("pu_s1", "kd"),
-    ("recommended", "all"),
-    ("recommended", "random"),
-    ("recommended", "kd"),
+    *(
+        ("recommended", rival)
+        for rival in (
+            "all",
+            "random",
+            "knn",
+            "linear_probe",
+            "teacher_confidence",
+            "teacher_topk_per_class",
+            "p_only",
+            "p_long",
+            "truth",
+            "kd_few",
+            "kd",
+        )
+    ),
 )
 LEVEL = 0.95
 
@@ -148,6 +161,7 @@ def render_table(table: dict[str, Any], command: str, plot: str) -> str:
         name=table["name"],
         machine=table["machine"],
         networks=table["networks"],
+        devices=sorted({s["device"] for s in table["students"].values() if "device" in s}),
         teacher=f"{100 * table['teacher']['top1']:.2f}",
         repeated=len({s["seed"] for s in table["students"].values()}) > 1,
         batch_size=table["batch_size"],

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pukd_ray.selection.rules import RULES
 from pukd_ray.studies.config import PaperConfig
 
 Data = Literal["positives", "original", "selection"]
@@ -24,29 +25,35 @@ class TableRow:
     distill: Mapping[str, Any] = field(default_factory=dict)
     """Keys of `distill` that differ from the config."""
     budget: Literal["pu_s1", "table"] | None = None
-    """As many images as `pu_s1` takes, or `table.budget`."""
+    """As many images as `pu_s1` takes, or `table.budget`; of the original data so many and P's number."""
     fewer: bool = False
     """Made with all numbers of `table.per_class`, not only the first."""
+    longer: int = 1
+    """Multiple of the steps that the others take."""
 
 
-# Per-sample weights and P's labels belong to the recommended recipe; the published rows, and the rivals, go without.
-PLAIN = {"sample_weights": "none", "label_weight": 0.0}
+# What rests on P(relevant), and P's labels, belong to the recommended recipe; the published rows, and the rivals, go
+# without.
+PLAIN = {"sample_weights": "none", "draw_by": "none", "label_weight": 0.0}
 
 BUILT_IN = {
     row.name: row
     for row in (
         TableRow("p_only", "student on P only", "positives", distill=PLAIN, fewer=True),
+        TableRow("p_long", "P only, mixup, 4 x as long", "positives", distill={**PLAIN, "mixup": 1.0}, longer=4),
         TableRow("kd", "KD on the original data", "original", distill=PLAIN),
+        TableRow("kd_few", "KD on as many original images", "original", distill=PLAIN, budget="pu_s1"),
         TableRow("truth", "Baseline-1: selected by truth", "selection", {"rule": "truth"}, PLAIN),
         TableRow("random", "Baseline-2: random of U", "selection", {"rule": "random"}, PLAIN, "pu_s1"),
         TableRow("all", "Baseline-3: all of U", "selection", {"rule": "all"}, PLAIN),
-        TableRow(
-            "teacher_confidence",
-            "surest of the teacher",
-            "selection",
-            {"rule": "teacher_confidence"},
-            PLAIN,
-            "pu_s1",
+        *(
+            TableRow(rule, title, "selection", {"rule": rule}, PLAIN, "pu_s1")
+            for rule, title in (
+                ("teacher_confidence", "surest of the teacher"),
+                ("teacher_topk_per_class", "surest of the teacher per class"),
+                ("knn", "nearest to P (knn)"),
+                ("linear_probe", "linear probe of P against U"),
+            )
         ),
         TableRow("pu_s1", "PU-s1", "selection", {"rule": "positive"}, PLAIN, fewer=True),
         TableRow(
@@ -67,14 +74,22 @@ BUILT_IN = {
 
 
 def rows_of(config: PaperConfig) -> list[TableRow]:
-    """The config's rows, built-in ones in their own order: `kd` and `truth` only where there is what they need."""
+    """The config's rows, built-in ones in their own order: only those for which there is what they need."""
     wanted = set(config.table.rows)
     if config.original is None:
-        wanted -= {"kd"}
+        wanted -= {"kd", "kd_few"}
     if not any(s.relevant_column or s.relevant is not None or s.relevant_labels for s in config.corpus):
         wanted -= {"truth"}
     more = [TableRow(r.name, r.name, "selection", r.selection, r.distill) for r in config.table.more]
     return [row for name, row in BUILT_IN.items() if name in wanted] + more
+
+
+def own_columns(config: PaperConfig) -> tuple[str, ...]:
+    """The rules of these rows whose column the pass writes only if asked to (`score.also`)."""
+    rules = {
+        str(row.selection.get("rule", config.selection.rule)) for row in rows_of(config) if row.data == "selection"
+    }
+    return tuple(sorted(rule for rule in rules if RULES[rule].scorer))
 
 
 @dataclass(frozen=True)
@@ -96,14 +111,17 @@ class TableStudent:
 def students_of(config: PaperConfig) -> list[TableStudent]:
     """All students of the table, seed by seed."""
     first, *others = config.table.per_class
-    students, rows = [], rows_of(config)
-    for seed in range(config.table.seeds):
+    students: list[TableStudent] = []
+    start = config.table.first_seed
+    for seed in range(start, start + max(config.table.seeds, config.table.main_seeds or 0)):
+        rows = [row for row in rows_of(config) if not seed or row.name not in config.table.once]
+        if seed - start >= config.table.seeds:
+            students += [TableStudent(row, first, seed) for row in rows if row.name in BUILT_IN]
+            continue
         students += [TableStudent(row, first, seed) for row in rows]
         students += [TableStudent(row, n, seed) for n in others for row in rows if row.fewer]
         if config.table.equal_epochs:
-            # `kd` is the same in both tables.
-            built_in = [row for row in rows if row.name in BUILT_IN and row.name != "kd"]
+            # `kd` is the same in both tables; one that takes longer compares at no epochs.
+            built_in = [row for row in rows if row.name in BUILT_IN and row.name != "kd" and row.longer == 1]
             students += [TableStudent(row, first, seed, epochs=True) for row in built_in]
-    for seed in range(config.table.seeds, config.table.main_seeds or 0):
-        students += [TableStudent(row, first, seed) for row in rows if row.name in BUILT_IN]
     return students

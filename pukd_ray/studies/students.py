@@ -12,13 +12,11 @@ import ray
 
 from pukd_ray.config import RunConfig
 from pukd_ray.corpus.context import Shared
-from pukd_ray.corpus.pixels import pixel_spec
 from pukd_ray.distillation.training_set import TrainingSet
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.console import progress, say
-from pukd_ray.runtime.devices import Worker, assigned_device, use_threads
-from pukd_ray.runtime.engine import CPU_ACTOR_CPUS, IO_CPUS, Cluster, cause_of, gpus_per_actor
-from pukd_ray.storage import read_bytes, write_bytes
+from pukd_ray.runtime.devices import Worker, assigned_device, name_of, use_threads
+from pukd_ray.runtime.engine import CPU_ACTOR_CPUS, IO_CPUS, Cluster, cause_of, gpus_per_train_worker
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ def train_students(jobs: list[StudentJob], done: int, weights: Shared, cluster: 
     failed: dict[str, str] = {}
     if not jobs:
         return failed
-    gpus = gpus_per_actor(jobs[0].config.resources, cluster)
+    gpus = gpus_per_train_worker(jobs[0].config.resources, cluster)
     # Students that stream must leave CPUs to the tasks that read for them, or all would wait for ever.
     some_stream = any(job.streamed for job in jobs) and not cluster.autoscales
     room = max(1, int(cluster.cpus // 2)) if some_stream else len(jobs)
@@ -93,19 +91,19 @@ def _train_student(job: StudentJob, weights: bytes) -> None:
     use_threads()
     began = time.monotonic()
     config, folder, settings = job.config, job.folder, job.config.distill
-    worker = Worker(device=assigned_device())
-    teacher, normalise = frozen_teacher(config.teacher, weights, worker.device)
+    worker = Worker(device=assigned_device(), precision=config.resources.precision)
+    teacher, normalise = frozen_teacher(config.teacher, weights, worker)
     shard = None
     if job.streamed:
         # Several streams share the cluster: with whole CPUs they could wait for each other for ever.
-        shard = job.data.stream(pixel_spec(config.teacher), IO_CPUS, config.seed).iterator()
+        shard = job.data.stream(config, IO_CPUS).iterator()
     images = job.data.images(config, worker, shard)
     assert settings.steps is not None
     class_weights, sums = measure_classes(teacher, images, settings, config.teacher.num_classes, worker)
     state_file = f"students/{job.key}.state.pt"
     resume: Any = None
     if folder.exists(state_file):
-        kept = load_state(read_bytes(folder.fs, folder.path(state_file)))
+        kept = load_state(folder.read_bytes(state_file))
         if kept.get("inputs") == job.training:  # else its settings have changed since
             resume = kept
     before = resume["seconds"] if resume else 0.0
@@ -113,16 +111,17 @@ def _train_student(job: StudentJob, weights: bytes) -> None:
     def save(state: dict[str, Any]) -> None:
         sink = io.BytesIO()
         torch.save({**state, "inputs": job.training, "seconds": before + time.monotonic() - began}, sink)
-        write_bytes(folder.fs, folder.path(state_file), sink.getvalue())
+        folder.write_bytes(state_file, sink.getvalue())
 
     run = Distillation(config, images, teacher, normalise, class_weights, settings.steps, worker)
     history, students = distil(run, resume, save)
-    write_bytes(folder.fs, folder.path(f"students/{job.key}.pt"), dump_state(students[""]))
+    folder.write_bytes(f"students/{job.key}.pt", dump_state(students[""]))
     result = {
         **job.facts,
         "images": images.count,
         "steps": settings.steps,
         "images_seen": settings.steps * settings.batch_size,
+        "device": name_of(worker.device),
         "seconds": round(before + time.monotonic() - began, 2),
         "class_weights": class_weights.tolist(),
         "effective_classes": effective_classes(sums.numpy()),

@@ -9,8 +9,11 @@ import numpy as np
 
 from pukd_ray.demo.pools import MEASURED
 from pukd_ray.studies.pages import render_page
+from pukd_ray.studies.selector import BIASED, RIVALS, TRUST
 
 Figures = dict[str, float]
+TOLD = ", prior: true"
+"""Of a setting whose selector is told the prior."""
 
 
 def render(study: dict[str, Any], command: str) -> str:
@@ -22,24 +25,51 @@ def render(study: dict[str, Any], command: str) -> str:
         prefix = f"{base}/{pool}/{setting}/"
         return {int(key[len(prefix) :]): value for key, value in runs.items() if key.startswith(prefix)}
 
+    pools = [name for name in (*MEASURED, "cifar") if name in study["pools"]]
+    defaults = {name: list(chosen("default", name, "default").values()) for name in pools}
     seeds = sorted(chosen("default", "hard", "default"))
     ablations = {
         pool: _ablation({s: _first(chosen("quick", pool, s), seeds) for s in _settings(runs, pool)})
-        for pool in ("hard", "rare")
+        for pool in ("hard", "rare", "cifar")
+        if pool in pools
     }
     return render_page(
         "results.md.j2",
         command=command,
         machine=study["machine"],
         seeds=len(seeds),
-        pools={name: study["pools"][name] for name in MEASURED},
-        headline=list(
-            zip(*(_headline(list(chosen("default", name, "default").values())) for name in MEASURED), strict=True)
-        ),
+        pools={name: study["pools"][name] for name in pools},
+        headline=list(zip(*(_headline(defaults[name]) for name in pools), strict=True)),
+        rivals=list(zip(*(_rivals(defaults[name]) for name in pools), strict=True)),
+        biased=_biased({s: chosen("default", "hard", s) for s in ("default", *BIASED)}),
         ablations=ablations,
         cost=_cost(chosen("quick", "hard", "default"), chosen("quick", "hard", "trunk: finetune")),
-        coverage={pool: _coverage(list(chosen("quick", pool, "default").values())) for pool in MEASURED},
+        coverage={pool: _coverage(defaults[pool]) for pool in pools if _told(defaults[pool])},
     )
+
+
+def _rivals(runs: list[Figures]) -> list[tuple[str, str]]:
+    """(who, average precision) of the selector, the rival rules and the model that is told the truth."""
+    rows = [("**the selector**", "ap"), *((f"`{name}`", f"ap_{name}") for name in RIVALS)]
+    rows.append(("a linear model that is told the truth", "ap_supervised"))
+    return [(who, _shown([f[key] for f in runs])) for who, key in rows]
+
+
+def _biased(settings: dict[str, dict[int, Figures]]) -> list[dict[str, str]]:
+    """One row per bias, with what a selector made of it that was told the prior."""
+    rows = []
+    for name, runs in settings.items():
+        if not runs or name.endswith(TOLD):
+            continue
+        told = settings.get(name + TOLD, {})
+        row = {
+            key: _shown([f[key] for f in runs.values()])
+            + (f" ({_shown([f[key] for f in told.values()])})" if told else "")
+            for key in ("ap", "precision", "recall", "f1")
+        }
+        prior = _shown([f["prior"] for f in runs.values()])
+        rows.append({"name": name, "prior": prior, "held": _held(list(runs.values())), **row})
+    return rows
 
 
 def _settings(runs: dict[str, Figures], pool: str) -> list[str]:
@@ -52,6 +82,8 @@ def _first(figures: dict[int, Figures], seeds: Sequence[int]) -> dict[int, Figur
 
 
 def _shown(values: Sequence[float], digits: int = 3) -> str:
+    if not len(values):
+        return "-"
     spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
     return f"{np.mean(values):.{digits}f} ± {spread:.{digits}f}"
 
@@ -73,13 +105,23 @@ def _headline(runs: list[Figures]) -> list[tuple[str, str]]:
         ("precision, estimated", "precision_estimated", 3),
         ("recall, estimated", "recall_estimated", 3),
         ("expected calibration error", "calibration_error", 4),
-        ("average precision of the teacher's confidence", "confidence_ap", 3),
         ("CPU seconds: features", "feature_seconds", 1),
         ("CPU seconds: cross-fit and final selector", "fit_seconds", 0),
     ]
-    shown = [(name, _shown([f[key] for f in runs], digits)) for name, key, digits in rows]
-    held = sum(f["prior_lower"] <= f["true_prior"] <= f["prior_upper"] for f in runs)
-    return [*shown, ("prior intervals that hold the truth", f"{held} of {len(runs)}")]
+    shown = [(name, _shown([f[key] for f in runs if key in f], digits)) for name, key, digits in rows]
+    return [*shown, ("prior intervals that hold the truth", _held(runs))]
+
+
+def _told(runs: Sequence[Figures]) -> list[Figures]:
+    """Those whose figures a user gets to see: not where the answer is "cannot tell"."""
+    return [f for f in runs if f["trust"] > TRUST["none"]]
+
+
+def _held(runs: Sequence[Figures]) -> str:
+    told = _told(runs)
+    held = sum(f["prior_lower"] <= f["true_prior"] <= f["prior_upper"] for f in told)
+    silent = len(runs) - len(told)
+    return f"{held} of {len(told)}" + (f" ({silent} cannot tell)" if silent else "")
 
 
 def _ablation(settings: dict[str, dict[int, Figures]]) -> list[dict[str, str]]:
@@ -91,14 +133,16 @@ def _ablation(settings: dict[str, dict[int, Figures]]) -> list[dict[str, str]]:
         difference = [figures["ap"] - default[seed]["ap"] for seed, figures in runs.items() if seed in default]
         row = {key: _shown([f[key] for f in runs.values()]) for key in ("ap", "precision", "recall", "f1", "best_f1")}
         prior = _shown([f["prior"] for f in runs.values()], 4)
-        cpu = f"{np.mean([f['fit_seconds'] + f['feature_seconds'] for f in runs.values()]):.0f}"
+        cpu = _shown([f["fit_seconds"] + f["feature_seconds"] for f in runs.values() if "fit_seconds" in f], 0)
         rows.append({"name": name, "difference": _shown(difference, 4), "prior": prior, "cpu": cpu, **row})
     return rows
 
 
 def _cost(frozen: dict[int, Figures], finetune: dict[int, Figures]) -> dict[str, float] | None:
     """Finetune against frozen, on the seeds that have both."""
-    both = sorted(frozen.keys() & finetune.keys())
+    both = sorted(
+        s for s in frozen.keys() & finetune.keys() if "fit_seconds" in frozen[s] and "fit_seconds" in finetune[s]
+    )
     if not both:
         return None
 
@@ -110,7 +154,8 @@ def _cost(frozen: dict[int, Figures], finetune: dict[int, Figures]) -> dict[str,
 
 
 def _coverage(runs: list[Figures]) -> list[tuple[str, int, int, str, str]]:
-    """(figure, intervals that hold the truth, of how many, mean truth - estimate, mean width)."""
+    """(figure, intervals that hold the truth, of how many that are told, mean truth - estimate, mean width)."""
+    runs = _told(runs)
     rows = []
     for name, true, estimate in (
         ("prior", "true_prior", "prior"),

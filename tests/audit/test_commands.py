@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from record_types import faults_of
 
-from pukd_ray.audit.record import SAMPLE_SCHEMA, audit_id, load_audit, summarise_audit
+from pukd_ray.audit.record import SAMPLE_SCHEMA, audit_id, summarise_audit
 from pukd_ray.commands import main
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.run.records import AuditSummary
@@ -126,7 +126,10 @@ def test_labels_are_read_into_the_metrics(
     keep_inputs(folder)
     path = labels_in(tmp_path, draw_by_hand(folder))
     assert pukd(folder, "read", path) == 0
-    assert "20 labelled, 0 unsure" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "20 labelled, 0 unsure" in out
+    command = f"pukd run --output {folder.uri} --selector.prior audit --redo selector"
+    assert out.splitlines()[-1] == f"next      the labels serve the selector too: {command}"
     metrics = folder.read_json("metrics.json")
     assert metrics["n_selected"] == 20
     audit = metrics["audit"]
@@ -151,12 +154,11 @@ def test_an_audit_of_an_earlier_selection_says_so(
     assert pukd(folder, "read", path) == 0
     assert "precision and recall are of an earlier selection: draw again" in capsys.readouterr().out
     assert folder.read_json("metrics.json")["audit"]["current"] is False
-    found = load_audit(folder)
-    assert found is not None
-    assert not found.current
 
 
-def test_what_few_labels_cannot_tell_is_null(folder: RunFolder, tmp_path: Path) -> None:
+def test_what_few_labels_cannot_tell_is_null(
+    folder: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     keep_inputs(folder)
     folder.delete("metrics.json")
     assert pukd(folder, "read", labels_in(tmp_path, draw_by_hand(folder), count=10)) == 0
@@ -164,6 +166,7 @@ def test_what_few_labels_cannot_tell_is_null(folder: RunFolder, tmp_path: Path) 
     assert audit is not None
     assert faults_of(audit, AuditSummary) == []
     assert (audit["prior"], audit["prior_interval"], audit["recall"]) == (None, None, None)
+    assert "--redo selector" not in capsys.readouterr().out
     assert audit["precision"] == pytest.approx(0.9)
     assert not folder.exists("metrics.json")
 

@@ -13,12 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from record_types import faults_of
 
 from pukd_ray.audit.forms import CSV_COLUMNS, Example, csv_text, parse_labels, picture, read_labels, render_page
-from pukd_ray.audit.record import LABELS_SCHEMA, SAMPLE_SCHEMA, audit_id, load_audit, save_audit
+from pukd_ray.audit.record import SAMPLE_SCHEMA, audit_id, is_current, save_audit
 from pukd_ray.corpus.pixels import encode_png
 from pukd_ray.errors import RunError
 from pukd_ray.run.folder import RunFolder
+from pukd_ray.run.records import LabelsRecord
+from pukd_ray.selection.labels import LABELS_SCHEMA, label_records
 
 IDS = [
     "part-0.parquet#1",
@@ -188,23 +191,23 @@ def test_pictures_are_whole_upright_and_small_files() -> None:
 
 def test_saved_labels_stand_for_the_images_of_their_strata(tmp_path: Path) -> None:
     folder, audit = make_folder(tmp_path)
-    assert load_audit(folder) is None
+    assert not folder.exists("labels")
     record = save_audit(folder, parse_labels(from_page(audit, ANSWERS), IDS, audit))
     assert (record["labelled"], record["unsure"], record["sampled"]) == (7, 1, 8)
     assert record["precision"] == {"value": 0.75, "lower": 0.75, "upper": 0.75, "reason": None}
-    found = load_audit(folder)
-    assert found is not None
-    assert found.record == record
-    assert found.labels.select(LABELS_SCHEMA.names).schema.equals(LABELS_SCHEMA)
-    rows = {r["image_id"]: r for r in found.labels.to_pylist()}
+    labels = folder.read_table(f"labels/{audit}.parquet")
+    assert labels.schema.equals(LABELS_SCHEMA)
+    rows = {r["image_id"]: r for r in labels.to_pylist()}
     assert {i: r["relevant"] for i, r in rows.items()} == {i: v == "yes" for i, v in ANSWERS.items() if v != "unsure"}
     assert all(r["image"] == PNG for r in rows.values())
     assert [rows[i]["weight"] for i in IDS if i in rows] == [1.0] * 4 + [pytest.approx(40 / 3)] * 3
-    assert found.current
+    (said,) = label_records(folder)
+    assert faults_of(said, LabelsRecord) == []
+    assert (said["audit"], said["labelled"], said["prior"]) == (audit, 7, record["prior"]["value"])
+    assert said["images"] == record["design"]["n_scored"] + record["design"]["n_unreadable"]
+    assert is_current(folder, record["design"])
     folder.write_json("markers/select.json", {"finished": "later"})
-    again = load_audit(folder)
-    assert again is not None
-    assert not again.current
+    assert not is_current(folder, record["design"])
 
 
 def test_the_id_is_of_the_draw() -> None:

@@ -12,7 +12,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image, ImageFile, features
 from torchvision.transforms import CenterCrop, Compose, Resize
 
 from pukd_ray.corpus import pixels
@@ -578,6 +578,30 @@ def test_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     assert decode(saved(noise(8, 9)), spec()).shape == (3, 8, 8)
     assert reason(saved(noise(8, 10))) == "too_large"
     assert reason(saved(noise(73, 1))) == "too_large"
+
+
+def test_what_decoding_would_take_is_known_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """536 kB of PNG may be 89 megapixels; at 16 bits of RGBA they take 2.8 GB."""
+
+    def never(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", never)
+    for depth, color, side in ((16, 6, 4100), (16, 2, 4100), (8, 6, 6700), (8, 3, 6700)):
+        assert reason(png(np.zeros((side, 1), np.uint8), side, depth, color)) == "too_large"
+    for image, kind in ((Image.new("RGBA", (4200, 4200)), "WEBP"), (Image.new("RGB", (4200, 4200)), "JPEG2000")):
+        assert reason(saved(image, kind)) == "too_large"
+    monkeypatch.undo()
+    jpeg = saved(Image.new("RGB", (4200, 4200)), "JPEG")  # decoded at an eighth
+    assert decode(jpeg, spec()).shape == (3, 8, 8)
+
+
+def test_a_jpeg_of_a_thousand_scans() -> None:
+    good = saved(Image.new("L", (1600, 1600)), "JPEG", progressive=True)
+    assert decode(good, spec()).shape == (3, 8, 8)
+    last = good.rindex(b"\xff\xda")
+    scan = good[last:-2]
+    assert reason(good[:-2] + scan * 1000 + good[-2:]) == "too_large"
 
 
 def test_too_large_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:

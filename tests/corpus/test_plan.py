@@ -97,9 +97,12 @@ def test_new_changed_and_vanished_files(tmp_path: Path) -> None:
     os.utime(tmp_path / "u/3.png", ns=(0, 0))
     images(tmp_path / "p", "2.png")
     drift = compare_listing(before, list_inputs(sources).table)
+    (tmp_path / "p/1.png").unlink()
+    drift = compare_listing(before, list_inputs(sources).table)
     assert drift.added == 3
+    assert drift.gone == {f"{tmp_path}/u/1.png"}
     assert drift.faults == (
-        f"corpus: {tmp_path}/u/1.png was planned and is gone",
+        f"positives: {tmp_path}/p/1.png was planned and is gone",
         f"corpus: {tmp_path}/u/2.png has changed since it was planned",
         f"corpus: {tmp_path}/u/3.png has changed since it was planned",
         f"positives: {tmp_path}/p/2.png is new",

@@ -16,6 +16,7 @@ from pukd_ray.corpus.files import FileFacts, SourceFile
 from pukd_ray.corpus.formats.cifar import cifar_record
 from pukd_ray.corpus.plan import make_units, measure
 from pukd_ray.corpus.units import Unit, units_from_table, units_to_table
+from pukd_ray.errors import MissingError
 
 
 def on_disk(path: Path) -> SourceFile:
@@ -48,14 +49,16 @@ def test_parquet_counts_come_from_the_footer(tmp_path: Path) -> None:
             "unsupported: no column key, truth (columns: image)",
         ),
         (
-            {"image": ["text"]},
+            {"image": [1]},
             {},
-            "unsupported: column image is string, neither binary nor a struct with binary `bytes`",
+            "unsupported: column image is int64, neither binary, nor base64 text, nor a struct with binary `bytes` or "
+            "a `path`",
         ),
         (
-            {"image": [{"path": "a.jpg"}]},
+            {"image": [{"bytes": "text"}]},
             {},
-            "unsupported: column image is struct<path: string>, neither binary nor a struct with binary `bytes`",
+            "unsupported: column image is struct<bytes: string>, neither binary, nor base64 text, nor a struct with "
+            "binary `bytes` or a `path`",
         ),
         (
             {"image": [b"x"], "r": ["false"]},
@@ -92,11 +95,10 @@ def test_files_that_are_something_else_count_as_one_unreadable_row(tmp_path: Pat
     assert facts_of(path, format_name) == FileFacts(((1, 0),), error="empty: the file has no bytes")
 
 
-def test_a_file_that_vanished_is_an_io_error(tmp_path: Path) -> None:
+def test_a_file_that_vanished_stops_the_plan(tmp_path: Path) -> None:
     file = SourceFile(str(tmp_path / "gone.parquet"), "gone.parquet", 10, "0")
-    error = measure(file, "parquet", SourceConfig(uri="x")).error
-    assert error is not None
-    assert error.startswith("io: ")
+    with pytest.raises(MissingError, match=r"gone\.parquet: is not there"):
+        measure(file, "parquet", SourceConfig(uri="x"))
 
 
 def write_tar(path: Path, names: list[str], mode: str = "w", size: int = 2000) -> bytes:

@@ -90,6 +90,30 @@ def test_the_student_learns_what_the_teacher_knows(settings: dict[str, Any]) -> 
     assert set(students) == ({"", "_last"} if "ema" in settings else {""})
 
 
+def test_class_sums_are_those_of_what_a_student_sees() -> None:
+    """P, of which it sees more than there is, counts by its share of the batches."""
+    pixels = torch.zeros(100, 1, 28, 28, dtype=torch.uint8)
+    pixels[:10, :, :9], pixels[10:, :, 9:18] = 200, 200
+    examples = Batch(pixels, torch.where(torch.arange(100) < 10, 0, -1), torch.ones(100))
+    for share, expected in ((None, [10, 90, 0]), (0.5, [50, 50, 0]), (0.25, [25, 75, 0])):
+        settings = DistillConfig(batch_size=20, positive_share=share, class_weights="hard")
+        images = InMemory(examples, 20, 0, positive_share=share)
+        _, sums = measure_classes(Bright(), images, settings, 3, ALONE)
+        assert sums.tolist() == pytest.approx(expected)
+        seen = torch.cat([Bright()(images.batch(step).pixels).argmax(1) for step in range(100)])
+        assert (100 * torch.bincount(seen, minlength=3) / len(seen)).tolist() == pytest.approx(expected)
+    # Of the selected images a third have the weight, and half of the draws go by it.
+    pixels[70:, :, :] = 0
+    pixels[70:, :, 18:27] = 200
+    examples = Batch(pixels, examples.labels, (torch.arange(100) >= 70).float())
+    settings = DistillConfig(batch_size=20, positive_share=0.25, draw_by="pu_probability", class_weights="hard")
+    images = InMemory(examples, 20, 0, positive_share=0.25, by_weight=True)
+    _, sums = measure_classes(Bright(), images, settings, 3, ALONE)
+    assert sums.tolist() == pytest.approx([25, 75 / 3, 75 * 2 / 3])
+    seen = torch.cat([Bright()(images.batch(step).pixels).argmax(1) for step in range(400)])
+    assert (100 * torch.bincount(seen, minlength=3) / len(seen)).tolist() == pytest.approx([25, 25, 50], abs=2)
+
+
 @pytest.mark.parametrize("settings", [{}, {"ema": 0.9, "mixup": 0.2}], ids=str)
 def test_a_resumed_training_ends_where_the_whole_one_does(settings: dict[str, Any]) -> None:
     run = distillation(stripes(200), steps=10, **settings)
@@ -264,7 +288,7 @@ def test_a_streamed_shard_starts_again_at_its_end() -> None:
     assert batches[1].pixels[:, 0, 5, 5].tolist() == [4, 5, 6, 7]
     assert batches[1].weights.tolist() == pytest.approx([0.4, 0.5, 0.6, 0.7])
     assert images.mixup_partners(1, batches[1]).labels.tolist() == [7, 6, 5, 4]
-    assert sum(len(pixels) for pixels in images.all_pixels()) == 10
+    assert sum(len(batch) for batch in images.all_batches()) == 10
     # Six images of 784 bytes to draw from, in another order in each pass; none where all are read once.
     assert shard.shuffles == [(6, 7), (6, 9), (None, None)]
     with pytest.raises(RuntimeError, match="smaller than its batch"):

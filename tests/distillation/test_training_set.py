@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pukd_ray.config import SourceConfig, TeacherConfig
+from pukd_ray.config import DistillConfig, RunConfig, SourceConfig, TeacherConfig
 from pukd_ray.corpus.labelled import index_sources
 from pukd_ray.corpus.pixels import PixelSpec
 from pukd_ray.corpus.reading import ReadRequest
@@ -16,8 +19,13 @@ from pukd_ray.corpus.units import Unit
 from pukd_ray.distillation.data import Streamed
 from pukd_ray.distillation.training_set import TrainingSet, mix_units
 from pukd_ray.run.folder import RunFolder
+from pukd_ray.runtime.devices import ALONE
 
 CLASSES, EACH = 3, 40
+
+
+def run_config(teacher: TeacherConfig, source: SourceConfig, **distill: float) -> RunConfig:
+    return RunConfig(teacher=teacher, positives=(source,), corpus=(source,), distill=DistillConfig(**distill), seed=1)
 
 
 def group(number: int, label: int, kind: str = "images") -> ReadRequest:
@@ -68,10 +76,57 @@ def test_batches_of_a_sorted_folder_have_all_classes(tmp_path: Path) -> None:
     labelled = index_sources("original", (source,), teacher, print)
     training = TrainingSet(labelled.count, labelled.requests, {"original": (source,)}, RunFolder(str(tmp_path)))
     spec = PixelSpec(8, 1, "crop")
-    iterator = training.stream(spec, 0.25, seed=1).iterator()
+    iterator = training.stream(run_config(teacher, source), 0.25).iterator()
     images = Streamed(iterator, training.count, spec, 20, buffer_bytes=60 * 64, seed=2)
     batches = [images.batch(step) for step in range(6)]
     assert [len(set(batch.labels.tolist())) for batch in batches] == [CLASSES] * 6
     assert np.bincount(np.concatenate([b.labels.numpy() for b in batches])).tolist() == [EACH] * CLASSES
     for batch in batches:  # pixels and labels stay together
         assert (batch.pixels[:, 0, 0, 0] // 10).tolist() == batch.labels.tolist()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_stream_of_which_p_has_a_share(tmp_path: Path) -> None:
+    """P is held in memory and not in the stream; what is selected is all in the stream."""
+
+    def png(value: int) -> bytes:
+        sink = io.BytesIO()
+        Image.fromarray(np.full((8, 8), value, np.uint8)).save(sink, "PNG")
+        return sink.getvalue()
+
+    for label in range(CLASSES):
+        (tmp_path / "p" / f"class{label}").mkdir(parents=True)
+        (tmp_path / "p" / f"class{label}" / "0.png").write_bytes(png(label))
+    (tmp_path / "run" / "selected").mkdir(parents=True)
+    rows = {"image": [png(100 + i) for i in range(EACH)], "pu_probability": np.full(EACH, 0.5, np.float32)}
+    pq.write_table(pa.table(rows), tmp_path / "run" / "selected" / "0.parquet")
+    source = SourceConfig(uri=str(tmp_path / "p"))
+    teacher = TeacherConfig(
+        arch="lenet5", weights="none", num_classes=CLASSES, input_size=8, channels=1, mean=(0.5,), std=(0.5,)
+    )
+    config = run_config(teacher, source, positive_share=0.3, batch_size=10, memory_gib=1e-9)
+    labelled = index_sources("positives", (source,), teacher, print)
+    folder = RunFolder(str(tmp_path / "run"))
+    training = TrainingSet(labelled.count, labelled.requests, {"positives": (source,)}, folder)
+    training = training.with_selected("selected", EACH)
+    images = training.images(config, ALONE, training.stream(config, 0.25).iterator())
+    batches = [images.batch(step).pixels[:, 0, 0, 0].numpy() for step in range(5)]
+    assert all(np.array_equal(batch < 100, np.arange(10) < 3) for batch in batches)
+    seen = np.concatenate(batches)
+    assert sorted(seen[seen < 100].tolist()) == sorted([0, 1, 2] * 5)
+    assert len(set(seen[seen >= 100].tolist())) == 7 * 5
+    whole = np.concatenate([batch.pixels[:, 0, 0, 0].numpy() for batch in images.all_batches()])
+    assert sorted(whole.tolist()) == [*range(CLASSES), *range(100, 100 + EACH)]
+
+
+def test_a_sample_has_that_many_different_images_with_their_labels() -> None:
+    groups = tuple(group(number, number) for number in range(3))  # 60 wanted images
+    training = TrainingSet(60, groups, {}, RunFolder("nowhere"))
+    sample = training.sample(25, seed=3)
+    assert sample.count == sum(len(w.labels) for w in sample.labelled if w.labels is not None) == 25
+    drawn = [(w.unit.files[p], k) for w in sample.labelled for p, k in zip(w.positions, w.labels, strict=True)]
+    wanted = {(w.unit.files[p], k) for w in groups for p, k in zip(w.positions, w.labels, strict=True)}
+    assert len(set(drawn)) == 25
+    assert set(drawn) < wanted
+    assert training.sample(25, seed=4).labelled[0].positions.tolist() != sample.labelled[0].positions.tolist()
+    assert training.sample(100, seed=3).count == 60

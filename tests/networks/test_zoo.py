@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from pukd_ray.networks.zoo import build_network, check_weights, count_parameters, load_weights
+from pukd_ray.networks.zoo import build_network, count_parameters, find_weights, load_weights, outline_network
 
 TEN_GRAY = {"num_classes": 10, "channels": 1, "input_size": 28}
 
@@ -166,13 +166,12 @@ def renamed(weights, names):
             "does not fit LeNet5: missing conv1.weight, conv1.bias, conv2.weight and 7 more",
         ),
         (
-            lambda w: {"state_dict": w, "epoch": 3},
-            "the weights lie under the key 'state_dict'; save that part alone",
+            lambda w: {"state_dict": {f"module.{k}": v for k, v in w.items() if k != "fc3.bias"}, "epoch": 3},
+            "does not fit LeNet5: missing fc3.bias",
         ),
-        (lambda w: {"model": w}, "the weights lie under the key 'model'; save that part alone"),
         (
-            lambda w: {f"module.{k}": v for k, v in w.items()},
-            "every name starts with 'module.', as DataParallel writes it; save model.module.state_dict()",
+            lambda w: {"model": w, "ema": {k: v + 1 for k, v in w.items()}},
+            "several parts of it fit LeNet5: its 'model' and its 'ema'; save the one that is meant alone",
         ),
         (lambda w: list(w.values()), "holds list, not a state_dict"),
     ],
@@ -181,7 +180,9 @@ def test_weights_that_do_not_fit(change, fault):
     network = build_network("lenet5", **TEN_GRAY)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     weights = change(build_network("lenet5", **TEN_GRAY).state_dict())
-    assert check_weights("lenet5", weights, **TEN_GRAY) == fault
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - compared in full
+        find_weights(outline_network("lenet5", **TEN_GRAY), weights)
+    assert str(caught.value) == fault
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - compared in full
         load_weights(network, weights, what="teacher.weights")
     assert str(caught.value) == f"teacher.weights: {fault}"
@@ -197,12 +198,15 @@ def test_names_that_start_with_module_may_be_right():
 @pytest.mark.parametrize(
     "arch", ["lenet5", "densenet121", f"{__name__}:linear_factory", f"{__name__}:value_reading_factory"]
 )
-def test_check_weights_that_fit(arch):
+def test_weights_that_fit(arch):
     numbers = {"num_classes": 10, "channels": 1, "input_size": 32}
-    assert check_weights(arch, build_network(arch, **numbers).state_dict(), **numbers) is None
+    weights = build_network(arch, **numbers).state_dict()
+    found = find_weights(outline_network(arch, **numbers), weights)
+    assert found.taken == ""
+    assert all(found.state[name] is weights[name] for name in weights)
 
 
-def test_check_weights_allocates_nothing(monkeypatch):
+def test_an_outline_allocates_nothing(monkeypatch):
     numbers = {"num_classes": 10, "channels": 3, "input_size": 64}
     with torch.device("meta"):
         weights = build_network("vit_b_32", **numbers).state_dict()
@@ -215,10 +219,47 @@ def test_check_weights_allocates_nothing(monkeypatch):
         register(module, name, parameter)
 
     monkeypatch.setattr(nn.Module, "register_parameter", spy)
-    assert check_weights("vit_b_32", weights, **numbers) is None
+    assert find_weights(outline_network("vit_b_32", **numbers), weights).taken == ""
     assert devices == {"meta"}
 
 
-def test_check_weights_of_an_unknown_arch():
+def test_outline_of_an_unknown_arch():
     with pytest.raises(ValueError, match="lenet6: no such network"):
-        check_weights("lenet6", {}, **TEN_GRAY)
+        outline_network("lenet6", **TEN_GRAY)
+
+
+def test_a_part_that_is_there_twice_is_no_question():
+    weights = build_network("lenet5", **TEN_GRAY).state_dict()
+    network = build_network("lenet5", **TEN_GRAY)
+    assert load_weights(network, {"model": weights, "best": dict(weights)}, what="w") == "its 'model'"
+
+
+@pytest.mark.parametrize(
+    ("change", "taken"),
+    [
+        (lambda w: {"state_dict": w, "epoch": 3, "best": torch.tensor(0.9)}, "its 'state_dict'"),
+        (lambda w: {f"module.{k}": v for k, v in w.items()}, "names after 'module.'"),
+        (
+            lambda w: {"n_averaged": torch.tensor(3), **{f"module.{k}": v for k, v in w.items()}},
+            "names after 'module.'",
+        ),
+        (
+            lambda w: {"a": {"b": {f"_orig_mod.module.{k}": v for k, v in w.items()}}},
+            "its 'a.b', names after '_orig_mod.module.'",
+        ),
+        (
+            lambda w: {"model": {k.replace("fc3.", "linear."): v for k, v in w.items()}, "optimizer": {"state": {}}},
+            "its 'model', 'linear' for 'fc3'",
+        ),
+        (lambda w: {**w, "aux1.fc.weight": torch.zeros(2)}, ""),
+        (  # the lengths of LeNet's two hidden layers differ: no doubt which is which
+            lambda w: {k.replace("fc2.", "net.hidden."): v for k, v in w.items()},
+            "'net.hidden' for 'fc2'",
+        ),
+    ],
+)
+def test_weights_as_training_scripts_leave_them(change, taken):
+    weights = build_network("lenet5", **TEN_GRAY).state_dict()
+    network = build_network("lenet5", **TEN_GRAY)
+    assert load_weights(network, change(weights), what="teacher.weights") == taken
+    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from record_types import faults_of
 
 from pukd_ray.config import RunConfig, SelectionConfig
 from pukd_ray.report import page
 from pukd_ray.report.gallery import ClassGallery, Gallery, Picture
 from pukd_ray.report.summary import summary_lines
 from pukd_ray.run.folder import RunFolder
+from pukd_ray.run.records import DriftRecord
 from pukd_ray.selection.calibration import Calibration, to_json
 
 NASTY = "<b>x</b>"
@@ -392,6 +394,42 @@ def test_a_prior_from_the_config_has_no_interval(folder: RunFolder, tmp_path: Pa
     text = " ".join(Tags(render(folder, config)).text.split())
     assert "prior 0.2555 0.4000 given by the config" in text
     assert "Were the prior another one" not in text
+
+
+def test_a_prior_that_is_given_shows_what_was_looked_at(folder: RunFolder, config: RunConfig) -> None:
+    before = folder.read_json("selector/prior.json")
+    at_one = before["evidence"] | {"priors": [0.4], "emptiness": [0.3], "shares": [0.41], "gap": False}
+    update(folder, "selector/prior.json", source="audit", trust="low", reasons=["few labels"], evidence=at_one)
+    text = " ".join(Tags(render(folder, config)).text.split())
+    assert "source labels of an audit" in text
+    assert "P against what is taken, AUC" in text
+    assert "emptiest boundary" not in text  # no other prior was tried
+    assert "Were the prior another one" not in text
+
+
+def test_new_files_stand_beside_the_sample(folder: RunFolder, config: RunConfig) -> None:
+    figures = {"images": 1200, "groups": 3, "distance": 0.31, "relevant": 0.75, "relevant_in_sample": 0.25,
+               "rejected": 0.01, "rejected_in_sample": 0.0}  # fmt: skip
+    drift = {
+        **figures,
+        "found": True,
+        "reasons": ["75.00% look <b>relevant</b>"],
+        "chunks": [{**figures, "chunk": "1"}],
+    }
+    assert faults_of(drift, DriftRecord) == []
+    update(folder, "metrics.json", drift=drift)
+    page = render(folder, config)
+    text = " ".join(Tags(page).text.split())
+    assert "all new files 1,200 3 75.0 % 1.0 % 0.3100" in text
+    assert "the 1,200 images of new files are not like the sample" in text
+    assert "--redo selector" in text
+    assert "<b>relevant" not in page
+    update(folder, "metrics.json", drift=drift | {"found": False, "reasons": []})
+    text = " ".join(Tags(render(folder, config)).text.split())
+    assert "They are like the sample" in text
+    assert "not like the sample" not in text
+    update(folder, "metrics.json", drift=None)
+    assert "New files against the sample" not in render(folder, config)
 
 
 def test_what_cannot_be_told_is_no_number(folder: RunFolder, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from synthetic import write_config, write_task
 
 from pukd_ray import ConfigError, load_config
+from pukd_ray.errors import PlaceError
 from pukd_ray.resume import check_progress, fingerprints
 from pukd_ray.run.folder import (
     SCORES_SCHEMA,
@@ -181,7 +182,8 @@ def test_a_retirement_cut_short_leaves_no_stage_that_seems_done(
         fs.delete_file(source) if Path(source).is_file() else fs.delete_dir(source)
 
     monkeypatch.setattr("pukd_ray.run.folder.move_tree", move)
-    with pytest.raises(OSError, match="the power is gone"):
+    monkeypatch.setattr("pukd_ray.storage.PATIENCE_SECONDS", 0.0)
+    with pytest.raises(PlaceError, match=r"the power is gone.* the same command again"):
         run.retire([s for s in STAGES if s.name in ("select", "distill", "report")])
     assert [run.marker(s) is None for s in ("select", "distill", "report")] == [True] * 3
     assert moved[0] == run.path("markers/report.json")

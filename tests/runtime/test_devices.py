@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,17 @@ import torch
 from torch import nn
 
 import pukd_ray
-from pukd_ray.runtime.devices import ALONE, Worker, assigned_device, spare_threads, to_fastest_layout
+from pukd_ray.runtime.devices import (
+    ACTOR_BATCH,
+    ALONE,
+    BatchRunner,
+    Worker,
+    assigned_device,
+    half_type,
+    rows_per_call,
+    spare_threads,
+    to_fastest_layout,
+)
 
 PACKAGE = Path(pukd_ray.__file__).parent
 GPU = torch.device("cuda", 0)
@@ -116,7 +127,71 @@ def test_trainings_of_a_node_share_its_cores_but_one(
     assert spare_threads(workers) == threads
 
 
-@pytest.mark.parametrize("word", ["cuda", "channels_last", "get_accelerator_ids", "SyncBatchNorm"])
+@pytest.mark.parametrize("native", [False, True])
+def test_networks_compute_in_the_16_bits_that_the_card_has(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
+    assert half_type(GPU) == torch.float16
+    assert half_type(GPU, learns=True) == (torch.bfloat16 if native else torch.float16)
+    assert [half_type(GPU, p) for p in ("bfloat16", "float16", "float32")] == [torch.bfloat16, torch.float16, None]
+    assert [half_type(CPU, p, learns=True) for p in ("auto", "bfloat16", "float32")] == [None] * 3
+    with ALONE.autocast(learns=True):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+    assert not ALONE.scaler().is_enabled()
+
+
+def test_an_actor_on_an_accelerator_is_handed_several_batches_at_once() -> None:
+    assert rows_per_call(False, 3 * 224 * 224) == ACTOR_BATCH
+    assert [rows_per_call(True, 3 * size**2) for size in (32, 224, 1024)] == [8192, 768, ACTOR_BATCH]
+
+
+def summed(batch: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"sum": batch.long().sum(1), "first": batch[:, 0]}
+
+
+@pytest.mark.parametrize("batch_rows", [None, 1, 4, 8, 100])
+def test_columns_come_back_in_order_whatever_the_batch(batch_rows: int | None) -> None:
+    sizes = []
+
+    def compute(batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        sizes.append(len(batch))
+        return summed(batch)
+
+    rows = np.random.default_rng(0).integers(0, 256, (29, 5), dtype=np.uint8)
+    rows.flags.writeable = False
+    found = BatchRunner(compute, CPU, batch_rows)(rows)
+    assert found["sum"].tolist() == rows.sum(1).tolist()
+    assert found["first"].tolist() == rows[:, 0].tolist()
+    assert found["first"].dtype == np.uint8
+    assert set(sizes) == {batch_rows or 29}  # one shape, the last batch filled up
+
+
+def test_a_batch_that_does_not_fit_is_halved() -> None:
+    def compute(batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        if len(batch) > 6 or (len(batch) > 3 and int(batch[0, 0]) > 100):  # later rows are dear
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return summed(batch)
+
+    rows = np.arange(200, dtype=np.uint8).repeat(2).reshape(200, 2)
+    runner = BatchRunner(compute, CPU, 64)
+    assert runner(rows)["first"].tolist() == rows[:, 0].tolist()
+    assert runner.batch_rows == 2
+
+    def never(_: torch.Tensor) -> dict[str, torch.Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        BatchRunner(never, CPU, 4)(rows)
+
+
+def test_threads_share_a_runner() -> None:
+    runner = BatchRunner(summed, CPU, 4)
+    tables = [np.full((30, 3), i, np.uint8) for i in range(20)]
+    with ThreadPoolExecutor(4) as threads:
+        for i, found in enumerate(threads.map(runner, tables)):
+            assert found["sum"].tolist() == [3 * i] * 30
+
+
+@pytest.mark.parametrize("word", ["cuda", "channels_last", "get_accelerator_ids", "SyncBatchNorm", "pin_memory"])
 def test_no_other_module_knows_accelerators(word: str) -> None:
     modules = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.rglob("*.py")}
     assert [name for name, text in modules.items() if re.search(word, text, re.IGNORECASE)] == ["runtime/devices.py"]

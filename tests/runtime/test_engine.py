@@ -5,15 +5,20 @@ from __future__ import annotations
 import pytest
 
 from pukd_ray.config import ConfigError, ResourcesConfig
+from pukd_ray.errors import RunError
 from pukd_ray.runtime.engine import (
     IO_CPUS,
     Cluster,
     actor_pool,
     decoder_cpus,
     decoders,
+    fuses,
     gpus_of,
     gpus_per_actor,
+    gpus_per_train_worker,
     inspect_cluster,
+    most_tasks,
+    wait_for_some,
 )
 
 LAPTOP = Cluster(cpus=2, gpus=0, nodes=1, autoscales=False)
@@ -27,6 +32,14 @@ def test_gpus_go_by_the_cluster_unless_said() -> None:
     assert [gpus_per_actor(auto, c) for c in (LAPTOP, FARM, GROWN)] == [0, 1, 1]
     half = ResourcesConfig(gpus_per_actor=0.5)
     assert [gpus_per_actor(half, c) for c in (LAPTOP, EMPTY_HEAD)] == [0.5, 0.5]
+
+
+def test_a_training_has_a_gpu_of_its_own_where_actors_share_them() -> None:
+    half = ResourcesConfig(gpus_per_actor=0.5)
+    assert [gpus_per_train_worker(r, FARM) for r in (ResourcesConfig(), half)] == [1, 1]
+    assert gpus_per_train_worker(ResourcesConfig(gpus_per_actor=0), FARM) == 0
+    assert gpus_per_train_worker(ResourcesConfig(gpus_per_train_worker=0.25), FARM) == 0.25
+    assert gpus_per_train_worker(ResourcesConfig(), LAPTOP) == 0
 
 
 def test_a_head_that_takes_no_work_is_waiting_for_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,13 +67,22 @@ def sizes(resources: ResourcesConfig, cluster: Cluster, gpus: float, work: int) 
     return pool.min_size, pool.max_size
 
 
-def test_a_pool_has_an_actor_per_gpu_or_two_cpus_but_none_without_work() -> None:
+def test_a_pool_has_an_actor_per_gpu_but_none_without_work() -> None:
     auto = ResourcesConfig()
-    assert sizes(auto, LAPTOP, 0, 100) == (1, 1)
-    assert sizes(auto, FARM, 0, 100) == (32, 32)
     assert sizes(auto, FARM, 1, 100) == (8, 8)
     assert sizes(auto, FARM, 0.5, 100) == (16, 16)
     assert sizes(auto, FARM, 1, 3) == (3, 3)
+
+
+def test_all_steps_share_a_process_where_no_accelerator_is_asked_for() -> None:
+    auto = ResourcesConfig()
+    assert [fuses(auto, c) for c in (LAPTOP, FARM, GROWN)] == [True, False, False]
+    assert [fuses(ResourcesConfig(gpus_per_actor=0), c) for c in (FARM, EMPTY_HEAD)] == [True, True]
+
+
+def test_a_fused_pass_takes_no_more_than_the_config_says() -> None:
+    asked = (ResourcesConfig(), ResourcesConfig(score_actors=3), ResourcesConfig(score_actors=(2, 6)))
+    assert [most_tasks(a) for a in asked] == [1000, 3, 6]
 
 
 def test_a_pool_grows_where_nodes_can_come() -> None:
@@ -70,10 +92,22 @@ def test_a_pool_grows_where_nodes_can_come() -> None:
 
 
 def test_a_pool_is_as_large_as_the_config_says() -> None:
-    assert sizes(ResourcesConfig(score_actors=5), LAPTOP, 0, 2) == (5, 5)
+    assert sizes(ResourcesConfig(score_actors=5), FARM, 1, 2) == (5, 5)
     assert sizes(ResourcesConfig(score_actors=(2, 6)), EMPTY_HEAD, 1, 100) == (2, 6)
 
 
 def test_decoding_asks_for_what_it_takes_where_there_is_room() -> None:
     assert [decoder_cpus(c) for c in (LAPTOP, FARM, EMPTY_HEAD)] == [IO_CPUS, 1.0, 1.0]
     assert [decoders(c) for c in (LAPTOP, FARM, EMPTY_HEAD)] == [2, 64, None]
+
+
+def test_a_pass_waits_for_busy_cpus_but_not_for_ever_for_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [([], [1, 2]), ([], [1, 2]), ([2], [1])]
+    cpus = [4.0, 2.0]
+    monkeypatch.setattr("ray.wait", lambda *_, **__: answers.pop(0))
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": cpus.pop(0)})
+    assert wait_for_some([1, 2]) == ([2], [1])
+    answers.append(([], [1]))
+    monkeypatch.setattr("ray.cluster_resources", dict)
+    with pytest.raises(RunError, match="no node with a CPU"):
+        wait_for_some([1])

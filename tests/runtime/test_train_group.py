@@ -5,6 +5,7 @@ Both processes run every case once (the `two_processes` fixture); the tests then
 
 import json
 import math
+import os
 import time
 from datetime import timedelta
 from itertools import chain
@@ -16,11 +17,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from pukd_ray.config import DistillConfig
+from pukd_ray.config import DistillConfig, ResourcesConfig
 from pukd_ray.distillation.data import Batch, InMemory
 from pukd_ray.distillation.loss import rkd_objective
 from pukd_ray.distillation.training import measure_classes
+from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.devices import Worker
+from pukd_ray.runtime.engine import Cluster
+from pukd_ray.runtime.train_group import train_group
 from pukd_ray.selection.risk import naive_risk, nnpu_risk, vpu_risk
 
 RANKS = 2
@@ -218,3 +222,19 @@ def test_a_nan_on_one_rank_stops_all(two_processes):
     for rank in range(RANKS):
         for message in two_processes[rank]["faulty"]:
             assert "finite" in message
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_lost_worker_is_replaced_and_a_fault_of_the_program_is_not_tried_again(tmp_path: Path) -> None:
+    def loop(setup):
+        tries = setup["tries"]
+        with tries.open("a") as log:
+            log.write("x")
+        if len(tries.read_text()) == 1:
+            os._exit(9)
+        raise ValueError("the loss is NaN")
+
+    setup, folder = {"tries": tmp_path / "tries"}, RunFolder(str(tmp_path / "run"))
+    with pytest.raises(Exception, match="the loss is NaN"):
+        train_group(loop, setup, folder, "selector", ResourcesConfig(), Cluster(2, 0, 1, False))
+    assert (tmp_path / "tries").read_text() == "xx"

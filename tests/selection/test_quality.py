@@ -108,7 +108,8 @@ def test_what_is_not_known_of_the_prior_widens_precision_and_recall() -> None:
     groups = Groups(np.arange(len(u)) // 100, np.zeros(len(p), np.int64), np.zeros(len(u), np.int64))
     widths = []
     for lower, upper in ((0.2, 0.2), (0.15, 0.3)):
-        fit = assess_fit([held_out], groups, Verdict(0.2, lower, upper, 0.2, "high", ()), TRAINING)
+        verdict = Verdict(0.2, lower, upper, 0.2, "high", (), None, "density_ratio")
+        fit = assess_fit([held_out], groups, verdict, TRAINING)
         found = estimate_quality(
             np.ones(len(u)), (u > 0).astype(float), u, p, fit.p_weights, fit.calibration, list(fit.bootstrap)
         )

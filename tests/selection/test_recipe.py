@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from pukd_ray.run.records import SELECTION
 from pukd_ray.selection.calibration import to_json
 from pukd_ray.selection.chunks import score_files
 from pukd_ray.selection.crossfit import Groups
-from pukd_ray.selection.features import load_features
+from pukd_ray.selection.features import load_features, load_last_tap
 from pukd_ray.selection.histogram import bin_edges, bin_scores, estimate_selection
 from pukd_ray.selection.recipe import InProcess, fit_and_calibrate
 from pukd_ray.selection.training import Examples
@@ -35,7 +35,8 @@ def test_stage_and_study_find_the_same(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path / "run"))
 
     cached = load_features(folder, folder.read_json("selector/features.json")["files"])
-    groups = Groups(cached.u_units, cached.p_teacher, cached.u_teacher)
+    last_tap = load_last_tap(folder, folder.read_json("selector/features.json")["files"])
+    groups, _ = Groups(cached.u_units, cached.p_teacher, cached.u_teacher).with_tails(*last_tap, config.seed)
     fitted = fit_and_calibrate(InProcess(Examples(cached.p, cached.u), groups), config.selector, config.seed)
 
     prior, meta = folder.read_json("selector/prior.json"), folder.read_json("selector/meta.json")
@@ -53,6 +54,8 @@ def test_stage_and_study_find_the_same(tmp_path: Path) -> None:
              (Path(folder.path("selector/head.pt")), io.BytesIO(fitted.final.head))]  # fmt: skip
     assert heads[0].keys() == heads[1].keys()
     assert all(torch.equal(value, heads[1][name]) for name, value in heads[0].items())
+    assert fitted.final.blend is not None
+    assert folder.read_json("selector/blend.json") == json.loads(json.dumps(asdict(fitted.final.blend)))
     held_out = folder.read_table("selector/held_out.parquet")
     np.testing.assert_array_equal(held_out.column("logit").to_numpy(), np.r_[fit.p_logits, fit.u_logits])
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pukd_ray.selection.risk import naive_risk, nnpu_risk, proxy_accuracy, vpu_risk
+from pukd_ray.selection.risk import KNOWN, known_risk, naive_risk, nnpu_risk, proxy_accuracy, vpu_risk
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden.json").read_text())
 PRECISIONS = [(torch.float64, 1e-9), (torch.float32, 1e-5)]
@@ -129,6 +129,15 @@ class TestFaultyInput:
 def test_nnpu_refuses_negative_beta_and_gamma(bad):
     with pytest.raises(ValueError, match="beta and gamma"):
         nnpu_risk(torch.zeros(2), torch.tensor([1, -1]), 0.3, **bad)
+
+
+def test_known_negatives_add_their_part_whatever_the_split(monkeypatch):
+    z = torch.tensor([2.0, -1.0, 0.5, -3.0])
+    whole = known_risk(z, 0.25, 4)
+    assert float(whole) == pytest.approx(KNOWN * 0.75 * torch.sigmoid(z).mean().item())
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda _: 2)
+    parts = [known_risk(part, 0.25, 4, group=object()) for part in (z[:3], z[3:])]
+    assert float(sum(parts) / 2) == pytest.approx(float(whole))  # as gradients are averaged
 
 
 def test_naive_is_the_class_balanced_logistic_loss():

@@ -95,9 +95,27 @@ def test_fine_tuning_keeps_the_prior_that_the_head_ended_with() -> None:
     assert replace(training, prior=0.4).prior_at(1) == pytest.approx(0.4)
 
 
-def test_training_is_the_same_whatever_the_number_of_ranks() -> None:
+def test_known_negatives_are_pushed_down_where_u_alone_cannot_tell() -> None:
+    """Images beside P that U says nothing of: three quarters of what lies there is relevant, these are not."""
+    examples, _ = gaussians(0)
+    rng = np.random.default_rng(1)
+    beside = (rng.normal(size=(40, 6)) * 0.3 + np.array([1.5, 1.5, 0, 0, 0, 2.0])).astype(np.float16)
+    with_known = replace(examples, known=beside, known_shares=np.full(40, 1 / 40))
+    mean = {}
+    for loss in ("nnpu", "naive"):
+        for name, given_ in (("without", examples), ("with", with_known)):
+            network = fit_selector(given_, replace(TRAINING, loss=loss))
+            mean[loss, name] = float(logits_of(network, beside).mean())
+    assert mean["nnpu", "with"] < 0 < mean["nnpu", "without"]
+    assert mean["naive", "with"] == mean["naive", "without"]  # to other losses none are given
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_training_is_the_same_whatever_the_number_of_ranks(known: bool) -> None:
     """Two ranks' inputs, masks and labels are the halves of one rank's."""
     examples, _ = gaussians(1)
+    if known:
+        examples = replace(examples, known=examples.u[:50] - np.float16(3))
     seen: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
 
     class Spy(SelectorHead):
@@ -116,6 +134,8 @@ def test_training_is_the_same_whatever_the_number_of_ranks() -> None:
             torch.testing.assert_close(whole[:n_p:2], parts[0][: n_p // 2])
             torch.testing.assert_close(whole[1:n_p:2], parts[1][: n_p // 2])
             torch.testing.assert_close(whole[n_p::2], parts[0][n_p // 2 :])
+            assert len(whole) == (160 if known else 128)
+            torch.testing.assert_close(whole[129::2], parts[1][64:])
     assert 0.6 < float(torch.cat([k for _, k in seen[10]]).float().mean()) < 0.8
 
 
@@ -203,7 +223,12 @@ def test_a_given_prior_is_used_as_it_is() -> None:
     examples, _ = gaussians(6)
     training = replace(TRAINING, prior=0.2, steps=40, batch_size=64)
     verdict = given(0.2)
-    assert (verdict.lower, verdict.upper, verdict.train, verdict.trust) == (0.2, 0.2, 0.2, "high")
+    assert (verdict.lower, verdict.upper, verdict.train, verdict.trust) == (
+        0.2,
+        0.2,
+        0.2,
+        "low",
+    )  # before anybody looked
     fit = assess_fit(
         [fit_fold(examples, k, training) for k in range(FOLDS)], one_class(120, np.zeros(1500)), verdict, training
     )

@@ -21,7 +21,7 @@ from pukd_ray.selection.evidence import (
 )
 from pukd_ray.selection.recipe import InProcess, fit_and_calibrate
 from pukd_ray.selection.training import Examples
-from pukd_ray.selection.verdict import Evidence, Verdict, judge
+from pukd_ray.selection.verdict import Evidence, Verdict, examine, given, judge
 
 # -- the boundary -----------------------------------------------------------------------------------------------
 
@@ -132,8 +132,8 @@ def test_a_biased_p_leaves_the_boundary_alone() -> None:
     ("changes", "reason"),
     [
         ({"test": TwoSample(0.65, 0.02, 400, 1600)}, "P differs"),
-        ({"test": TwoSample(0.5, 0.2, 10, 40)}, "too few images"),
-        ({"alike": 0.8}, "80% of what looks relevant"),
+        ({"test": TwoSample(0.5, 0.5, 10, 10)}, "few images"),
+        ({"ratio": DensityRatio(0.02, np.linspace(0, 0.04, 40), Calibration(1, 0))}, "anything from 0.00"),
     ],
 )
 def test_without_a_gap_what_cannot_be_told_is_not_told(changes: dict[str, object], reason: str) -> None:
@@ -147,17 +147,52 @@ def test_without_a_gap_what_cannot_be_told_is_not_told(changes: dict[str, object
     assert judge(replace(plain, boundary=e.boundary)).trust == "low"
 
 
+@pytest.mark.parametrize(
+    ("prior", "changes", "reason"),
+    [
+        (0.25, {}, None),
+        (0.25, {"test": TwoSample(0.65, 0.02, 400, 1600)}, "P differs"),
+        (0.25, {"test": TwoSample(0.5, 0.2, 10, 40)}, "too few images"),
+        (0.6, {}, "the density ratio says 0.24, the prior that is given 0.6"),
+        (0.1, {}, "the density ratio says 0.24, the prior that is given 0.1"),
+    ],
+)
+def test_a_prior_that_is_given_is_looked_at(prior: float, changes: dict[str, object], reason: str | None) -> None:
+    before = given(prior)
+    assert (before.trust, before.evidence) == ("low", None)
+    after = examine(before, evidence(**changes))
+    assert (after.prior, after.lower, after.upper, after.train) == (prior,) * 4
+    assert after.has_gap  # the selector's own boundary is kept
+    if reason is None:
+        assert (after.trust, after.reasons) == ("high", ())
+    else:
+        assert after.trust == "low"
+        assert any(reason in r for r in after.reasons)
+
+
+def test_a_bias_that_few_images_cannot_show_widens_the_interval() -> None:
+    plain = evidence()
+    many, few = (judge(replace(plain, test=TwoSample(0.5, error, 400, 1600))) for error in (0.01, 0.05))
+    assert (many.trust, few.trust) == ("high", "low")
+    assert few.lower <= plain.boundary.lower_bound < many.lower
+    assert few.upper >= plain.boundary.upper_bound > many.upper
+    assert TwoSample(0.4, 0.05, 400, 1600).upper == TwoSample(0.5, 0.05, 400, 1600).upper  # below 1/2 is chance
+
+
+def test_what_looks_like_both_widens_the_interval() -> None:
+    clear, mixed = judge(evidence(alike=0.0)), judge(evidence(alike=0.4))
+    assert mixed.lower < clear.lower < clear.upper < mixed.upper
+
+
 def test_drawn_priors_have_the_verdicts_interval() -> None:
-    verdict = Verdict(0.2, 0.1, 0.3, 0.2, "low", ())
+    verdict = Verdict(0.2, 0.1, 0.3, 0.2, "low", (), None, "density_ratio")
     rng = np.random.default_rng(0)
     low, high = np.quantile([verdict.drawn_prior(rng) for _ in range(4000)], [0.05, 0.95])
     assert (low, high) == (pytest.approx(0.1, rel=0.05), pytest.approx(0.3, rel=0.05))
 
 
-@pytest.mark.usefixtures("one_thread")
-@pytest.mark.timeout(600)
-def test_a_biased_p_does_not_hide_relevant_images() -> None:
-    """The issue's own case in small: P is a biased sample, U has a gap; the prior used to come out far too low."""
+def gaussian_task(k: float) -> tuple[Examples, Groups, np.ndarray]:
+    """Two clouds with a gap; P prefers one side of an innocent feature as strongly as `k` says."""
     rng = np.random.default_rng(3)
     n_u, share = 4000, 0.25
     truth = rng.random(n_u) < share
@@ -165,9 +200,27 @@ def test_a_biased_p_does_not_hide_relevant_images() -> None:
     u[:, 0] += np.where(truth, 4.0, -4.0)
     pool = rng.normal(size=(8000, 8))
     pool[:, 0] += 4.0
-    chosen = np.argsort(-(1.2 * pool[:, 1] + rng.gumbel(size=8000)))[:400]  # P prefers one side of an innocent feature
+    chosen = np.argsort(-(k * pool[:, 1] + rng.gumbel(size=8000)))[:400]
     features = Examples(pool[chosen, None].astype(np.float16), u.astype(np.float16))
-    groups = Groups(np.arange(n_u) // 100, np.zeros(400, np.int64), np.zeros(n_u, np.int64))
+    return features, Groups(np.arange(n_u) // 100, np.zeros(400, np.int64), np.zeros(n_u, np.int64)), truth
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("k", "trust"), [(0.0, "high"), (1.2, "low")])
+def test_a_biased_p_shows_beside_a_prior_that_is_given(k: float, trust: str) -> None:
+    features, groups, _ = gaussian_task(k)
+    selector = SelectorConfig(steps=200, batch_size=256, lr=0.01, prior=0.25)
+    verdict = fit_and_calibrate(InProcess(features, groups), selector, 0).verdict
+    assert (verdict.prior, verdict.trust, verdict.estimator) == (0.25, trust, "given")
+    assert verdict.evidence is not None
+    assert (verdict.evidence.test.lower > 0.53) == (k > 0)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.timeout(600)
+def test_a_biased_p_does_not_hide_relevant_images() -> None:
+    """The issue's own case in small: P is a biased sample, U has a gap; the prior used to come out far too low."""
+    features, groups, truth = gaussian_task(1.2)
     fitted = fit_and_calibrate(InProcess(features, groups), SelectorConfig(steps=200, batch_size=256, lr=0.01), 0)
     verdict = fitted.verdict
     assert verdict.lower <= truth.mean() <= verdict.upper

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,30 +12,51 @@ import pytest
 import pukd_ray.demo
 from pukd_ray.demo import pools
 from pukd_ray.demo.build import CLASSES, OTHER_CLASSES, SOURCE_CLASSES
-from pukd_ray.demo.pools import Bank, Pool
+from pukd_ray.demo.pools import Bank
 from pukd_ray.preflight import load_config
 from pukd_ray.studies import selector as study
-from pukd_ray.studies.selector import BIASED, SETTINGS, Run, all_runs, biased_runs, describe, extract_bank, measure
+from pukd_ray.studies.selector import (
+    ALL_SETTINGS,
+    AUDITED,
+    RIVALS,
+    Run,
+    Source,
+    all_runs,
+    describe,
+    extract,
+    measure,
+    quick_runs,
+)
 from pukd_ray.studies.tables import render
 
 
 def test_quality_against_a_case_by_hand() -> None:
-    pool = Pool(np.zeros(0), np.zeros(0), np.arange(5), np.array([True, True, False, True, False]))
+    relevant = np.array([True, True, False, True, False])
     logits = np.array([3.0, 2.0, 1.0, -1.0, -2.0])
-    figures = study._quality(logits, pool)
+    figures = study._quality(logits, relevant)
     assert figures["precision"] == figures["recall"] == figures["f1"] == pytest.approx(2 / 3)
     assert figures["ap"] == pytest.approx((1 + 1 + 3 / 4) / 3)
     assert figures["best_f1"] == pytest.approx(6 / 7)  # the first four
     assert figures["recall_at_target"] == pytest.approx(2 / 3)
-    taken = study._at_target(logits, np.array([0.9, 0.9, 0.6, 0.1, 0.1]), pool)
+    taken = study._at_target(logits, np.array([0.9, 0.9, 0.6, 0.1, 0.1]), relevant)
     assert taken == {"target_precision": pytest.approx(2 / 3), "target_recall": pytest.approx(2 / 3)}
     assert study._calibration_error(np.full(4, 0.5), np.array([True, True, True, False])) == pytest.approx(0.25)
 
 
 @pytest.mark.usefixtures("one_thread")  # a run sets it
 @pytest.mark.parametrize(
-    "setting", ["default", "trunk: finetune", "prior: half", "taps: last", "loss: vpu", "P biased, 1.2"]
-)
+    "setting",
+    [
+        "default",
+        "trunk: finetune",
+        "prior: half",
+        "taps: last",
+        "loss: vpu",
+        "P biased, 1.2",
+        "blend: false",
+        "P biased, 1.2, 300 labels",
+    ],
+)  # fmt: skip
 def test_a_run_measures_every_figure(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     kinds = np.array(SOURCE_CLASSES)[np.arange(2400) % 10]
@@ -45,40 +67,47 @@ def test_a_run_measures_every_figure(setting: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(pools, "POOLS", {"hard": dict.fromkeys(CLASSES, 40) | dict.fromkeys(OTHER_CLASSES, 100)})
     demo = load_config(Path(pukd_ray.demo.__path__[0]) / "demo.yaml").teacher
     weights = Path(demo.weights).read_bytes()
-    chosen = (SETTINGS | BIASED)[setting]
-    from dataclasses import replace
-
-    cache = extract_bank(bank, replace(demo, taps=chosen.taps), weights, "auto")
+    chosen = (ALL_SETTINGS | AUDITED)[setting]
+    source = Source(bank, replace(demo, taps=chosen.taps), weights)
+    cache = extract(source, "auto")
     base = {"steps": 40, "batch_size": 64, "lr": 0.003, "views": 2}
-    figures = measure(bank, cache, demo, weights, "hard", 0, replace(chosen, per_class=40), base)
+    figures = measure(source, cache, "hard", 0, replace(chosen, per_class=40), base)
     assert all(np.isfinite(value) for value in figures.values())
     assert figures["true_prior"] == pytest.approx(2 / 7)
     assert figures["ap"] > 2 * figures["true_prior"]
+    assert {f"ap_{name}" for name in (*RIVALS, "supervised")} <= figures.keys()
+    assert figures["ap_supervised"] > 0.9  # known kinds are the bright ones
     assert describe(Run("quick", "hard", setting, 0), figures).startswith(f"quick/hard/{setting}/0: prior 0.")
+    if chosen.labels:
+        assert figures["prior_lower"] <= figures["true_prior"] <= figures["prior_upper"]
+        assert "gap" not in figures  # no grid of priors
     if setting == "prior: half":
         assert figures["prior"] == figures["prior_used"] == pytest.approx(1 / 7)
 
 
 def test_runs_are_listed_once_and_settings_exist() -> None:
-    runs = all_runs(5, 20)
-    assert len({run.key for run in runs}) == len(runs)
-    assert {run.setting for run in biased_runs(2)} == set(BIASED)
-    assert {run.setting for run in runs} == set(SETTINGS)
-    assert sum(run.pool == "hard" and run.base == "quick" and run.setting == "default" for run in runs) == 20
+    for runs in (all_runs(5, cifar=True), quick_runs(5, cifar=True)):
+        assert len({run.key for run in runs}) == len(runs)
+        assert {run.setting for run in runs} <= set(ALL_SETTINGS)
+        assert {run.pool for run in runs} == {*pools.MEASURED, "cifar"}
+    assert {run.setting for run in all_runs(2, cifar=False)} == set(ALL_SETTINGS)
+    assert {run.pool for run in all_runs(2, cifar=False)} == set(pools.MEASURED)
+    assert {run.base for run in quick_runs(2, cifar=True)} == {"quick"}
 
 
 def fake_study() -> dict[str, object]:
     """Every run of a small study with figures that differ by seed only."""
     names = (
         *("ap", "precision", "recall", "f1", "best_f1", "recall_at_target", "target_precision", "target_recall"),
-        *("confidence_ap", "true_prior", "prior", "prior_bbe", "calibration_error", "feature_seconds", "fit_seconds"),
+        *(f"ap_{name}" for name in (*RIVALS, "supervised")),
+        *("true_prior", "prior", "prior_bbe", "calibration_error", "feature_seconds", "fit_seconds"),
         *(f"{name}_{end}" for name in ("precision", "recall") for end in ("estimated", "lower", "upper")),
         *("prior_lower", "prior_upper"),
     )
-    runs = {run.key: dict.fromkeys(names, 0.5 + 0.01 * run.seed) for run in all_runs(3, 4)}
+    runs = {run.key: dict.fromkeys(names, 0.5 + 0.01 * run.seed) for run in all_runs(3, cifar=True)}
     facts = {"images": 4, "relevant": 1, "by_kind": {"Bag": 1, "glyph": 3}, "ids_sha256": "abc"}
     machine = {"cpus": 2, "platform": "Linux", "date": "2026-01-02"}
-    return {"runs": runs, "pools": {name: [facts] for name in ("hard", "easy", "rare")}, "machine": machine}
+    return {"runs": runs, "pools": {name: [facts] for name in (*pools.MEASURED, "cifar")}, "machine": machine}
 
 
 def test_tables_pair_differences_by_seed_and_count_coverage() -> None:
@@ -87,13 +116,22 @@ def test_tables_pair_differences_by_seed_and_count_coverage() -> None:
     for seed in range(3):
         runs[f"quick/hard/loss: naive/{seed}"]["ap"] -= 0.125
         runs[f"quick/hard/trunk: finetune/{seed}"]["fit_seconds"] *= 19
-    runs["quick/hard/default/3"]["prior_upper"] = 0.0
+    for run in runs.values():
+        run["trust"] = 2.0
+    for seed in (0, 1, 2):
+        runs[f"default/cifar/default/{seed}"]["trust"] = 0.0
+    runs["default/hard/default/2"]["prior_upper"] = 0.0
+    runs["default/hard/P biased, 0.7, prior: true/1"]["ap"] = 0.81
     page = render(figures, "x")
     row = next(line for line in page.splitlines() if line.startswith("| loss: naive |"))
     assert row.startswith("| loss: naive | 0.385 ± 0.010 | -0.1250 ± 0.0000 |")
-    assert "| prior | 3 of 4 | +0.0000 | -0.1325 |" in page
+    assert "| 2 of 3 | 3 of 3 | 3 of 3 | 3 of 3 | 0 of 0 (3 cannot tell) |" in page
+    assert "`cifar`, default settings" not in page
+    assert "| prior | 2 of 3 | +0.0000 | -0.1733 |" in page
     assert "took 10.0 times the CPU seconds" in page
-    assert "| average precision | 0.5100 ± 0.0100 | 0.5100 ± 0.0100 | 0.5100 ± 0.0100 |" in page
+    assert f"| average precision |{' 0.5100 ± 0.0100 |' * 5}" in page
+    assert f"| `knn` |{' 0.510 ± 0.010 |' * 5}" in page
+    assert "| P biased, 0.7 | 0.510 ± 0.010 (0.610 ± 0.173) |" in page
     assert "| `hard` | 4 | 1 | Bag 1, glyph 3 | `abc` |" in page
 
 
@@ -101,4 +139,4 @@ def test_the_page_is_made_of_the_committed_figures() -> None:
     docs = Path(__file__).parents[2] / "docs"
     figures = json.loads((docs / "results" / "selector.json").read_text())
     assert (docs / "results.md").read_text() == render(figures, "python jobs/selector_study.py")
-    assert {run.key for run in all_runs(5, 20)} <= set(figures["runs"])
+    assert {run.key for run in all_runs(5, cifar=True)} <= set(figures["runs"])

@@ -13,9 +13,26 @@ from pukd_ray.corpus.rows import ImageRow
 from pukd_ray.corpus.units import Measured, Owner, Unit
 
 
-def _no_side_files(name: str) -> bool:
+def _none(name: str) -> bool:
     del name
     return False
+
+
+def every_name(name: str) -> bool:
+    """For formats whose files may be called anything."""
+    del name
+    return True
+
+
+def _no_hint(unit: Unit, source: SourceConfig) -> str:
+    del unit, source
+    return ""
+
+
+def is_the_column_right(unit: Unit, source: SourceConfig) -> str:
+    """Hint for formats whose labels are in a column."""
+    del unit
+    return f"is label_column {source.label_column!r} right?"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +55,18 @@ class Format:
     row_addressable: bool
     """Whether a row can be read without those before it, however many they are; the format's own text says what one
     row costs."""
-    any_name: bool = False
-    """Whether files of any name that no format claims belong to a source whose config names this format."""
-    side_file: Callable[[str], bool] = _no_side_files
+    read_to_count: bool = False
+    """Whether counting a file's rows takes as long as reading it."""
+    any_name: Callable[[str], bool] = _none
+    """Which files that no format claims, by name, belong to a source whose config names this format."""
+    side_file: Callable[[str], bool] = _none
     """Whether a file that is not claimed, by its name as above, is of use to one that is: not reported as left out."""
     single_images: bool = False
     """Whether each file is one row, so that units are groups of files, and may be grouped anew."""
     has_id_column: bool = False
     """Whether `id_column` gives rows ids of the user's."""
-    label_hint: str = ""
-    """What to do about a row without a label; may name `{source.label_column!r}`."""
+    label_hint: Callable[[Unit, SourceConfig], str] = _no_hint
+    """What to do about a row without a label."""
 
     def where(self, unit: Unit, position: int) -> str:
         """The row at `position`, for a message."""

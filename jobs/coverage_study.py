@@ -1,0 +1,8 @@
+"""`pukd coverage-study`, for `ray job submit`."""
+
+import sys
+
+from pukd_ray.commands import main
+
+if __name__ == "__main__":
+    sys.exit(main(["coverage-study", *sys.argv[1:]]))

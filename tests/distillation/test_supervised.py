@@ -1,0 +1,52 @@
+"""Training a teacher on labelled images, in one process."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pukd_ray.config import SourceConfig, TeacherConfig, TeacherTrainingConfig
+from pukd_ray.distillation.data import Batch
+from pukd_ray.distillation.supervised import fit_classifier, top1
+from pukd_ray.networks.teacher import dump_state
+from pukd_ray.runtime.devices import ALONE
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TEACHER = TeacherConfig(
+    arch="lenet5_half", weights="w", num_classes=3, input_size=28, channels=1, mean=[0.5], std=[0.3]
+)
+CONFIG = TeacherTrainingConfig(
+    teacher=TEACHER, train=SourceConfig(uri="x"), epochs=4, batch_size=32, lr=0.02, augment="crop"
+)
+
+
+def thirds(count: int, seed: int) -> Batch:
+    """Images of which one of three horizontal thirds is bright: which, is the label."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, count)
+    pixels = rng.integers(0, 90, (count, 1, 28, 28), dtype=np.uint8)
+    for image, label in zip(pixels, labels, strict=True):
+        image[0, 9 * label : 9 * label + 9] += 120
+    return Batch(torch.from_numpy(pixels), torch.from_numpy(labels), torch.ones(count))
+
+
+def test_a_teacher_learns_what_it_is_shown() -> None:
+    told: list[tuple[int, int, float]] = []
+    network = fit_classifier(CONFIG, thirds(500, 0), ALONE, lambda *step: told.append(step))
+    assert top1(network, TEACHER, thirds(600, 1), ALONE) > 0.95
+    assert [step[:2] for step in told] == [(1, 60), (21, 60), (41, 60), (60, 60)]
+    assert told[-1][2] < 0.3 * told[0][2]
+    again = fit_classifier(CONFIG, thirds(500, 0), ALONE, lambda *_: None)
+    assert dump_state(again.state_dict()) == dump_state(network.state_dict())
+
+
+def test_accuracy_counts_every_image_once() -> None:
+    class Says(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.tensor([[0.0, 1.0, 0.0]]).expand(len(images), 3)
+
+    labels = torch.tensor([1] * 700 + [0] * 300)
+    images = Batch(torch.zeros(1000, 1, 28, 28, dtype=torch.uint8), labels, torch.ones(1000))
+    assert top1(Says(), TEACHER, images, ALONE) == pytest.approx(0.7)

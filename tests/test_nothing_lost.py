@@ -1,0 +1,228 @@
+"""What a run commits is whole and there once, whatever its storage, its drivers and its images do meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from corpus.test_guarded import slow_jpeg
+from heads import environment
+from synthetic import write_config, write_task
+
+from pukd_ray import RunConfig, RunError, load_config, run_pipeline
+from pukd_ray.run.stages import STAGE_NAMES
+from pukd_ray.runtime.engine import cause_of
+
+pytestmark = [pytest.mark.timeout(900)]
+
+JOB = Path(__file__).parents[1] / "jobs" / "full_pipeline.py"
+FILES, ROWS = 4, 150
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("task")
+    config = write_task(folder, images=FILES * ROWS, files=FILES)
+    config["score"]["chunk_images"] = ROWS
+    write_config(folder, config)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def selector(task: Path, ray_cluster: None) -> Path:
+    """A run of which nothing is left to do before the corpus is scored."""
+    del ray_cluster
+    run_pipeline(load_config(task / "config.yaml"), until="selector")
+    return task / "run"
+
+
+def start_from(run: Path, tmp_path: Path, **overrides: Any) -> tuple[RunConfig, Path]:
+    output = tmp_path / "run"
+    shutil.copytree(run, output)
+    return load_config(run.parent / "config.yaml", {"output": str(output), **overrides}), output
+
+
+def scores(run: Path) -> pa.Table:
+    tables = [pq.read_table(file) for file in sorted((run / "scores").glob("*.parquet"))]
+    return pa.concat_tables(tables).sort_by("image_id")
+
+
+def check_whole(run: Path) -> None:
+    """Every image once; every file named by one manifest."""
+    expected = sorted(f"part-{i}.parquet#{row}" for i in range(FILES) for row in range(ROWS))
+    assert scores(run).column("image_id").to_pylist() == expected
+    manifests = [json.loads(p.read_text()) for p in sorted((run / "markers" / "score").glob("*.json"))]
+    named = sorted(file for manifest in manifests for file in manifest["files"])
+    assert named == sorted(f"scores/{p.name}" for p in (run / "scores").iterdir())
+    units = [unit for manifest in manifests for unit in manifest["units"]]
+    assert len(units) == len(set(units))
+    assert not (run / "attempts").exists()
+
+
+def chunks(run: Path) -> int:
+    return len(list((run / "markers" / "score").glob("*.json")))
+
+
+def wait_for_chunks(run: Path, count: int) -> None:
+    deadline = time.monotonic() + 300
+    while chunks(run) < count and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def test_a_file_that_goes_missing_stops_the_run_and_makes_no_rows(selector: Path, tmp_path: Path) -> None:
+    config, run = start_from(selector, tmp_path)
+    last, away = selector.parent / "lake" / f"part-{FILES - 1}.parquet", tmp_path / "away"
+
+    def take_away() -> None:
+        wait_for_chunks(run, 1)
+        last.rename(away)
+
+    thread = Thread(target=take_away)
+    thread.start()
+    try:
+        with pytest.raises(Exception, match=r"part-3\.parquet: is not there") as caught:
+            run_pipeline(config, until="score")
+    finally:
+        thread.join()
+        away.rename(last)
+    told = cause_of(caught.value)
+    assert told.startswith(f"{last}: is not there (")
+    assert told.endswith("bring it back, and run the same command again to go on where this stopped")
+    assert chunks(run) == FILES - 1
+    run_pipeline(config, until="score")
+    check_whole(run)
+    assert scores(run).column("error").null_count == FILES * ROWS
+
+
+def test_a_file_that_is_no_longer_listed_costs_its_images_only(
+    selector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run = start_from(selector, tmp_path, **{"score.max_rejected": 0.3})
+    last, away = selector.parent / "lake" / f"part-{FILES - 1}.parquet", tmp_path / "away"
+    last.rename(away)
+    try:
+        run_pipeline(config, until="score")
+    finally:
+        away.rename(last)
+    assert (
+        f"1 files of the corpus are gone since it was planned, such as {last}: what is not" in capsys.readouterr().out
+    )
+    check_whole(run)
+    errors = {r["image_id"].partition("#")[0]: r["error"] for r in scores(run).to_pylist() if r["error"]}
+    assert errors == {last.name: "io: no longer listed when its turn came"}
+    assert scores(run).column("error").null_count == (FILES - 1) * ROWS
+    strict, _ = start_from(selector, tmp_path / "strict")
+    last.rename(away)
+    try:
+        with pytest.raises(RunError, match=r"150 of 600 images are unreadable \(150 io\), more than score\.max_rej"):
+            run_pipeline(strict, until="score")
+    finally:
+        away.rename(last)
+    assert chunks(tmp_path / "strict" / "run") == FILES - 1
+
+
+def test_too_many_unreadable_images_are_never_committed(selector: Path, tmp_path: Path) -> None:
+    config, run = start_from(selector, tmp_path)
+    new = selector.parent / "lake" / "part-9.parquet"
+    pq.write_table(pa.table({"image": [b"x"] * 600, "relevant": [False] * 600}), new)
+    try:
+        for _ in range(2):  # started again, it says so again
+            with pytest.raises(RunError, match=r"600 of 1,200 images .*600 not_an_image\), more than score\.max_rej"):
+                run_pipeline(config, until="score")
+            assert chunks(run) == FILES
+        lenient = {"output": str(run), "score.max_rejected": 0.6}
+        run_pipeline(load_config(selector.parent / "config.yaml", lenient), until="score")
+        assert chunks(run) == FILES + 1
+        (run / "markers" / "score.json").unlink()  # nothing is left to score: it is looked at all the same
+        with pytest.raises(RunError, match=r"more than score\.max_rejected = 0\.2: .*--redo score"):
+            run_pipeline(config, until="score")
+    finally:
+        new.unlink()
+
+
+def test_score_files_are_merged_in_the_order_of_the_plan(selector: Path, tmp_path: Path) -> None:
+    config, run = start_from(selector, tmp_path, **{"score.chunk_images": 10_000})
+    (run / "attempts" / "00000-dead").mkdir(parents=True)
+    (run / "attempts" / "00000-dead" / "x.parquet").write_bytes(b"half")
+    (run / "scores").mkdir()
+    (run / "scores" / "00000-dead.parquet").write_bytes(b"half")
+    run_pipeline(config, until="score")
+    check_whole(run)
+    (file,) = (run / "scores").iterdir()
+    ids = pq.read_table(file).column("image_id").to_pylist()
+    assert [i.partition("#")[0] for i in ids] == [f"part-{i}.parquet" for i in range(FILES) for _ in range(ROWS)]
+
+
+def start(config: Path, **more: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, str(JOB), "--config", str(config)]
+    return subprocess.Popen(command, env=environment(), text=True, start_new_session=True, **more)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(5400)
+def test_twenty_kills_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
+    """The driver, and by turns all that it started, at seeded moments of all stages."""
+    kills = int(os.environ.get("PUKD_KILLS", "20"))
+    calm, rough = (tmp_path / name for name in ("calm", "rough"))
+    for folder in (calm, rough):
+        config = write_task(folder, images=FILES * ROWS, files=FILES)
+        config["score"]["chunk_images"] = ROWS
+        config["distill"]["steps"] = 300
+        write_config(folder, config)
+    assert start(calm / "config.yaml", stdout=subprocess.DEVNULL).wait(timeout=900) == 0
+    rng, run, died = random.Random(18), rough / "run", []
+    log = (tmp_path / "log").open("w")
+    for kill in range(kills):
+        driver = start(rough / "config.yaml", stdout=log, stderr=log)
+        began, limit = time.monotonic(), rng.uniform(2, 60)
+        while time.monotonic() - began < limit and driver.poll() is None:
+            time.sleep(0.05)
+        done = [s for s in STAGE_NAMES if (run / "markers" / f"{s}.json").exists()]
+        if driver.poll() is None:
+            (os.killpg if kill % 2 else os.kill)(driver.pid, signal.SIGKILL)
+            driver.wait()
+            died.append(f"{STAGE_NAMES[min(len(done), len(STAGE_NAMES) - 1)]} after {time.monotonic() - began:.0f} s")
+        else:
+            assert driver.returncode == 0, (tmp_path / "log").read_text()
+            shutil.rmtree(run)  # it was faster: from the beginning
+    finished = start(rough / "config.yaml", stdout=log, stderr=log).wait(timeout=900)
+    log.close()
+    assert finished == 0, (tmp_path / "log").read_text()
+    check_whole(run)
+    ours, theirs = scores(run), scores(calm / "run")
+    for name in ("image_id", "content_hash", "error", "teacher_label", "relevant"):
+        assert ours.column(name).to_pylist() == theirs.column(name).to_pylist(), name
+    np.testing.assert_allclose(ours.column("pu_logit").to_numpy(), theirs.column("pu_logit").to_numpy(), atol=1e-4)
+    print(f"\nkills {len(died)}, images {len(ours)}, lost 0, double 0\n  " + "\n  ".join(died))
+
+
+@pytest.mark.slow
+def test_an_image_that_hangs_its_decoder_is_one_row(tmp_path: Path) -> None:
+    """In the pass as it ships, with its limit of a minute."""
+    config = write_task(tmp_path, images=FILES * ROWS, files=FILES)
+    config["score"]["chunk_images"] = ROWS
+    config["selector"]["sample"] = 300
+    lake = tmp_path / "lake" / "part-2.parquet"
+    table = pq.read_table(lake)
+    images = table.column("image").to_pylist()
+    images[70] = slow_jpeg(scans=200_000)
+    pq.write_table(table.set_column(0, "image", [images]), lake, row_group_size=200)
+    write_config(tmp_path, config)
+    done = start(tmp_path / "config.yaml").wait(timeout=800)
+    assert done == 0
+    check_whole(tmp_path / "run")
+    errors = {r["image_id"]: r["error"] for r in scores(tmp_path / "run").to_pylist() if r["error"]}
+    assert errors == {"part-2.parquet#70": "timeout: not decoded within 60 s"}
