@@ -163,10 +163,10 @@ def _stage(name: str) -> Any:
 
 def take_units(units: Sequence[Unit], images: int, seed: int) -> list[Unit]:
     """Some `images` rows of `units`, from at least eight of them where there are so many; which, says a seeded hash."""
-    most = max(1, math.ceil(images / 8))
     order = sorted(
         (unit for unit in units if unit.rows), key=lambda unit: content_hash(f"{seed}/{unit.unit_id}".encode())
     )
+    most = max(1, math.ceil(images / min(8, max(1, len(order)))))
     pieces = [piece for unit in order for piece in clip([unit], 0, most)]
     return clip(pieces, 0, images)
 

@@ -46,6 +46,7 @@ def test_units_are_taken_from_all_over_the_corpus() -> None:
     taken = take_units(UNITS[:20], 800, seed=0)
     assert sum(u.rows for u in taken) == 800
     assert len({u.files for u in taken}) == 8
+    assert sum(u.rows for u in take_units(UNITS[:2], 800, seed=0)) == 800
     assert taken == take_units(UNITS[:20], 800, seed=0)
     assert {u.files for u in taken} != {u.files for u in take_units(UNITS[:20], 800, seed=1)}
 
