@@ -43,6 +43,18 @@ def test_quality_against_a_case_by_hand() -> None:
     assert study._calibration_error(np.full(4, 0.5), np.array([True, True, True, False])) == pytest.approx(0.25)
 
 
+def small_bank(monkeypatch: pytest.MonkeyPatch) -> Bank:
+    """Known kinds are the bright ones."""
+    rng = np.random.default_rng(0)
+    kinds = np.array(SOURCE_CLASSES)[np.arange(2400) % 10]
+    known = np.isin(kinds, CLASSES)
+    images = (rng.normal(size=(2400, 28, 28)) * 50 + np.where(known, 160, 80)[:, None, None]).clip(0, 255)
+    bank = Bank(images.astype(np.uint8), kinds, np.array([f"train/{i}" for i in range(2400)]))
+    monkeypatch.setattr(pools, "TEACHER_IMAGES", 1000)
+    monkeypatch.setattr(pools, "POOLS", {"hard": dict.fromkeys(CLASSES, 40) | dict.fromkeys(OTHER_CLASSES, 100)})
+    return bank
+
+
 @pytest.mark.usefixtures("one_thread")  # a run sets it
 @pytest.mark.parametrize(
     "setting",
@@ -58,13 +70,7 @@ def test_quality_against_a_case_by_hand() -> None:
     ],
 )  # fmt: skip
 def test_a_run_measures_every_figure(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    kinds = np.array(SOURCE_CLASSES)[np.arange(2400) % 10]
-    known = np.isin(kinds, CLASSES)
-    images = (rng.normal(size=(2400, 28, 28)) * 50 + np.where(known, 160, 80)[:, None, None]).clip(0, 255)
-    bank = Bank(images.astype(np.uint8), kinds, np.array([f"train/{i}" for i in range(2400)]))
-    monkeypatch.setattr(pools, "TEACHER_IMAGES", 1000)
-    monkeypatch.setattr(pools, "POOLS", {"hard": dict.fromkeys(CLASSES, 40) | dict.fromkeys(OTHER_CLASSES, 100)})
+    bank = small_bank(monkeypatch)
     demo = load_config(Path(pukd_ray.demo.__path__[0]) / "demo.yaml").teacher
     weights = Path(demo.weights).read_bytes()
     chosen = (ALL_SETTINGS | AUDITED)[setting]
@@ -83,6 +89,24 @@ def test_a_run_measures_every_figure(setting: str, monkeypatch: pytest.MonkeyPat
         assert "gap" not in figures  # no grid of priors
     if setting == "prior: half":
         assert figures["prior"] == figures["prior_used"] == pytest.approx(1 / 7)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_teacher_sees_those_images_only_that_pools_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    demo = load_config(Path(pukd_ray.demo.__path__[0]) / "demo.yaml").teacher
+    bank = small_bank(monkeypatch)
+    source = Source(bank, demo, Path(demo.weights).read_bytes())
+    runs = [Run("quick", "hard", "50 per class", 0), Run("quick", "hard", "P biased, 1.2", 1)]
+    rows = study._needed_rows({"hard": source}, runs, tuning=False)[id(source)]
+    drawn = [source.draw("hard", ALL_SETTINGS[run.setting], run.seed, tuning=False) for run in runs]
+    assert set(rows) >= {row for pool in drawn for part in (pool.positives, pool.corpus) for row in part}
+    assert len(rows) < len(bank.images)
+    join = study._join._function
+    cache = join(len(bank.images), rows, extract(source, 1, rows[:100]), extract(source, 1, rows[100:]))
+    whole = extract(source, 1)
+    np.testing.assert_allclose(cache.features[rows], whole.features[rows], rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(cache.logits[rows], whole.logits[rows], rtol=1e-2, atol=1e-2)
+    assert not cache.last_tap[np.setdiff1d(np.arange(len(bank.images)), rows)].any()
 
 
 def test_runs_are_listed_once_and_settings_exist() -> None:
