@@ -82,7 +82,7 @@ def test_a_run_measures_every_figure(setting: str, monkeypatch: pytest.MonkeyPat
     assert figures["true_prior"] == pytest.approx(2 / 7)
     assert figures["ap"] > 2 * figures["true_prior"]
     assert {f"ap_{name}" for name in (*RIVALS, "supervised")} <= figures.keys()
-    assert figures["ap_supervised"] > 0.9  # known kinds are the bright ones
+    assert figures["ap_supervised"] > 0.8  # of 2 / 7: known kinds are the bright ones
     assert describe(Run("quick", "hard", setting, 0), figures).startswith(f"quick/hard/{setting}/0: prior 0.")
     if chosen.labels:
         assert figures["prior_lower"] <= figures["true_prior"] <= figures["prior_upper"]
