@@ -17,8 +17,9 @@ from pukd_ray.preflight import load_config
 from pukd_ray.studies import selector as study
 from pukd_ray.studies.selector import (
     ALL_SETTINGS,
-    AUDITED,
+    BIASED,
     RIVALS,
+    SETTINGS,
     Run,
     Source,
     all_runs,
@@ -73,7 +74,7 @@ def test_a_run_measures_every_figure(setting: str, monkeypatch: pytest.MonkeyPat
     bank = small_bank(monkeypatch)
     demo = load_config(Path(pukd_ray.demo.__path__[0]) / "demo.yaml").teacher
     weights = Path(demo.weights).read_bytes()
-    chosen = (ALL_SETTINGS | AUDITED)[setting]
+    chosen = ALL_SETTINGS[setting]
     source = Source(bank, replace(demo, taps=chosen.taps), weights)
     cache = extract(source, "auto")
     base = {"steps": 40, "batch_size": 64, "lr": 0.003, "views": 2}
@@ -114,7 +115,7 @@ def test_runs_are_listed_once_and_settings_exist() -> None:
         assert len({run.key for run in runs}) == len(runs)
         assert {run.setting for run in runs} <= set(ALL_SETTINGS)
         assert {run.pool for run in runs} == {*pools.MEASURED, "cifar"}
-    assert {run.setting for run in all_runs(2, cifar=False)} == set(ALL_SETTINGS)
+    assert {run.setting for run in all_runs(2, cifar=False)} == set(SETTINGS | BIASED)
     assert {run.pool for run in all_runs(2, cifar=False)} == set(pools.MEASURED)
     assert {run.base for run in quick_runs(2, cifar=True)} == {"quick"}
 
