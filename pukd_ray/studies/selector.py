@@ -85,13 +85,13 @@ BIASED: dict[str, Setting] = {
     "P biased, 1.2, prior: true": Setting(bias=1.2, prior_factor=1.0),
 }
 """P as a biased sample, and what a selector that is told the prior makes of it."""
-ALL_SETTINGS = SETTINGS | BIASED
 AUDITED: dict[str, Setting] = {
     "300 labels": Setting(labels=300),
     "P biased, 0.7, 300 labels": Setting(bias=0.7, labels=300),
     "P biased, 1.2, 300 labels": Setting(bias=1.2, labels=300),
 }
 """What `selector.prior: audit` makes of them; not on the page."""
+ALL_SETTINGS = SETTINGS | BIASED | AUDITED
 
 
 @dataclass(frozen=True)
@@ -391,7 +391,7 @@ def audited_runs(seeds: int) -> list[Run]:
 @ray.remote(num_cpus=1)
 def _measure(source: Source, cache: Cache, run: Run, tuning: bool) -> tuple[str, dict[str, float]]:
     base = QUICK if run.base == "quick" else {}
-    setting, worker = (ALL_SETTINGS | AUDITED)[run.setting], Worker(device=assigned_device(), precision="float32")
+    setting, worker = ALL_SETTINGS[run.setting], Worker(device=assigned_device(), precision="float32")
     return run.key, measure(source, cache, run.pool, run.seed, setting, base, tuning=tuning, worker=worker)
 
 
@@ -425,7 +425,7 @@ def run_study(file: Path, sources: Mapping[str, Source], runs: list[Run], *, tun
     waiting = []
     with progress("study", len(runs), "runs", len(runs) - len(missing)) as bar:
         for run in missing:
-            source, setting = sources[run.pool], (ALL_SETTINGS | AUDITED)[run.setting]
+            source, setting = sources[run.pool], ALL_SETTINGS[run.setting]
             of_source = id(source)
             grid = setting.selector.get("grid", "auto")
             key = (of_source, f"{setting.taps}/{grid}")
