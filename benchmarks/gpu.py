@@ -731,7 +731,7 @@ def agreement(results: Results, setting: Setting, arch: str, size: int, classes:
 
     from pukd_ray.distillation.data import Batch
     from pukd_ray.distillation.supervised import fit_classifier
-    from pukd_ray.networks.selector import through_half
+    from pukd_ray.networks.selector import as_cached
     from pukd_ray.networks.teacher import Teacher, dump_state
     from pukd_ray.runtime.devices import Worker, to_device
     from pukd_ray.selection.training import Examples, Training, fit_selector
@@ -773,7 +773,7 @@ def agreement(results: Results, setting: Setting, arch: str, size: int, classes:
     del exact_teacher
     # A selector of the striped images of classes 0 to 3, trained on float64's features.
     is_p = labels < 4
-    cached = through_half(features.float()).half().cpu().numpy()
+    cached = as_cached(features.float()).cpu().numpy()
     examples = Examples(cached[is_p.numpy()][:, None], cached)
     head = fit_selector(
         examples, Training("nnpu", 0.4, 300 if not setting.quick else 10, min(256, count // 2), 1e-3, 0),
@@ -797,7 +797,7 @@ def agreement(results: Results, setting: Setting, arch: str, size: int, classes:
             torch.backends.cudnn.allow_tf32 = True
         found, answers = run(teacher)
         with torch.inference_mode():
-            z = head(through_half(found)).cpu().numpy()
+            z = head(as_cached(found).float()).cpu().numpy()
         error = float((found.double() - features).norm() / features.norm())
         results.add(f"d {arch}@{size} {name}: Spearman of pu_logit with float64", spearmanr(z, expected).statistic, "")
         results.add(f"d {arch}@{size} {name}: decisions that agree", float(((z > 0) == (expected > 0)).mean()), "")
