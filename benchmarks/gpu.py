@@ -86,6 +86,8 @@ class Setting:
     seconds: float
     """Of a measurement, at least."""
     cpus: int
+    precisions: tuple[str, ...]
+    """Arithmetic to try the forward pass in."""
 
     def sync(self) -> None:
         """Wait for the device."""
@@ -253,9 +255,7 @@ def forward_only(
     import torch
 
     found: dict[str, float] = {}
-    for name in ("float32", "tf32", "float16", "bfloat16"):
-        if setting.quick and name in ("tf32", "float16", "bfloat16"):
-            continue
+    for name in setting.precisions:
         actor = scoring_actor(config, weights, "float32" if name == "tf32" else name, setting.device)
         if name == "tf32":
             torch.backends.cudnn.allow_tf32 = True
@@ -337,7 +337,7 @@ def score_modules(
         if setting.quick
         else rows_per_call(setting.device.type != "cpu", int(np.prod(spec.shape)))
     )
-    forward = best.get("bfloat16", best.get("float32", 0.0))
+    forward = best.get("float16", best.get("float32", 0.0))  # `auto`; on a CPU float32
     images = (encoded * (rows // len(encoded) + 1))[:rows]
 
     few = images[: max(16, len(encoded))]
@@ -378,19 +378,21 @@ def decode_slot(pool: Any, slot: int, images: list[bytes], spec: PixelSpec, proc
 def fed_by_pool(setting: Setting, actor: Any, images: list[bytes], spec: PixelSpec, pool: Any) -> float:
     """Images/s of an actor that two threads call on what `pool` decodes, slot by slot."""
     tables = [decoded_table(images, slot_view(i, len(images), spec)) for i in range(len(SLOTS))]
-    calls, ends = threading.Semaphore(2), []
-    stop = time.perf_counter() + 2 * setting.seconds + 1
+    # Two slots at a time are decoded, by all processes each, and two scored: else all end at once, again and again.
+    decodes, calls, ends = threading.Semaphore(2), threading.Semaphore(2), []
+    stop = time.perf_counter() + 2 * setting.seconds + 2
 
     def turn(slot: int) -> None:
         while time.perf_counter() < stop:
-            decode_slot(pool, slot, images, spec, setting.cpus)
+            with decodes:
+                decode_slot(pool, slot, images, spec, setting.cpus)
             with calls:
                 actor.work(tables[slot])
             ends.append(time.perf_counter())
 
     with ThreadPoolExecutor(len(SLOTS)) as workers:
         list(workers.map(turn, range(len(SLOTS))))
-    warm = min(len(SLOTS), len(ends) - 2)
+    warm = min(3, len(ends) - 2)
     return (len(ends) - 1 - warm) * len(images) / (ends[-1] - ends[warm])
 
 
@@ -445,17 +447,19 @@ def section_b(results: Results, setting: Setting, _: dict[str, Any]) -> None:
     pixels = torch.from_numpy(rng.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8))
     examples = Batch(pixels, torch.full((count,), -1), torch.ones(count))
 
-    def rate_of(images: Callable[[RunConfig, Worker], Any], precision: str = "auto", **distill: Any) -> float:
-        """Images/s of the product's loop, from the difference of a long and a short training."""
-        config = run_config(teacher_settings, archs[1], precision, **distill)
-        worker = Worker(device=setting.device, precision=precision)  # type: ignore[arg-type]
+    def run_of(images: Callable[[RunConfig, Worker], Any], worker: Worker, steps: int, **distill: Any) -> Distillation:
+        config = run_config(teacher_settings, archs[1], worker.precision, **distill)
         teacher, normalise = frozen_teacher(teacher_settings, weights, worker)
         base = torch.ones(10, dtype=torch.float64)
-        batch = config.distill.batch_size
-        short, long = (20, 20 + max(40, int(setting.seconds * 20_000 / batch))) if not setting.quick else (1, 3)
+        return Distillation(config, images(config, worker), teacher, normalise, base, steps, worker)
+
+    def rate_of(images: Callable[[RunConfig, Worker], Any], worker: Worker, **distill: Any) -> float:
+        """Images/s of the product's loop, from the difference of a long and a short training."""
+        batch = distill["batch_size"]
+        short, long = (20, 20 + max(40, int(setting.seconds * 30_000 / batch))) if not setting.quick else (1, 3)
         seconds = []
         for steps in (5 if not setting.quick else 1, short, long):  # the first warms up
-            run = Distillation(config, images(config, worker), teacher, normalise, base, steps, worker)
+            run = run_of(images, worker, steps, **distill)
             setting.sync()
             began = time.perf_counter()
             distil(run)
@@ -469,30 +473,47 @@ def section_b(results: Results, setting: Setting, _: dict[str, Any]) -> None:
     def fixed(config: RunConfig, worker: Worker) -> Any:
         return Fixed(config.distill.batch_size, worker)
 
+    usual = Worker(device=setting.device)
+    kinds = {
+        "": usual,
+        ", step by step": replace(usual, captures=False),
+        ", float32": replace(usual, precision="float32"),
+    }
     for batch in (256, 1024) if not setting.quick else (32,):
-        for precision in ("auto", "float32") if not setting.quick else ("auto",):
-            with results.part(f"b {archs[0]} -> {archs[1]}, batch {batch}, {precision}"):
-                label = f"b RKD batch {batch} {precision}"
-                same = results.add(
-                    f"{label}: same step on resident data",
-                    rate_of(fixed, precision, batch_size=batch, augment="none"),
-                    "images/s",
-                )
-                whole = results.add(
-                    f"{label}: the product's loop", rate_of(product, precision, batch_size=batch), "images/s"
-                )
-                results.add(f"{label}: of the same step", whole / same, "")
-        with results.part(f"b bare step, batch {batch}"):
+        with results.part(f"b {archs[0]} -> {archs[1]}, batch {batch}"):
             bare = results.add(
-                f"b bare step batch {batch}: no adversary, no waits", bare_step(setting, archs, batch), "images/s"
+                f"b bare step, batch {batch}: no adversary", bare_step(setting, archs, batch), "images/s"
             )
-            results.add(f"b RKD batch {batch} auto: of the bare step", whole / bare, "")
+            for kind, worker in kinds.items():
+                if kind and (setting.device.type == "cpu" or (batch > 256 and "float32" in kind)):
+                    continue
+                label = f"b RKD, batch {batch}{kind}"
+                whole = results.add(
+                    f"{label}: the product's loop", rate_of(product, worker, batch_size=batch), "images/s"
+                )
+                if not kind:
+                    options = {"batch_size": batch, "augment": "none"}
+                    same = results.add(
+                        f"{label}: same step on resident data", rate_of(fixed, worker, **options), "images/s"
+                    )
+                    results.add(f"{label}: of the same step", whole / same, "")
+                results.add(f"{label}: of the bare step", whole / bare, "")
+    batch = 256 if not setting.quick else 32
     with results.part("b mixup"):
-        results.add(
-            "b RKD batch 256 auto: with mixup",
-            rate_of(product, batch_size=256 if not setting.quick else 32, mixup=0.2),
-            "images/s",
-        )
+        mixed = rate_of(product, usual, batch_size=batch, mixup=0.2)
+        results.add(f"b RKD, batch {batch}, mixup: the product's loop", mixed, "images/s")
+    with results.part("b captured steps learn the same"):
+        steps = 40 if not setting.quick else 2
+        ends = [
+            distil(run_of(product, worker, steps, batch_size=batch, lr=0.01))
+            for worker in (usual, kinds[", step by step"])
+        ]
+        for name, (history, _) in zip(("captured", "step by step"), ends, strict=True):
+            results.add(f"b loss after {steps} steps, {name}", history[-1][1], "")
+        # Not the same to the bit: what is added up in another order drifts apart.
+        one, other = ([v.float().flatten() for k, v in end[1][""].items() if "running" in k] for end in ends)
+        gap = torch.cat(one) - torch.cat(other)
+        results.add("b batch statistics: relative difference of both", float(gap.norm() / torch.cat(other).norm()), "")
     with results.part("b supervised"):
         supervised(results, setting, archs[0], examples)
 
@@ -618,11 +639,9 @@ def section_c(results: Results, setting: Setting, _: dict[str, Any]) -> None:
         results.add("c device: features to the device", clock(lambda: features.on(on_gpu)), "s")
         there = features.on(on_gpu)
         fit_grid_fold(there, fold_rows(there, 0, 0), replace(of_grid, steps=5), COARSE, on_gpu)  # warm
-        grid = [
-            clock(lambda k=k: fit_grid_fold(there, fold_rows(there, k, 0), of_grid, COARSE, on_gpu)) for k in range(2)
-        ]
+        grid = [clock(lambda: fit_grid_fold(there, fold_rows(there, 0, 0), of_grid, COARSE, on_gpu))]
         results.add(f"c device: fit_grid, one fold of {of_grid.steps} steps", min(grid), "s")
-        folds = [clock(lambda k=k: fit_fold(there, k, training, worker=on_gpu)) for k in range(2)]
+        folds = [clock(lambda: fit_fold(there, 0, training, worker=on_gpu))]
         results.add(f"c device: fit_folds, one fold of {training.steps} steps", min(folds), "s")
         final = clock(
             lambda: FinalFit.of(fit_selector(there, training, worker=on_gpu), there, training, 0.2, setting.device)
@@ -712,7 +731,7 @@ def agreement(results: Results, setting: Setting, arch: str, size: int, classes:
 
     from pukd_ray.distillation.data import Batch
     from pukd_ray.distillation.supervised import fit_classifier
-    from pukd_ray.networks.selector import through_half
+    from pukd_ray.networks.selector import as_cached
     from pukd_ray.networks.teacher import Teacher, dump_state
     from pukd_ray.runtime.devices import Worker, to_device
     from pukd_ray.selection.training import Examples, Training, fit_selector
@@ -754,7 +773,7 @@ def agreement(results: Results, setting: Setting, arch: str, size: int, classes:
     del exact_teacher
     # A selector of the striped images of classes 0 to 3, trained on float64's features.
     is_p = labels < 4
-    cached = through_half(features.float()).half().cpu().numpy()
+    cached = as_cached(features.float()).cpu().numpy()
     examples = Examples(cached[is_p.numpy()][:, None], cached)
     head = fit_selector(
         examples, Training("nnpu", 0.4, 300 if not setting.quick else 10, min(256, count // 2), 1e-3, 0),
@@ -778,7 +797,7 @@ def agreement(results: Results, setting: Setting, arch: str, size: int, classes:
             torch.backends.cudnn.allow_tf32 = True
         found, answers = run(teacher)
         with torch.inference_mode():
-            z = head(through_half(found)).cpu().numpy()
+            z = head(as_cached(found).float()).cpu().numpy()
         error = float((found.double() - features).norm() / features.norm())
         results.add(f"d {arch}@{size} {name}: Spearman of pu_logit with float64", spearmanr(z, expected).statistic, "")
         results.add(f"d {arch}@{size} {name}: decisions that agree", float(((z > 0) == (expected > 0)).mean()), "")
@@ -894,6 +913,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: tries the code")
     parser.add_argument("--device", help="cuda or cpu; by default what there is")
+    parser.add_argument("--precisions", default="float32,tf32,float16,bfloat16", help="of section a")
     parser.add_argument("--seconds", type=float, default=1.5, help="of each measurement, at least")
     options = parser.parse_args()
     asked = options.sections.split(",")
@@ -909,7 +929,8 @@ def main() -> None:
 
     kind = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
-    setting = Setting(device, options.quick, 0.05 if options.quick else options.seconds, cpus)
+    precisions = ("float32",) if kind == "cpu" else tuple(options.precisions.split(","))
+    setting = Setting(device, options.quick, 0.05 if options.quick else options.seconds, cpus, precisions)
     facts = environment(device)
     print(json.dumps(facts), flush=True)
     began = time.perf_counter()

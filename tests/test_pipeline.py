@@ -301,7 +301,7 @@ def test_a_finetuned_trunk_is_trained_by_two_workers_and_scores(finished: Path, 
     of_teacher, opinion = teacher(pixels)
     nearness = Nearness.load((run / "selector/nearness.npz").read_bytes())
     blend = Blend(**json.loads((run / "selector/blend.json").read_text()))
-    last_tap = as_half(teacher.last_tap(of_teacher.numpy())).astype(np.float32)
+    last_tap = as_half(teacher.last_tap(of_teacher).numpy()).astype(np.float32)
     expected = blend(logits, nearness.tails(last_tap))
     np.testing.assert_allclose(table.column("pu_logit").to_numpy(), expected, rtol=1e-2, atol=1e-2)
     assert table.column("teacher_label").to_pylist() == opinion.argmax(1).tolist()

@@ -24,7 +24,7 @@ from pukd_ray.corpus.streaming import DecodeImages
 from pukd_ray.corpus.units import UNIT_FILES, Unit, regroup
 from pukd_ray.errors import RunError
 from pukd_ray.run.folder import RunFolder
-from pukd_ray.runtime.devices import Worker
+from pukd_ray.runtime.devices import ALONE, Worker
 
 if TYPE_CHECKING:
     from pukd_ray.distillation.data import Batch, Images, Shard
@@ -79,7 +79,7 @@ class TrainingSet:
         spec, settings = pixel_spec(config.teacher), config.distill
         if shard is None:
             return InMemory(
-                self.load(spec),
+                self.load(spec, worker),
                 settings.batch_size,
                 config.seed,
                 worker,
@@ -97,23 +97,28 @@ class TrainingSet:
         if not self.draws_apart(config):
             return Streamed(shard, self.count, spec, batch_size, buffer_bytes, seed)
         # Whole on every worker: each draws its own share of its batches, in its own order.
-        positives = replace(self, files=()).load(spec)
+        positives = replace(self, files=()).load(spec, worker)
         return Streamed(
             shard, self.count, spec, batch_size, buffer_bytes, seed, positives, settings.positive_share or 0.0
         )
 
-    def load(self, spec: PixelSpec) -> Batch:
-        """All images, decoded; unreadable ones are left out."""
+    def load(self, spec: PixelSpec, worker: Worker = ALONE) -> Batch:
+        """All images, decoded, each by one of the workers; unreadable ones are left out."""
         # torch belongs to the workers that train, not to the tasks that read for them.
         from pukd_ray.distillation.data import Batch, decode_all, decode_labelled
 
-        blocks = (b for w in self.labelled for b in read_blocks(w, self.sources[w.unit.role][w.unit.source]))
-        parts = [decode_labelled(blocks, spec)]
-        for name in self.files:
+        def labelled(request: ReadRequest) -> Batch:
+            blocks = read_blocks(request, self.sources[request.unit.role][request.unit.source])
+            return decode_labelled(blocks, spec)
+
+        def selected(name: str) -> Batch:
             table = self.folder.read_table(name, ["image", "pu_probability"])
             images, weights = (table.column(c).to_pylist() for c in ("image", "pu_probability"))
-            parts.append(decode_all(images, spec, weights=weights))
-        return Batch.join(parts)
+            return decode_all(images, spec, weights=weights)
+
+        parts = [partial(labelled, request) for request in self.labelled] + [partial(selected, f) for f in self.files]
+        of_ranks = worker.everyones([decode() for decode in parts[worker.mine]])
+        return Batch.join([of_ranks[i % worker.world][i // worker.world] for i in range(len(parts))])
 
     def stream(self, config: RunConfig, cpus: float) -> ray.data.Dataset:
         """What `images` wants of a set too large for memory, as a dataset with the columns that `Streamed` reads:

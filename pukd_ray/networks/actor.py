@@ -34,11 +34,17 @@ class TeacherActor(TimedActor):
 
     def columns(self, pixels: Tensor, precision: Precision | None = None) -> dict[str, Tensor]:
         """What the host gets of a batch uint8 [b, C, H, W] on the device: `finite` bool [b], and what to keep of it;
-        here `features` float32 [b, F] and the columns of `teacher_opinion`."""
+        here `features` float16 [b, F], `last_tap` float16 [b, C] and the columns of `teacher_opinion`."""
+        from pukd_ray.networks.selector import as_cached
         from pukd_ray.networks.teacher import all_finite, teacher_opinion
 
         features, logits = self.teacher(pixels, precision)
-        return {"finite": all_finite(features, logits), "features": features, **teacher_opinion(logits)}
+        return {
+            "finite": all_finite(features, logits),
+            "features": as_cached(features),
+            "last_tap": as_cached(self.teacher.last_tap(features)),
+            **teacher_opinion(logits),
+        }
 
     def forward(self, table: pa.Table) -> tuple[pa.Table, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         """(table with new reasons, readable [N] bool, and of these pixels and `columns`)."""

@@ -37,9 +37,9 @@ def moments(features: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(std > 1e-4, std, 1.0)
 
 
-def through_half(features: Tensor) -> Tensor:
-    """Features of any shape, rounded to float16 as the cache that the head was trained on holds them; float32."""
-    return features.clamp(-65504, 65504).half().float()
+def as_cached(features: Tensor) -> Tensor:
+    """float16 of features of any shape, as the cache holds them that all is trained on."""
+    return features.clamp(-65504, 65504).half()
 
 
 class SelectorHead(nn.Module):

@@ -94,11 +94,10 @@ class Teacher:
             features, logits = self.extractor.features_and_logits(self.normalise(pixels.to(self.device)))
         return features.float(), logits.float()
 
-    def last_tap(self, features: np.ndarray) -> np.ndarray:
+    def last_tap(self, features: Tensor) -> Tensor:
         """The last tap's channels [n, C] of features [n, F], each averaged over its grid cells."""
         channels, cells = self.extractor.last_tap
-        averaged: np.ndarray = features[:, -channels * cells :].reshape(len(features), channels, cells).mean(2)
-        return averaged
+        return features[:, -channels * cells :].reshape(len(features), channels, cells).mean(2)
 
 
 def all_finite(*outputs: Tensor) -> Tensor:

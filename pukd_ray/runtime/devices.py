@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.distributed import ProcessGroup
 
+Shared = TypeVar("Shared")
 Convolved = TypeVar("Convolved", "nn.Module", "Tensor")
 
 ACTOR_BATCH = 256
@@ -420,6 +421,20 @@ class Worker:
             for buffer, value in zip(network.buffers(), before, strict=True):
                 buffer.copy_(value)
         return graphed
+
+    def everyones(self, value: Shared) -> list[Shared]:
+        """`value` of every rank, in their order. Every rank must call."""
+        if self.world == 1:
+            return [value]
+        import ray
+        import torch.distributed as dist
+
+        # Through the object store: whole data sets come to a node once, and are not copied there.
+        mine, told = ray.put(value), [b""] * self.world
+        dist.all_gather_object(told, ray.cloudpickle.dumps(mine))  # plain pickle forgets who owns it
+        values: list[Shared] = ray.get([ray.cloudpickle.loads(ref) for ref in told])
+        dist.barrier()  # what a rank has put lives as long as it refers to it
+        return values
 
     def prepare(self, network: nn.Module) -> nn.Module:
         """`network` for data-parallel training: on the device, gradients averaged over the group."""

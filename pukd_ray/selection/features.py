@@ -35,20 +35,20 @@ class ExtractFeatures(TeacherActor):
     def work(self, table: pa.Table) -> pa.Table:
         """Decoded rows -> rows of `selector/features/`."""
         table, readable, pixels, found = self.forward(table)
-        features = found["features"]
+        features = found["features"]  # float16: half the space; float32 again where they are used
         is_p = np.array([role == "positives" for role in table.column("role").to_pylist()])[readable]
         shown: list[np.ndarray] = list(pixels)
-        cached = [as_half(row) for row in features]
+        cached = list(features)
         if is_p.any():
             seeds = np.array(table.column("content_hash").filter(pa.array(readable)).to_pylist())[is_p] + self._seed
             views = random_views(pixels[is_p], self._selector.augment, self._selector.views, seeds)
             others = [self.run(views[:, v])["features"] for v in range(1, views.shape[1])]
-            of_views = as_half(np.stack([features[is_p], *others], 1))
+            of_views = np.stack([features[is_p], *others], 1)
             for i, view, row in zip(np.flatnonzero(is_p), views, of_views, strict=True):
                 shown[i], cached[i] = view, row
         columns = {
             "features": _as_bytes(cached, readable),
-            "last_tap": _as_bytes(list(as_half(self.teacher.last_tap(features))), readable),
+            "last_tap": _as_bytes(list(found["last_tap"]), readable),
             "pixels": _as_bytes(shown if self._selector.trunk == "finetune" else None, readable),
             "teacher_label": scatter_rows(found["teacher_label"], readable, pa.int32()),
             "teacher_confidence": scatter_rows(found["teacher_confidence"], readable, pa.float32()),

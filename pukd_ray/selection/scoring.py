@@ -28,7 +28,7 @@ from pukd_ray.selection.calibration import Calibration, from_json, rescale_logit
 from pukd_ray.selection.chunks import chunk_markers, rules_of_pass
 from pukd_ray.selection.committing import ATTEMPTS, ChunkLedger, WriteScores, delete_unfinished, merge_attempt
 from pukd_ray.selection.drift import describe_drift, drift_of_chunks, load_reference
-from pukd_ray.selection.features import as_half, load_last_tap
+from pukd_ray.selection.features import load_last_tap
 from pukd_ray.selection.rules import RULES
 
 if TYPE_CHECKING:
@@ -72,16 +72,15 @@ class ScoreImages(TeacherActor):
     def columns(self, pixels: Tensor, precision: Precision | None = None) -> dict[str, Tensor]:
         """As `TeacherActor.columns`: the PU logit and the teacher's opinion; where rules have a scorer, also what it
         looks at. Features are those of the fine-tuned trunk, if there is one; all else is the teacher's."""
-        from pukd_ray.networks.selector import through_half
+        from pukd_ray.networks.selector import as_cached
         from pukd_ray.networks.teacher import all_finite, teacher_opinion
 
         features, logits = self.teacher(pixels, precision)
         seen = features if self._trunk is None else self._trunk(pixels, precision)[0]
-        found = {"finite": all_finite(features, seen, logits), "z": self._head(through_half(seen))}
+        found = {"finite": all_finite(features, seen, logits), "z": self._head(as_cached(seen).float())}
         found |= teacher_opinion(logits)
         if self._fitted or self._blend:
-            channels, cells = self.teacher.extractor.last_tap
-            found |= {"last_tap": features[:, -channels * cells :], "logits": logits}
+            found |= {"last_tap": as_cached(self.teacher.last_tap(features)), "logits": logits}
         return found
 
     def logits(self, found: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -90,11 +89,7 @@ class ScoreImages(TeacherActor):
         if self._blend is None or not len(z):
             return z
         blend, nearness = self._blend
-        return blend(z, nearness.tails(self._seen_last_tap(found)))
-
-    def _seen_last_tap(self, found: Mapping[str, np.ndarray]) -> np.ndarray:
-        """float32 [n, C], through float16 as the features that all was fitted to."""
-        return as_half(self.teacher.last_tap(found["last_tap"])).astype(np.float32)
+        return blend(z, nearness.tails(found["last_tap"].astype(np.float32)))
 
     def work(self, table: pa.Table) -> pa.Table:
         """Same rows, with scores or the reason why there are none."""
@@ -128,7 +123,7 @@ class ScoreImages(TeacherActor):
         assert scorer is not None
         if not len(found["z"]):
             return np.zeros(0, np.float32)
-        return scorer.score(self._fitted[rule], self._seen_last_tap(found), found["logits"])
+        return scorer.score(self._fitted[rule], found["last_tap"].astype(np.float32), found["logits"])
 
 
 @ray.remote(num_cpus=1, num_returns=2)

@@ -135,7 +135,7 @@ def extract(source: Source, grid: int | str, rows: np.ndarray | slice = slice(No
     parts = [network(pixels[i : i + 512]) for i in range(0, len(pixels), 512)]
     seconds = time.process_time() - began
     features = np.concatenate([as_half(f.numpy()) for f, _ in parts])
-    last_tap = np.concatenate([as_half(network.last_tap(f.numpy())) for f, _ in parts])
+    last_tap = np.concatenate([as_half(network.last_tap(f).numpy()) for f, _ in parts])
     return Cache(features, last_tap, torch.cat([z for _, z in parts]).numpy(), seconds / len(pixels))
 
 

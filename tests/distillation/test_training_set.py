@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 from PIL import Image
 
 from pukd_ray.config import DistillConfig, RunConfig, SourceConfig, TeacherConfig
@@ -130,3 +131,50 @@ def test_a_sample_has_that_many_different_images_with_their_labels() -> None:
     assert set(drawn) < wanted
     assert training.sample(25, seed=4).labelled[0].positions.tolist() != sample.labelled[0].positions.tolist()
     assert training.sample(100, seed=3).count == 60
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_workers_decode_each_image_once_and_have_all_in_one_order(tmp_path: Path) -> None:
+    for label in range(CLASSES):
+        (tmp_path / "p" / f"class{label}").mkdir(parents=True)
+        Image.fromarray(np.full((8, 8), label, np.uint8)).save(tmp_path / "p" / f"class{label}" / "0.png")
+    (tmp_path / "run" / "selected").mkdir(parents=True)
+    for number in range(3):
+        sinks = [io.BytesIO() for _ in range(5)]
+        for i, sink in enumerate(sinks):
+            Image.fromarray(np.full((8, 8), 100 + 10 * number + i, np.uint8)).save(sink, "PNG")
+        rows = {"image": [sink.getvalue() for sink in sinks], "pu_probability": np.full(5, number / 10, np.float32)}
+        pq.write_table(pa.table(rows), tmp_path / "run" / "selected" / f"{number}.parquet")
+    source = SourceConfig(uri=str(tmp_path / "p"))
+    teacher = TeacherConfig(
+        arch="lenet5", weights="none", num_classes=CLASSES, input_size=8, channels=1, mean=(0.5,), std=(0.5,)
+    )
+    labelled = index_sources("positives", (source,), teacher, print)
+    folder = RunFolder(str(tmp_path / "run"))
+    training = TrainingSet(labelled.count, labelled.requests, {"positives": (source,)}, folder)
+    training = training.with_selected("selected", 15)
+    spec = PixelSpec(8, 1, "crop")
+
+    def load(rank: int) -> tuple[list[int], list[float], int]:
+        """(first pixels, weights, images that this rank decoded)."""
+        import torch.distributed as dist
+
+        import pukd_ray.distillation.data as data
+        from pukd_ray.runtime.devices import Worker
+
+        decoded, decode = [], data.decode
+        data.decode = lambda *image: decoded.append(1) or decode(*image)
+        dist.init_process_group("gloo", f"file://{tmp_path}/meet", world_size=2, rank=rank)
+        try:
+            batch = training.load(spec, Worker(rank, 2))
+        finally:
+            dist.destroy_process_group()
+            data.decode = decode
+        return batch.pixels[:, 0, 0, 0].tolist(), batch.weights.tolist(), len(decoded)
+
+    (first, weights, some), (again, _, others) = ray.get([ray.remote(load).remote(rank) for rank in range(2)])
+    alone = training.load(spec)
+    assert first == again == alone.pixels[:, 0, 0, 0].tolist()
+    assert first == [*range(CLASSES), *range(100, 105), *range(110, 115), *range(120, 125)]
+    assert weights == alone.weights.tolist()
+    assert (some, others) == (8, 10)
