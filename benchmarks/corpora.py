@@ -6,6 +6,7 @@ import io
 import shutil
 import tarfile
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ QUALITY = 70
 TEXTURES, TEXTURE_SIZE = 12, 768
 
 
+@cache
 def textures(seed: int) -> np.ndarray:
     """1 / f noise in three correlated channels, float32 [TEXTURES, S, S, 3], mean 0, standard deviation 1."""
     rng = np.random.default_rng(seed)

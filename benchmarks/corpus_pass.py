@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -86,9 +86,11 @@ def run_once(contender: str, task: Task) -> dict[str, Any]:
     return {"load_before": load, **asdict(cost)}
 
 
-def compare(kind: str, count: int, network: str, asked: argparse.Namespace, earlier: dict[str, Any]) -> dict[str, Any]:
-    """All rounds of one corpus and network, after the `earlier` runs of it."""
+def compare(entry: dict[str, Any], asked: argparse.Namespace, save: Callable[[], None]) -> None:
+    """Add rounds to `entry`, a corpus and a network and what earlier rounds cost; `save` is called after each run."""
+    kind, count, network, runs = (entry[name] for name in ("kind", "images", "network", "runs"))
     corpus = make_corpus(asked.cache, kind, count, asked.seed)
+    entry["bytes"] = size_of(corpus)
     folder = asked.cache / f"task-{corpus.name}-{network}"
     shutil.rmtree(folder, ignore_errors=True)
     task = prepare(folder, corpus, network, sample_of(corpus))
@@ -96,18 +98,15 @@ def compare(kind: str, count: int, network: str, asked: argparse.Namespace, earl
         if file.is_file():
             file.read_bytes()
     contenders = [c for c in asked.contenders if (kind, c) not in WITHOUT]
-    runs: dict[str, list[dict[str, Any]]] = {
-        c: list(earlier.get(c, ())) for c in dict.fromkeys([*earlier, *contenders])
-    }
     for round_ in range(asked.rounds):
-        shift = (round_ + len(earlier.get(contenders[0], ()))) % len(contenders)
+        shift = round_ % len(contenders)
         for contender in contenders[shift:] + contenders[:shift]:
             run = run_once(contender, task)
             if run["said"]["images"] != count:
                 raise RuntimeError(f"{contender} scored {run['said']['images']} of {count} images")
-            runs[contender].append(run)
+            runs.setdefault(contender, []).append(run)
             print(f"{kind} {network} {contender}: {count / run['seconds']:,.0f} images/s, {run['said']}", flush=True)
-    return {"kind": kind, "images": count, "bytes": size_of(corpus), "network": network, "runs": runs}
+            save()
 
 
 def busy_seconds(run: dict[str, Any]) -> float:
@@ -138,6 +137,8 @@ def page(results: dict[str, Any]) -> str:
         f"Made by `{results['command']}`. {EXPLAINED} {results['note']}",
     ]
     for entry in results["comparisons"]:
+        if "ceiling" not in entry["runs"]:  # nothing to compare with yet
+            continue
         lines += [
             "",
             f"## {entry['kind']}, {entry['network']}",
@@ -188,8 +189,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
     asked = arguments(argv)
     packages = ("ray", "torch", "torchvision", "pyarrow", "numpy", "pillow", "daft")
-    before: list[dict[str, Any]] = json.loads(asked.out.read_text())["comparisons"] if asked.append else []
-    known = {(e["kind"], e["images"], e["network"]): e for e in before}
     results: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
         "cpus": len(os.sched_getaffinity(0)),
@@ -198,16 +197,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         "versions": {name: found for name in packages if (found := _version(name))},
         "command": "python -m benchmarks.corpus_pass " + " ".join(_public(asked)),
         "note": asked.note,
-        "comparisons": [],
+        "comparisons": json.loads(asked.out.read_text())["comparisons"] if asked.append else [],
     }
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    entries: list[dict[str, Any]] = results["comparisons"]
+
+    def save() -> None:
+        asked.out.write_text(json.dumps(results, indent=1) + "\n")
+        asked.out.with_suffix(".md").write_text(page(results))
+
     for kind, count in sizes_asked(asked):
         for network in asked.networks:
-            earlier = known.get((kind, count, network), {"runs": {}})["runs"]
-            known[kind, count, network] = compare(kind, count, network, asked, earlier)
-            results["comparisons"] = list(known.values())
-            asked.out.parent.mkdir(parents=True, exist_ok=True)
-            asked.out.write_text(json.dumps(results, indent=1) + "\n")
-            asked.out.with_suffix(".md").write_text(page(results))
+            about: dict[str, Any] = {"kind": kind, "images": count, "network": network}
+            entry = next((e for e in entries if about.items() <= e.items()), None)
+            if entry is None:
+                entry = {**about, "runs": {}}
+                entries.append(entry)
+            compare(entry, asked, save)
     print(page(results))
 
 
