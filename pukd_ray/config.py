@@ -119,12 +119,13 @@ class SourceConfig:
     """Where images come from: files of one format. Relative paths resolve against the config's folder."""
 
     uri: Text | Listed(Text)  # type: ignore[valid-type]
-    """File, folder, glob, or a list of them; local path or URI."""
+    """File, folder, glob, `shard-{000..999}.tar`, or a list of them; local path or URI."""
     format: Literal["auto", "parquet", "images", "webdataset", "idx", "cifar", "jsonl"] = "auto"
-    """auto goes by file name. images: a folder of files whose sub-folder is the label; cifar: the binary version;
+    """auto goes by file name. images: a folder of files whose first sub-folder is the label; cifar: the binary version;
     jsonl: one JSON object a line, with the image as base64 or a path in the file's own folder."""
     image_column: str = "image"
-    """Parquet column with encoded images: binary, or struct{bytes, path}; JSON key (jsonl) of base64 text."""
+    """Parquet column of images: encoded, base64 text, or struct{bytes, path}; JSON key (jsonl) of base64 text;
+    extension (webdataset) of the members that are images where a sample has several: `jpg`, or `jpg;png`."""
     label_column: str | None = None
     """Column (Parquet) or JSON key (webdataset, jsonl) of the label: a teacher index or a class name; for
     `positives`, `test` and `train` it defaults to `label`."""
