@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import traceback
+
 import pytest
+from ray.exceptions import RayTaskError, UserCodeException
 
 from pukd_ray.config import ConfigError, ResourcesConfig
+from pukd_ray.errors import PlaceError
 from pukd_ray.runtime.engine import (
     IO_CPUS,
     Cluster,
     actor_pool,
+    cause_of,
     decoder_cpus,
     decoders,
     gpus_of,
     gpus_per_actor,
     gpus_per_train_worker,
     inspect_cluster,
+    told_by_worker,
 )
 
 LAPTOP = Cluster(cpus=2, gpus=0, nodes=1, autoscales=False)
@@ -87,3 +93,24 @@ def test_a_pool_is_as_large_as_the_config_says() -> None:
 def test_decoding_asks_for_what_it_takes_where_there_is_room() -> None:
     assert [decoder_cpus(c) for c in (LAPTOP, FARM, EMPTY_HEAD)] == [IO_CPUS, 1.0, 1.0]
     assert [decoders(c) for c in (LAPTOP, FARM, EMPTY_HEAD)] == [2, 64, None]
+
+
+def test_what_a_worker_raised_is_told_in_its_own_words() -> None:
+    """Through Ray Data, which wraps what a user's function raises, and keeps of it the text only."""
+
+    def wrapped(error: Exception) -> RayTaskError:
+        try:
+            try:
+                try:
+                    raise OSError(5, "Input/output error")
+                except OSError as cause:
+                    raise error from cause
+            except Exception as ours:
+                raise UserCodeException("UDF failed to process a data block.") from ours
+        except UserCodeException as seen:
+            return RayTaskError("map", traceback.format_exc(), seen)
+
+    error = wrapped(PlaceError("s3://lake/a: the storage refuses it: do this, and go on"))
+    assert cause_of(error) == told_by_worker(error) == "s3://lake/a: the storage refuses it: do this, and go on"
+    assert told_by_worker(wrapped(ValueError("no"))) is None
+    assert told_by_worker(ValueError("pukd_ray.errors.RunError: not from a worker")) is None
