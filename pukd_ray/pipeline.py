@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from pukd_ray.config import ConfigError, RunConfig
 from pukd_ray.corpus.context import RunContext, Shared
 from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.corpus.units import mark_gone, units_from_table
+from pukd_ray.errors import RunError
 from pukd_ray.estimate import lines_of
 from pukd_ray.preflight import to_yaml
 from pukd_ray.resume import Progress, check_progress
@@ -18,7 +20,7 @@ from pukd_ray.run.lease import Lease
 from pukd_ray.run.records import ESTIMATE, METRICS
 from pukd_ray.run.stages import STAGE_NAMES, Stage, stages_until
 from pukd_ray.runtime.console import say
-from pukd_ray.runtime.engine import Cluster, engine, gpus_per_actor
+from pukd_ray.runtime.engine import Cluster, engine, gpus_per_actor, told_by_worker
 from pukd_ray.runtime.environment import under_job
 from pukd_ray.runtime.timing import Stopwatch
 from pukd_ray.storage import is_local, open_storage
@@ -111,8 +113,11 @@ def _run_stage(stage: Stage, run: RunContext, inputs: dict[str, Any]) -> tuple[f
         run.folder.write_json(f"markers/{stage.name}.inputs.json", inputs)
     try:
         counts = stage.function()(run)
-    except BaseException:
-        run.folder.record_attempt(stage.name, watch.seconds)
+    except BaseException as error:
+        with suppress(RunError):  # of storage that fails: the first fault is the one to tell
+            run.folder.record_attempt(stage.name, watch.seconds)
+        if isinstance(error, Exception) and (told := told_by_worker(error)):
+            raise RunError(told) from error
         raise
     run.folder.finish(stage.name, inputs, watch.seconds, counts)
     return watch.seconds, counts

@@ -40,8 +40,19 @@ class Cluster:
         return text + (", autoscaling" if self.autoscales else "")
 
 
+def told_by_worker(error: Exception) -> str | None:
+    """The message of a RunError that a worker raised; None of other errors.
+
+    Ray's errors carry the remote traceback as text; what wraps the error of a user's function has no other trace of it.
+    """
+    told = re.findall(r"^pukd_ray\.errors\.\w+: (.+)", str(error), re.MULTILINE)
+    return told[-1] if told and isinstance(error, ray.exceptions.RayError) else None
+
+
 def cause_of(error: Exception) -> str:
     """What went wrong, in one line; Ray's errors carry the remote traceback as text, the cause first."""
+    if told := told_by_worker(error):
+        return told
     if isinstance(error, RunError):
         # What a worker raised comes as Ray's error too: with a traceback for a text, and Ray's advice after the cause.
         return str(error.cause).splitlines()[0] if isinstance(error, ray.exceptions.RayTaskError) else str(error)

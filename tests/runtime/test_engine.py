@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import traceback
+
 import pytest
+from ray.exceptions import RayTaskError, UserCodeException
 
 from pukd_ray.config import ConfigError, ResourcesConfig
-from pukd_ray.errors import RunError
+from pukd_ray.errors import PlaceError, RunError
 from pukd_ray.runtime.engine import (
     IO_CPUS,
     Cluster,
     actor_pool,
+    cause_of,
     decoder_cpus,
     decoders,
     fuses,
@@ -18,6 +22,7 @@ from pukd_ray.runtime.engine import (
     gpus_per_train_worker,
     inspect_cluster,
     most_tasks,
+    told_by_worker,
     wait_for_some,
 )
 
@@ -111,3 +116,24 @@ def test_a_pass_waits_for_busy_cpus_but_not_for_ever_for_the_first(monkeypatch: 
     monkeypatch.setattr("ray.cluster_resources", dict)
     with pytest.raises(RunError, match="no node with a CPU"):
         wait_for_some([1])
+
+
+def test_what_a_worker_raised_is_told_in_its_own_words() -> None:
+    """Through Ray Data, which wraps what a user's function raises, and keeps of it the text only."""
+
+    def wrapped(error: Exception) -> RayTaskError:
+        try:
+            try:
+                try:
+                    raise OSError(5, "Input/output error")
+                except OSError as cause:
+                    raise error from cause
+            except Exception as ours:
+                raise UserCodeException("UDF failed to process a data block.") from ours
+        except UserCodeException as seen:
+            return RayTaskError("map", traceback.format_exc(), seen)
+
+    error = wrapped(PlaceError("s3://lake/a: the storage refuses it: do this, and go on"))
+    assert cause_of(error) == told_by_worker(error) == "s3://lake/a: the storage refuses it: do this, and go on"
+    assert told_by_worker(wrapped(ValueError("no"))) is None
+    assert told_by_worker(ValueError("pukd_ray.errors.RunError: not from a worker")) is None
