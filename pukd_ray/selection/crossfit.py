@@ -17,8 +17,8 @@ import torch
 from pukd_ray.runtime.devices import ALONE, Worker
 from pukd_ray.runtime.timing import Span
 from pukd_ray.selection.blend import Blend, Nearness, Tails, fit_nearness
+from pukd_ray.selection.by_class import ClassBins
 from pukd_ray.selection.calibration import Binned, Calibration, resample_weights, rescale_logits, tilt_of, tilted
-from pukd_ray.selection.evidence import class_weights
 from pukd_ray.selection.risk import proxy_accuracy
 from pukd_ray.selection.training import (
     Callbacks,
@@ -204,8 +204,7 @@ def assess_fit(held_out: Sequence[HeldOut], groups: Groups, verdict: Verdict, tr
     binned, rng = Binned.of(p, u), np.random.default_rng(training.seed)
     p_weights = groups.p_weights
     if p_weights is None:
-        probability = binned.fit(verdict.prior)[0](u)
-        p_weights = class_weights(probability, groups.p_classes, groups.u_classes)
+        p_weights = ClassBins.of(p, u, groups.p_classes, groups.u_classes).fit().p_weights
 
     def fitted(prior: float, divergence: float, weights: np.ndarray, u_weights: np.ndarray | None) -> Calibration:
         tilt = tilt_of(divergence, p)

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtri
 
-from pukd_ray.selection.calibration import Binned, Calibration, resample_weights
+from pukd_ray.selection.by_class import ByClass, ClassBins
+from pukd_ray.selection.calibration import Binned, resample_weights
 
 LEVEL = 1.645  # two-sided 90 %
 
@@ -106,7 +107,7 @@ def find_boundary(
 
 
 def generous(
-    priors: Sequence[float] | np.ndarray, p_logits: np.ndarray, u_logits: np.ndarray, factor: float = 1.5
+    priors: Sequence[float] | np.ndarray, p_logits: np.ndarray, u_logits: np.ndarray, factor: float = 3.0
 ) -> int:
     """Index of the least prior, going down from the top, that is at least `factor` times its own density ratio's.
 
@@ -123,43 +124,20 @@ def generous(
     return g
 
 
-def class_weights(probability: np.ndarray, p_classes: np.ndarray, u_classes: np.ndarray) -> np.ndarray:
-    """Weights of P [n_p], mean 1, under which its classes are as frequent as in what is surely relevant of U.
-
-    Counts of U with P(relevant) > 1/2, with 10 images per class on average taken to be as in P: a class of which
-    nothing is known keeps its weight.
-    """
-    names, index, counts = np.unique(p_classes, return_inverse=True, return_counts=True)
-    as_in_p = counts / len(p_classes)
-    sure = np.where(probability > 0.5, probability, 0.0)
-    at = np.searchsorted(names, u_classes).clip(0, len(names) - 1)
-    counted = np.bincount(at, np.where(names[at] == u_classes, sure, 0.0), len(names)) + 10 * len(names) * as_in_p
-    weights: np.ndarray = (counted / counted.sum() / as_in_p)[index]
-    return np.asarray(weights / weights.mean())
-
-
 @dataclass(frozen=True)
 class DensityRatio:
-    """The prior that P's density ratio says, and what it stands on."""
+    """The prior that P's density ratio says."""
 
     value: float
     draws: np.ndarray
     """Bootstrap, [draws]."""
-    calibration: Calibration
 
 
-def density_ratio(
-    p_logits: np.ndarray, u_logits: np.ndarray, *, units: np.ndarray | None = None, draws: int = 40, seed: int = 0
-) -> DensityRatio:
-    """Conditional likelihood, with a bootstrap of P and units of U."""
-    binned = Binned.of(p_logits, u_logits)
-    calibration, value = binned.fit()
-    rng = np.random.default_rng(seed)
-    drawn = [
-        binned.fit(None, resample_weights(rng, len(p_logits)), resample_weights(rng, len(u_logits), units))[1]
-        for _ in range(draws)
-    ]
-    return DensityRatio(value, np.array(drawn), calibration)
+def density_ratio(bins: ClassBins, fitted: ByClass, units: np.ndarray, draws: int = 40, seed: int = 0) -> DensityRatio:
+    """Of `bins`, to which `fitted` was fitted, with a bootstrap of P and units [n_u] of U."""
+    rng, n_p, n_u = np.random.default_rng(seed), len(bins.p), len(bins.u_cell)
+    drawn = [bins.fit(resample_weights(rng, n_p), resample_weights(rng, n_u, units)).prior for _ in range(draws)]
+    return DensityRatio(fitted.prior, np.array(drawn))
 
 
 @dataclass(frozen=True)
@@ -186,6 +164,15 @@ class TwoSample:
 def divergence(auc: float) -> float:
     """KL divergence of two Gaussians of equal covariance that a linear classifier parts with this AUC."""
     return float(ndtri(min(max(auc, 0.5), 0.999)) ** 2)
+
+
+def class_weights(p_classes: np.ndarray, u_classes: np.ndarray) -> np.ndarray:
+    """Weights of P [n_p], mean 1, under which its classes are as frequent as in U [n_u], one more of each in both."""
+    names, index, counts = np.unique(p_classes, return_inverse=True, return_counts=True)
+    at = np.searchsorted(names, u_classes).clip(0, len(names) - 1)
+    in_u = np.bincount(at[names[at] == u_classes], minlength=len(names)) if len(names) else counts
+    weights: np.ndarray = ((in_u + 1) / (counts + 1))[index]
+    return weights / max(float(weights.sum()), 1e-9) * len(weights)
 
 
 def two_sample(

@@ -9,6 +9,8 @@ from functools import reduce
 import numpy as np
 
 from pukd_ray.run.records import Estimator, Trust
+from pukd_ray.selection.by_class import ClassBins
+from pukd_ray.selection.calibration import Binned
 from pukd_ray.selection.evidence import (
     LEVEL,
     Boundary,
@@ -137,22 +139,24 @@ def weigh(
     g = generous(grid.priors, grid.p, grid.u)
     at = max(boundary.best, min(g, boundary.best + 1)) if boundary.inner else g
     p_logits, u_logits = grid.p[at], grid.u[at]
-    ratio = density_ratio(p_logits, u_logits, units=units, seed=seed)
-    probability = ratio.calibration(u_logits)
-    alike = float(np.minimum(probability, 1 - probability).sum() / probability.sum())
+    bins = ClassBins.of(p_logits, u_logits, p_classes, u_classes)
+    fitted = bins.fit()
+    ratio, probability = density_ratio(bins, fitted, units, seed=seed), fitted.probability
+    # A class of which P looks like all of U would seem clear by itself.
+    together = Binned.of(p_logits, u_logits).fit()[0](u_logits)
+    alike = max(float(np.minimum(q, 1 - q).sum() / q.sum()) for q in (together, probability))
     if boundary.inner:
         # What lies beyond the gap, less the quarter next to it: few others are there, for any prior.
         shown, others = boundary.best, 0.0
         beyond = grid.u[shown]
-        cut, sure = float(np.quantile(beyond[beyond > 0], 0.25)), beyond > 0
+        cut = float(np.quantile(beyond[beyond > 0], 0.25))
     else:
         shown = at
         cut = float(np.quantile(u_logits, 1 - min(1.0, max(0.6 * ratio.value, 20 / len(u_logits)))))
-        sure = probability > 0.5
         others = float(1 - probability[u_logits > cut].mean()) if (u_logits > cut).any() else 0.0
     mine, theirs = grid.p[shown] > cut, grid.u[shown] > cut
-    weights = class_weights(sure.astype(float), p_classes, u_classes)
-    test = two_sample(features.p[mine, 0], features.u[theirs], weights[mine], seed)
+    weights = class_weights(p_classes[mine], u_classes[theirs])
+    test = two_sample(features.p[mine, 0], features.u[theirs], weights, seed)
     shares = tuple(zip(grid.priors.tolist(), (grid.u > 0).mean(1).tolist(), strict=True))
     return Evidence(boundary, ratio, bbe_prior(p_logits, u_logits).value, alike, test, others, shares)
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from pukd_ray.config import SelectorConfig
-from pukd_ray.selection.calibration import Calibration
+from pukd_ray.selection.by_class import ClassBins
+from pukd_ray.selection.calibration import Binned
 from pukd_ray.selection.crossfit import Groups
 from pukd_ray.selection.evidence import (
     DensityRatio,
@@ -91,13 +92,30 @@ def test_weighted_auc_counts_pairs_and_ties() -> None:
     assert weighted_auc(p, weights, u) == pytest.approx((3 * (1 + 0.5) + 3) / (4 * 3))
 
 
-def test_classes_are_weighted_by_what_is_surely_relevant() -> None:
-    p_classes, u_classes = np.repeat([0, 1], 50), np.repeat([0, 1, 2], 1000)
-    probability = np.r_[np.full(900, 0.9), np.zeros(100), np.full(100, 0.9), np.zeros(900), np.full(1000, 0.9)]
-    weights = class_weights(probability, p_classes, u_classes)
+def test_classes_that_u_has_more_of_than_p_do_not_lower_the_prior() -> None:
+    rng = np.random.default_rng(0)
+    counts, n_u = np.array([1600, 400, 200, 100, 100]), 12_000
+    relevant, u_classes = np.arange(n_u) < counts.sum(), rng.integers(0, 5, n_u)
+    u_classes[relevant] = np.repeat(np.arange(5), counts)
+    p_classes = np.repeat(np.arange(5), 40)
+    low = np.array([-1.5, 0, 0, 0, 0])  # what is frequent in U and not in P gets low logits
+    u = np.where(relevant, rng.normal(4, 1.5, n_u), rng.normal(-4, 1.5, n_u)) + low[u_classes]
+    p = rng.normal(4, 1.5, 200) + low[p_classes]
+    fitted = ClassBins.of(p, u, p_classes, u_classes).fit()
+    assert fitted.prior == pytest.approx(0.2, rel=0.08)
+    np.testing.assert_allclose(fitted.p_weights[::40] / 5, counts / counts.sum(), atol=0.06)
+    assert fitted.probability.mean() == pytest.approx(fitted.prior)
+    together = ClassBins.of(p, u, np.zeros(200, int), np.zeros(n_u, int)).fit()
+    assert together.prior == pytest.approx(Binned.of(p, u).fit()[1], rel=0.02)
+    few = ClassBins.of(p, u[::80], p_classes, u_classes[::80])  # 30 relevant images tell no class mix
+    assert set(few.p_class) == {0}
+
+
+def test_weights_give_p_the_classes_of_what_is_taken() -> None:
+    weights = class_weights(np.repeat([0, 1], 50), np.repeat([0, 1, 7], [900, 90, 500]))
     assert weights.mean() == pytest.approx(1)
-    assert weights[0] / weights[-1] == pytest.approx((810 + 10) / (90 + 10), rel=1e-6)
-    np.testing.assert_allclose(class_weights(np.zeros(3000), p_classes, u_classes), 1)
+    assert weights[0] / weights[-1] == pytest.approx(901 / 91)
+    assert len(class_weights(np.zeros(0, int), np.zeros(0, int))) == 0
 
 
 # -- the verdict ------------------------------------------------------------------------------------------------
@@ -107,7 +125,7 @@ def evidence(**changes: object) -> Evidence:
     priors = np.array([0.1, 0.2, 0.25, 0.3, 0.5])
     p, u = boundary_logits(0.25, priors)
     boundary = find_boundary(priors, p, u)
-    ratio = DensityRatio(0.24, np.linspace(0.22, 0.26, 40), Calibration(1, 0))
+    ratio = DensityRatio(0.24, np.linspace(0.22, 0.26, 40))
     plain = Evidence(boundary, ratio, 0.26, 0.05, TwoSample(0.5, 0.02, 400, 1600), 0.0, ())
     return replace(plain, **changes)
 
@@ -120,7 +138,7 @@ def test_a_gap_and_a_p_that_fits_are_trusted() -> None:
 
 
 def test_a_biased_p_leaves_the_boundary_alone() -> None:
-    e = evidence(test=TwoSample(0.65, 0.02, 400, 1600), ratio=DensityRatio(0.1, np.full(40, 0.1), Calibration(1, 0)))
+    e = evidence(test=TwoSample(0.65, 0.02, 400, 1600), ratio=DensityRatio(0.1, np.full(40, 0.1)))
     verdict = judge(e)
     assert verdict.trust == "low"
     assert verdict.prior == e.boundary.value
@@ -133,7 +151,7 @@ def test_a_biased_p_leaves_the_boundary_alone() -> None:
     [
         ({"test": TwoSample(0.65, 0.02, 400, 1600)}, "P differs"),
         ({"test": TwoSample(0.5, 0.5, 10, 10)}, "few images"),
-        ({"ratio": DensityRatio(0.02, np.linspace(0, 0.04, 40), Calibration(1, 0))}, "anything from 0.00"),
+        ({"ratio": DensityRatio(0.02, np.linspace(0, 0.04, 40))}, "anything from 0.00"),
     ],
 )
 def test_without_a_gap_what_cannot_be_told_is_not_told(changes: dict[str, object], reason: str) -> None:
