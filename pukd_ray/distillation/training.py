@@ -203,7 +203,7 @@ def distil(
         target = run.images.teacher_logits(step) if shows_as_is(settings) else None
         images = to_fastest_layout(run.normalise(pixels))
         if step == start:
-            ask_teacher = worker.captured(run.teacher, pixels, learns=False)
+            ask_teacher = worker.captured(run.teacher, pixels, learns=False) if target is None else run.teacher
             ask_student = worker.captured(model, images, learns=True)
         if target is None:
             with torch.no_grad():
