@@ -1,5 +1,4 @@
-"""Units as a Ray Data `Datasource`; imported where a dataset is made: Ray Data takes half a second, and most processes do
-without it."""
+"""Units as a Ray Data `Datasource`; imported where a dataset is made: Ray Data takes half a second to import."""
 
 from __future__ import annotations
 
