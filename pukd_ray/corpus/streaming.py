@@ -182,8 +182,9 @@ def _fused(run: RunContext, work: Pass, requests: Sequence[ReadRequest]) -> Iter
             running += [task.remote(arguments, r) for r in islice(waiting, len(done))]
             yield from ray.get(done)
     finally:
-        for left in running:
-            ray.cancel(left)
+        if ray.is_initialized():  # what is closed after the engine would start another
+            for left in running:
+                ray.cancel(left)
 
 
 def _apart(run: RunContext, work: Pass, requests: Sequence[ReadRequest]) -> Iterator[pa.Table]:
