@@ -1,10 +1,14 @@
-"""What a command costs: seconds, CPU seconds by process, peak memory; read from /proc while it runs."""
+"""What a command costs: seconds, CPU seconds by process, peak memory; read from /proc while it runs.
+
+python -m benchmarks.meter python jobs/full_pipeline.py --output /tmp/demo
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -27,7 +31,7 @@ class Cost:
     peak_mib: dict[str, float] = field(default_factory=dict)
     """Peak resident memory of the driver, of all workers together, and of the object store."""
     said: dict[str, Any] = field(default_factory=dict)
-    """The JSON of the command's last line."""
+    """The command's last line, if it is JSON; else `last` has its text."""
 
 
 def _role(name: str, is_driver: bool) -> str:
@@ -84,8 +88,23 @@ def measure(command: Sequence[str], env: dict[str, str] | None = None) -> Cost:
         totals[" + ".join(dict.fromkeys(did))] += seconds
     cost.cpu = {k: round(v, 2) for k, v in totals.items() if v >= 0.05}
     cost.peak_mib = {k: round(v, 1) for k, v in peak.items()}
-    cost.said = json.loads(out.strip().splitlines()[-1])
+    last = (out.strip().splitlines() or [""])[-1]
+    cost.said = json.loads(last) if last.startswith("{") else {"last": last}
     return cost
 
 
 _SYSTEM = frozenset({"raylet", "gcs_server", "Ray's own"})
+
+
+def main(command: Sequence[str]) -> None:
+    """Run a command and print what it cost."""
+    load = os.getloadavg()[0]
+    cost = measure(command)
+    print(f"{cost.seconds:.1f} s, CPU {sum(cost.cpu.values()):.1f} s; load average before it {load:.1f}")
+    for did, seconds in sorted(cost.cpu.items(), key=lambda item: -item[1]):
+        print(f"{seconds:8.2f} s  {did}")
+    print("peak MiB: " + ", ".join(f"{what} {value:,.0f}" for what, value in sorted(cost.peak_mib.items())))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -367,7 +367,7 @@ class ResourcesConfig:
     gpus_per_actor: Literal["auto"] | Annotated[Float, Field(ge=0)] = "auto"
     """auto: 1 if the CLUSTER has GPUs, 0 if it has none and no autoscaler."""
     score_actors: Literal["auto"] | Count | Annotated[tuple[Count, Count], BeforeValidator(_as_tuple)] = "auto"
-    """auto | n | [min, max]."""
+    """auto | n | [min, max]; without GPUs, tasks at a time, of which there is no least number."""
     train_workers: Count = 1
     """Data-parallel workers of both trainings; must divide the global batches."""
     gpus_per_train_worker: Literal["auto"] | Annotated[Float, Field(ge=0)] = "auto"

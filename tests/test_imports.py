@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-SLOW = {"torch", "torchvision", "sklearn", "matplotlib", "ray.train"}
+SLOW = {"torch", "torchvision", "sklearn", "matplotlib", "ray.train", "ray.data", "pandas"}
 
 
 @pytest.mark.parametrize(
@@ -17,8 +17,8 @@ SLOW = {"torch", "torchvision", "sklearn", "matplotlib", "ray.train"}
         ("pukd_ray.corpus.streaming", set()),
         ("pukd_ray.selection.scoring", set()),  # unpickled by each task of the pass; torch comes with the network
         ("pukd_ray.selection.select", set()),
-        ("pukd_ray.selection.tasks", {"torch", "torchvision", "ray.train"}),
-        ("pukd_ray.distillation.worker", {"torch", "torchvision", "ray.train"}),
+        ("pukd_ray.selection.tasks", {"torch", "torchvision"}),
+        ("pukd_ray.distillation.worker", {"torch", "torchvision", "ray.train", "ray.data", "pandas"}),
     ],
 )
 def test_slow_modules_are_imported_where_they_are_used(module: str, allowed: set[str]) -> None:

@@ -19,13 +19,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import TaskPoolStrategy
 
 from pukd_ray.config import SourceConfig
 from pukd_ray.corpus.context import RunContext, Shared
 from pukd_ray.corpus.guarded import IMAGE_SECONDS, decode_guarded
 from pukd_ray.corpus.pixels import PixelSpec, pixel_spec
-from pukd_ray.corpus.reading import ReadRequest, read_blocks, read_units, split_requests
+from pukd_ray.corpus.reading import ReadRequest, read_blocks, split_requests
 from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.runtime.devices import ACTOR_BATCH, rows_per_call
 from pukd_ray.runtime.engine import (
@@ -183,12 +182,17 @@ def _fused(run: RunContext, work: Pass, requests: Sequence[ReadRequest]) -> Iter
             running += [task.remote(arguments, r) for r in islice(waiting, len(done))]
             yield from ray.get(done)
     finally:
-        for left in running:
-            ray.cancel(left)
+        if ray.is_initialized():  # what is closed after the engine would start another
+            for left in running:
+                ray.cancel(left)
 
 
 def _apart(run: RunContext, work: Pass, requests: Sequence[ReadRequest]) -> Iterator[pa.Table]:
     """Ray Data: tasks that read and decode, actors, tasks that consume."""
+    from ray.data import TaskPoolStrategy
+
+    from pukd_ray.corpus.datasource import read_units
+
     config, cluster = run.config, run.cluster
     gpus = gpus_per_actor(config.resources, cluster)
     spec = pixel_spec(config.teacher)

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray.data
 
 from pukd_ray.config import RunConfig, SourceConfig
 from pukd_ray.corpus.formats import FORMATS
 from pukd_ray.corpus.labelled import index_labelled
 from pukd_ray.corpus.pixels import PixelSpec, pixel_spec
-from pukd_ray.corpus.reading import ReadRequest, read_blocks, read_units
+from pukd_ray.corpus.reading import ReadRequest, read_blocks
 from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.corpus.streaming import DecodeImages
 from pukd_ray.corpus.units import UNIT_FILES, Unit, regroup
@@ -27,6 +26,8 @@ from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.devices import ALONE, Worker
 
 if TYPE_CHECKING:
+    from ray.data import Dataset
+
     from pukd_ray.distillation.data import Batch, Images, Shard
 
 
@@ -120,15 +121,19 @@ class TrainingSet:
         of_ranks = worker.everyones([decode() for decode in parts[worker.mine]])
         return Batch.join([of_ranks[i % worker.world][i // worker.world] for i in range(len(parts))])
 
-    def stream(self, config: RunConfig, cpus: float) -> ray.data.Dataset:
+    def stream(self, config: RunConfig, cpus: float) -> Dataset:
         """What `images` wants of a set too large for memory, as a dataset with the columns that `Streamed` reads:
         all of it, or the selection if P is drawn apart; each task that reads and decodes has that share of CPUs."""
+        from ray.data import from_items
+
+        from pukd_ray.corpus.datasource import read_units
+
         parts = []
         if not self.draws_apart(config):
             read = read_units(mix_units(self.labelled, config.seed), self.sources, num_cpus=cpus)
             parts.append(read.map_batches(_labelled_rows, batch_format="pyarrow", num_cpus=cpus))
         if self.files:
-            names = ray.data.from_items([{"file": f} for f in self.files], override_num_blocks=len(self.files))
+            names = from_items([{"file": f} for f in self.files], override_num_blocks=len(self.files))
             parts.append(
                 names.map_batches(
                     partial(_selected_rows, folder=self.folder), batch_format="pyarrow", batch_size=1, num_cpus=cpus

@@ -9,14 +9,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import ray
-import ray.data
-from ray.data import ActorPoolStrategy, DataContext
 
 from pukd_ray.config import ConfigError, ResourcesConfig
 from pukd_ray.errors import RunError
+
+if TYPE_CHECKING:
+    from ray.data import ActorPoolStrategy, DataContext
+
 
 # CPU shares are fractions so that every stage fits a cluster of one CPU; threads are set apart from them.
 IO_CPUS = 0.25
@@ -76,7 +78,7 @@ def engine(name: str) -> Iterator[Cluster]:
         ray.init(address=address, namespace=name, log_to_driver=False, logging_level=logging.ERROR)
         if address == "local":
             # Here nobody waits for nodes or for another job; elsewhere Ray's own limit holds, half an hour.
-            DataContext.get_current().execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
+            _data_context().execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
         else:
             # The dashboard's API then tells which training each `RayTrainWorker` belongs to; Ray cannot rename them.
             os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
@@ -90,7 +92,7 @@ def engine(name: str) -> Iterator[Cluster]:
 
 def quiet() -> None:
     """Ray's own progress and plan lines off."""
-    context = DataContext.get_current()
+    context = _data_context()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.verbose_progress = False
@@ -105,6 +107,13 @@ def task_attempt() -> int:
     if not worker.connected or worker.mode != ray._private.worker.WORKER_MODE:
         return 0
     return int(worker.core_worker.get_current_task_attempt_number())
+
+
+def _data_context() -> DataContext:
+    """Ray Data's settings; imported here, since tasks that make no dataset start half a second sooner without it."""
+    from ray.data import DataContext
+
+    return DataContext.get_current()
 
 
 def inspect_cluster() -> Cluster:
@@ -163,7 +172,7 @@ def wait_for_some(tasks: list[ray.ObjectRef]) -> tuple[list[ray.ObjectRef], list
 
     RunError if none is for as long as Ray Data would wait, and there is no CPU that any could run on.
     """
-    limit = DataContext.get_current().execution_no_progress_timeout_s
+    limit = _data_context().execution_no_progress_timeout_s
     while True:
         done, left = ray.wait(tasks, timeout=limit if limit > 0 else None)
         if done:
@@ -174,6 +183,8 @@ def wait_for_some(tasks: list[ray.ObjectRef]) -> tuple[list[ray.ObjectRef], list
 
 def actor_pool(resources: ResourcesConfig, cluster: Cluster, gpus: float, work: int) -> ActorPoolStrategy:
     """Pool of actors of `gpus` each; `work` is the number of read requests, more actors than that would idle."""
+    from ray.data import ActorPoolStrategy
+
     # Two calls at a time: while one waits for the GPU, the other unpacks its rows or makes a table of what it got.
     calls: dict[str, Any] = {"max_concurrent_calls_per_actor": 2, "enable_true_multi_threading": True} if gpus else {}
     if isinstance(resources.score_actors, tuple):

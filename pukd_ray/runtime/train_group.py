@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
-import ray.train
-from ray.data import Dataset
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import WorkerGroupError
 
 from pukd_ray.config import ResourcesConfig
 from pukd_ray.errors import PlaceError, RunError
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.engine import Cluster, gpus_per_train_worker, worker_resources
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+    from ray.train.v2.api.exceptions import WorkerGroupError
 
 MAX_FAILURES = 3
 _PROGRAM = (
@@ -40,6 +40,10 @@ def train_group(
     is started again from its last checkpoint, up to three times; one whose program fails would do so again, and is not.
     One worker on a CPU is a task: six processes need not start for it.
     """
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
     gpus = gpus_per_train_worker(resources, cluster)
     workers = resources.train_workers
 
@@ -81,7 +85,10 @@ def train_group(
 @ray.remote(max_retries=MAX_FAILURES)
 def _train_alone(loop: Callable[[dict[str, Any]], dict[str, Any] | None], setup: dict[str, Any]) -> Any:
     """The loop in Ray Train's local mode, in a process that may have run other tasks, its imports done."""
-    trainer = TorchTrainer(loop, train_loop_config=setup, scaling_config=ray.train.ScalingConfig(num_workers=0))
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    trainer = TorchTrainer(loop, train_loop_config=setup, scaling_config=ScalingConfig(num_workers=0))
     return trainer.fit().return_value
 
 

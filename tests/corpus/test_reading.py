@@ -15,6 +15,7 @@ from small_files import MEMBERS, PNG, every_format, many_formats, on_flaky, unit
 from pukd_ray import storage
 from pukd_ray.config import SourceConfig
 from pukd_ray.corpus import reading, units
+from pukd_ray.corpus.datasource import read_units
 from pukd_ray.corpus.formats import images as images_module
 from pukd_ray.corpus.formats import parquet
 from pukd_ray.corpus.pixels import PixelSpec, decode
@@ -25,7 +26,6 @@ from pukd_ray.corpus.reading import (
     content_hash,
     read_blocks,
     read_rows,
-    read_units,
     split_requests,
 )
 from pukd_ray.corpus.rows import ImageRow
