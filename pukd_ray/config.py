@@ -321,9 +321,6 @@ class DistillConfig:
     """cosine: to 0, after a linear warm-up of 5 % of the steps; step: x 0.1 at 1/4, 1/2 and 3/4 of them."""
     positive_share: Share | None = None
     """Share of P in each batch, the rest are selected images; null: all images are seen equally often."""
-    draw_by: Literal["pu_probability", "none"] = "none"
-    """pu_probability: half of the selected images that a student sees are drawn by P(relevant), the other half evenly,
-    so that near misses count and none is lost; needs `positive_share`, and images that fit into `memory_gib`."""
     temperature: Positive = 1.0
     """Softens both softmaxes; the loss is scaled by its square."""
     augment: Literal["crop_flip", "crop", "none"] = "crop_flip"
@@ -351,13 +348,6 @@ class DistillConfig:
     """positives: a second student, trained on P alone for the same number of steps, to compare with."""
     memory_gib: Positive = 4.0
     """Decoded images up to this size are held in each worker's memory; larger sets are streamed."""
-
-    @field_validator("draw_by")
-    @classmethod
-    def _draws_beside_p(cls, value: str, info: ValidationInfo) -> str:
-        if value != "none" and info.data.get("positive_share") is None:
-            raise ValueError("needs distill.positive_share, the share of P beside what is drawn")
-        return value
 
 
 @dataclass(frozen=True, kw_only=True, config=OPTIONS)

@@ -32,12 +32,6 @@ TEACHER: dict[str, Any] = {
 }
 
 
-def test_drawing_by_probability_needs_a_share_of_p() -> None:
-    with pytest.raises(ValidationError, match=r"distill\.draw_by\n.*needs distill\.positive_share"):
-        run_config(distill={"draw_by": "pu_probability"})
-    assert run_config(distill={"draw_by": "pu_probability", "positive_share": 0.25}).distill.positive_share == 0.25
-
-
 def run_config(**more: Any) -> RunConfig:
     raw = {"teacher": TEACHER, "positives": {"uri": "p"}, "corpus": {"uri": "u"}} | more
     return TypeAdapter(RunConfig).validate_python(raw)

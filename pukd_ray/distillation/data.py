@@ -120,16 +120,13 @@ class InMemory:
         worker: Worker = ALONE,
         stream: int = 3,
         positive_share: float | None = None,
-        by_weight: bool = False,
     ) -> None:
-        """`stream` tells the orders of trainings of one seed apart; of each batch `positive_share` has labels, and the
-        rest is drawn `by_weight`, as `distill.draw_by` says."""
+        """`stream` tells the orders of trainings of one seed apart; of each batch `positive_share` has labels."""
         self.count = len(examples)
         pixels = resident(examples.pixels, worker.device)
         self._examples = replace(examples, pixels=pixels).on(pixels.device)
         self._mine = worker.mine
-        marked, weights = examples.labels.numpy() >= 0, examples.weights.numpy() if by_weight else None
-        self._order = SharedOrder(marked, positive_share, batch_size, seed, stream, weights=weights)
+        self._order = SharedOrder(examples.labels.numpy() >= 0, positive_share, batch_size, seed, stream)
         self._teacher_logits: Tensor | None = None
 
     def _rows(self, step: int) -> Tensor:

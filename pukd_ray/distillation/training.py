@@ -70,8 +70,7 @@ def measure_classes(
     Where P has a share of the batches it has that share of the sums too: they say what the student will see.
     Images in memory that the training shows as they are keep the teacher's logits, so it is asked only once.
     """
-    # Of the selected images, of P, and of the selected by P(relevant): class sums and images.
-    kinds = torch.zeros(3, classes + 1, dtype=torch.float64, device=worker.device)
+    kinds = torch.zeros(2, classes + 1, dtype=torch.float64, device=worker.device)  # selected, P: class sums, images
     cache = images if isinstance(images, InMemory) and shows_as_is(settings) else None
     seen: list[Tensor] = []
     for batch in images.all_batches():
@@ -82,11 +81,8 @@ def measure_classes(
         mass = logits.double().softmax(1)
         if settings.class_weights == "hard":
             mass = F.one_hot(logits.argmax(1), classes).double()
-        mass = torch.cat([mass, torch.ones_like(mass[:, :1])], 1)
-        labelled = to_device(batch.labels >= 0, worker.device)
-        weights = to_device(batch.weights, worker.device).double()
-        kinds.index_add_(0, labelled.long(), mass)
-        kinds[2] += (mass[~labelled] * weights[~labelled, None]).sum(0)
+        labelled = to_device((batch.labels >= 0).long(), worker.device)
+        kinds.index_add_(0, labelled, torch.cat([mass, torch.ones_like(mass[:, :1])], 1))
     if cache:
         whole = seen[0].new_zeros(cache.count, classes)
         whole[worker.mine] = torch.cat(seen)
@@ -95,10 +91,7 @@ def measure_classes(
         cache.cache_teacher_logits(whole)
     if worker.world > 1:
         dist.all_reduce(kinds)
-    kinds = kinds.cpu()
-    if settings.draw_by == "pu_probability" and kinds[2, -1]:
-        kinds[0] = (kinds[0] + kinds[2] * kinds[0, -1] / kinds[2, -1]) / 2
-    sums, counts = kinds[:2].split([classes, 1], dim=1)
+    sums, counts = kinds.cpu().split([classes, 1], dim=1)
     if settings.positive_share is not None and counts.all():
         shares = sums.new_tensor([[1 - settings.positive_share], [settings.positive_share]])
         sums = sums * shares * images.count / counts

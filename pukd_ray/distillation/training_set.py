@@ -21,7 +21,6 @@ from pukd_ray.corpus.reading import ReadRequest, read_blocks
 from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.corpus.streaming import DecodeImages
 from pukd_ray.corpus.units import UNIT_FILES, Unit, regroup
-from pukd_ray.errors import RunError
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.devices import ALONE, Worker
 
@@ -79,19 +78,8 @@ class TrainingSet:
 
         spec, settings = pixel_spec(config.teacher), config.distill
         if shard is None:
-            return InMemory(
-                self.load(spec, worker),
-                settings.batch_size,
-                config.seed,
-                worker,
-                positive_share=settings.positive_share,
-                by_weight=settings.draw_by == "pu_probability",
-            )
-        if settings.draw_by != "none":
-            raise RunError(
-                f"distill.draw_by: {self.count:,} images do not fit into distill.memory_gib ({settings.memory_gib:g}), "
-                "and a stream comes as it comes: raise that, or take distill.sample_weights: pu_probability"
-            )
+            share = settings.positive_share
+            return InMemory(self.load(spec, worker), settings.batch_size, config.seed, worker, positive_share=share)
         # A part of what images in memory may take: the buffer copies them.
         buffer_bytes = settings.memory_gib * 2**30 / 4
         batch_size, seed = settings.batch_size // worker.world, config.seed + worker.rank

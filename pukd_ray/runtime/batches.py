@@ -30,47 +30,26 @@ class EndlessOrder:
         return joined[offset : offset + self._size]
 
 
-class WeightedOrder:
-    """As `EndlessOrder`, but half of all draws are by `weights` (float [count], >= 0, not all 0), with replacement."""
-
-    def __init__(self, weights: np.ndarray, size: int, *seed: int) -> None:
-        mean = weights.mean(dtype=np.float64)
-        self._cumulated = np.cumsum(weights.astype(np.float64) + mean)
-        self._size, self._seed = size, seed
-
-    def batch(self, step: int) -> np.ndarray:
-        """Indices int64 [size] of step `step` (from 0)."""
-        drawn = np.random.default_rng([*self._seed, step]).random(self._size) * self._cumulated[-1]
-        rows: np.ndarray = np.searchsorted(self._cumulated, drawn, "right").clip(max=len(self._cumulated) - 1)
-        return rows
-
-
 class SharedOrder:
     """As `EndlessOrder`, but of every batch `share` are of the rows that are `marked` (bool [count]), the rest others.
 
-    The marked ones come first. Where all rows are of one kind there is nothing to share. Others may be drawn by
-    `weights` (float [count]), as `WeightedOrder` does.
+    The marked ones come first. Where all rows are of one kind there is nothing to share.
     """
 
-    def __init__(
-        self, marked: np.ndarray, share: float | None, size: int, *seed: int, weights: np.ndarray | None = None
-    ) -> None:
+    def __init__(self, marked: np.ndarray, share: float | None, size: int, *seed: int) -> None:
         marked = np.asarray(marked, bool)
-        self._parts: list[tuple[np.ndarray, EndlessOrder | WeightedOrder]] = []
-        if marked.all() or not marked.any():
-            share = None
-        parts = [(np.arange(len(marked)), size, seed)]
-        if share is not None:
-            of_marked = marked_rows(share, size)
-            parts = [
+        if share is None or marked.all() or not marked.any():
+            self._parts = [(np.arange(len(marked)), EndlessOrder(len(marked), size, *seed))]
+            return
+        of_marked = marked_rows(share, size)
+        self._parts = [
+            (rows, EndlessOrder(len(rows), part, *own_seed))
+            for rows, part, own_seed in (
                 (np.flatnonzero(marked), of_marked, (*seed, 10)),
                 (np.flatnonzero(~marked), size - of_marked, seed),
-            ]
-        for rows, part, own_seed in parts:
-            if part and weights is not None and not marked[rows].all():
-                self._parts.append((rows, WeightedOrder(weights[rows], part, *own_seed, 12)))
-            elif part:
-                self._parts.append((rows, EndlessOrder(len(rows), part, *own_seed)))
+            )
+            if part
+        ]
 
     def batch(self, step: int) -> np.ndarray:
         """Indices int64 [size] of step `step` (from 0)."""

@@ -32,9 +32,8 @@ class TableRow:
     """Multiple of the steps that the others take."""
 
 
-# What rests on P(relevant), and P's labels, belong to the recommended recipe; the published rows, and the rivals, go
-# without.
-PLAIN = {"sample_weights": "none", "draw_by": "none", "label_weight": 0.0}
+# Per-sample weights and P's labels belong to the recommended recipe; the published rows, and the rivals, go without.
+PLAIN = {"sample_weights": "none", "label_weight": 0.0}
 
 BUILT_IN = {
     row.name: row

@@ -102,16 +102,6 @@ def test_class_sums_are_those_of_what_a_student_sees() -> None:
         assert sums.tolist() == pytest.approx(expected)
         seen = torch.cat([Bright()(images.batch(step).pixels).argmax(1) for step in range(100)])
         assert (100 * torch.bincount(seen, minlength=3) / len(seen)).tolist() == pytest.approx(expected)
-    # Of the selected images a third have the weight, and half of the draws go by it.
-    pixels[70:, :, :] = 0
-    pixels[70:, :, 18:27] = 200
-    examples = Batch(pixels, examples.labels, (torch.arange(100) >= 70).float())
-    settings = DistillConfig(batch_size=20, positive_share=0.25, draw_by="pu_probability", class_weights="hard")
-    images = InMemory(examples, 20, 0, positive_share=0.25, by_weight=True)
-    _, sums = measure_classes(Bright(), images, settings, 3, ALONE)
-    assert sums.tolist() == pytest.approx([25, 75 / 3, 75 * 2 / 3])
-    seen = torch.cat([Bright()(images.batch(step).pixels).argmax(1) for step in range(400)])
-    assert (100 * torch.bincount(seen, minlength=3) / len(seen)).tolist() == pytest.approx([25, 25, 50], abs=2)
 
 
 @pytest.mark.parametrize("settings", [{}, {"ema": 0.9, "mixup": 0.2}], ids=str)
