@@ -203,7 +203,7 @@ def test_rows_are_bounded_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     pq.write_table(pa.table({"image": [images[0]] * 300}), tmp_path / "a.parquet")  # one value, 300 times 9 kB
     assert [row.image for row in read(tmp_path / "a.parquet")] == [images[0]] * 300
     assert asked == [11, 11]
-    monkeypatch.setattr(parquet, "UNPACKED_BYTES", 100_000)
+    monkeypatch.setattr(parquet, "COLUMN_BYTES", 100_000)
     pq.write_table(
         pa.table({"image": [bytes(9000)] * 300}), tmp_path / "a.parquet", compression="zstd", use_dictionary=False
     )
