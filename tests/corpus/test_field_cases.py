@@ -218,8 +218,10 @@ def test_links_to_nothing_are_rows(tmp_path: Path) -> None:
         (tmp_path / f"{i}.png").write_bytes(PNG[i])
     for i in range(10, 100):
         (tmp_path / f"{i}.png").symlink_to("/nowhere")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "above").symlink_to(tmp_path)
     rows = read(tmp_path)
-    assert reasons(rows).count("io") == 90
+    assert reasons(rows).count("io") == 91
     assert sum(row.image is not None for row in rows) == 10
 
 
