@@ -124,8 +124,8 @@ def check_same_names(positives: Labelled, test: Labelled) -> None:
     if positives.classes and test.classes and positives.classes != test.classes:
         other = sorted(set(test.classes).symmetric_difference(positives.classes))
         raise LabelError(
-            f"test: its label names are not those of positives ({_first_few(other)}): list the names in teacher order in "
-            "teacher.classes"
+            f"test: its label names are not those of positives ({_first_few(other)}): list the names in teacher order "
+            "in teacher.classes"
         )
 
 
