@@ -119,6 +119,16 @@ def index_labelled(
     return Labelled(requests, classes, left_out)
 
 
+def check_same_names(positives: Labelled, test: Labelled) -> None:
+    """LabelError where P and test number different names: the same number would stand for two classes."""
+    if positives.classes and test.classes and positives.classes != test.classes:
+        other = sorted(set(test.classes).symmetric_difference(positives.classes))
+        raise LabelError(
+            f"test: its label names are not those of positives ({_first_few(other)}): list the names in teacher order "
+            "in teacher.classes"
+        )
+
+
 def index_sources(
     role: str, sources: tuple[SourceConfig, ...], teacher: TeacherConfig, tell: Callable[[str], None]
 ) -> Labelled:

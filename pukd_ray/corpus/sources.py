@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections import Counter
@@ -125,8 +126,10 @@ def _local_files(folder: str, deep: bool, above: tuple[str, ...]) -> Iterator[_F
                     yield _Found(path, facts.st_size, str(facts.st_mtime_ns) if path == entry.path else "")
                 elif entry.is_symlink():
                     yield _Found(path, 0, "")
-            except OSError:
-                yield _Found(path, 0, "")
+            except OSError as error:
+                if error.errno != errno.ELOOP:
+                    raise
+                yield _Found(path, 0, "")  # a link that leads to itself
 
 
 def check_reachable(uris: Sequence[str], key: str) -> list[str]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pukd_ray.config import RunConfig
 from pukd_ray.corpus.context import RunContext
-from pukd_ray.corpus.labelled import LabelError, Labelled, index_labelled
+from pukd_ray.corpus.labelled import LabelError, Labelled, check_same_names, index_labelled
 from pukd_ray.corpus.reading import ReadRequest
 from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.corpus.streaming import Pass, stream
@@ -56,7 +56,10 @@ def train_selector(run: RunContext) -> dict[str, Any]:
     if labelled.left_out:
         say(f"          positives: {labelled.left_out:,} images with labels outside label_map are not used")
     if config.test is not None:  # wrong test labels should not surface after hours of training
-        _index("test", run)
+        try:
+            check_same_names(labelled, _index("test", run))
+        except LabelError as error:
+            raise RunError(str(error)) from error
     units = run.units_of("corpus")
     sample = sample_corpus(units, config.selector.sample, config.seed)
     labels = load_labels(folder, sum(unit.rows for unit in units)) if config.selector.prior == "audit" else None

@@ -257,6 +257,6 @@ def test_a_run_is_planned_over_jsonl(tmp_path: Path) -> None:
     (request,) = index_labelled("positives", units, (positives,), teacher).requests
     assert request.positions is not None
     assert request.positions.tolist() == [0, 1]
-    write_jsonl(tmp_path / "p.jsonl", [{"image": b64(PNG[0])}] * 4)
+    write_jsonl(tmp_path / "p.jsonl", [{"image": b64(PNG[i]), "lapel": i % 2} for i in range(4)])
     with pytest.raises(LabelError, match=r"p\.jsonl row 0 has no label: is label_column 'label' right"):
         index_labelled("positives", units, (positives,), teacher)

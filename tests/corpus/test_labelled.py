@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pukd_ray.config import SourceConfig, TeacherConfig
-from pukd_ray.corpus.labelled import LabelError, Labelled, index_labelled
+from pukd_ray.corpus.labelled import LabelError, Labelled, check_same_names, index_labelled
 from pukd_ray.corpus.plan import list_inputs, measure_units
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -178,3 +178,14 @@ def test_whole_numbers_stored_as_floats_are_indices(tmp_path: Path) -> None:
     labelled = index(SourceConfig(uri=str(path)))
     assert found(labelled) == [("a.parquet", 0, 1), ("a.parquet", 1, 2)]
     assert all(w.labels is not None and w.labels.dtype == np.int64 for w in labelled.requests)
+
+
+def test_names_of_positives_and_test_are_the_same(tmp_path: Path) -> None:
+    p, same, other = (
+        index(SourceConfig(uri=str(parquet(tmp_path / f"{i}.parquet", list(names)))), role="test")
+        for i, names in enumerate(("cab", "abc", "abd"))
+    )
+    check_same_names(p, same)
+    check_same_names(p, index(SourceConfig(uri=str(parquet(tmp_path / "n.parquet", [0, 1, 2])))))
+    with pytest.raises(LabelError, match=r"^test: its label names are not those of positives \(c, d\): list the names"):
+        check_same_names(p, other)

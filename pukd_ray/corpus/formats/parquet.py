@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pukd_ray.config import SourceConfig
 from pukd_ray.corpus import units
 from pukd_ray.corpus.faults import BROKEN, UnpackingError, one_line, reason_of
-from pukd_ray.corpus.files import BLOCK_BYTES, UNPACKED_BYTES, UNPACKED_TIMES, FileFacts, SourceFile, read_beside
+from pukd_ray.corpus.files import BLOCK_BYTES, UNPACKED_TIMES, FileFacts, SourceFile, read_beside
 from pukd_ray.corpus.formats.base import Format, every_name, is_the_column_right
 from pukd_ray.corpus.pixels import IMAGE_EXTENSIONS
 from pukd_ray.corpus.rows import BadValueError, ImageRow, failed_rows, make_row
@@ -29,10 +29,13 @@ from pukd_ray.corpus.units import Measured, Owner, Unit
 from pukd_ray.storage import open_file, split_uri
 
 BATCH_ROWS = 256
-BATCH_BYTES = 32 << 20
+BATCH_BYTES = 64 << 20
 """A batch has fewer rows if their mean size in the row group makes it larger than this."""
 DICTIONARY_BYTES = 512 << 20
 """The same for rows that come from a dictionary, where each could be as large as all of it."""
+
+COLUMN_BYTES = 16 << 30
+"""A column of a row group may unpack to so much, or to `UNPACKED_TIMES` its size: it passes page by page."""
 
 
 def _claims(name: str) -> bool:
@@ -181,7 +184,7 @@ def _batches(parquet: pq.ParquetFile, group: int, columns: list[str]) -> Iterato
         if column.path_in_schema.partition(".")[0] not in columns:
             continue
         size = column.total_uncompressed_size
-        if size > max(UNPACKED_BYTES, UNPACKED_TIMES * column.total_compressed_size):
+        if size > max(COLUMN_BYTES, UNPACKED_TIMES * column.total_compressed_size):
             raise UnpackingError(f"column {column.path_in_schema} unpacks to {size:,} bytes")
         rows = min(rows, BATCH_BYTES * facts.num_rows // max(size, 1))
         if column.has_dictionary_page:
