@@ -31,13 +31,12 @@ def render(study: dict[str, Any], command: str) -> str:
     ablations = {
         pool: _ablation({s: _first(chosen("quick", pool, s), seeds) for s in _settings(runs, pool)})
         for pool in ("hard", "rare", "cifar")
-        if pool in pools
+        if len(_settings(runs, pool)) > 1
     }
     return render_page(
         "results.md.j2",
         command=command,
         machine=study["machine"],
-        seeds=len(seeds),
         pools={name: study["pools"][name] for name in pools},
         headline=list(zip(*(_headline(defaults[name]) for name in pools), strict=True)),
         rivals=list(zip(*(_rivals(defaults[name]) for name in pools), strict=True)),
@@ -84,8 +83,8 @@ def _first(figures: dict[int, Figures], seeds: Sequence[int]) -> dict[int, Figur
 def _shown(values: Sequence[float], digits: int = 3) -> str:
     if not len(values):
         return "-"
-    spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
-    return f"{np.mean(values):.{digits}f} ± {spread:.{digits}f}"
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
 
 
 def _headline(runs: list[Figures]) -> list[tuple[str, str]]:
@@ -109,7 +108,7 @@ def _headline(runs: list[Figures]) -> list[tuple[str, str]]:
         ("CPU seconds: cross-fit and final selector", "fit_seconds", 0),
     ]
     shown = [(name, _shown([f[key] for f in runs if key in f], digits)) for name, key, digits in rows]
-    return [*shown, ("prior intervals that hold the truth", _held(runs))]
+    return [("seeds", str(len(runs))), *shown, ("prior intervals that hold the truth", _held(runs))]
 
 
 def _told(runs: Sequence[Figures]) -> list[Figures]:
