@@ -64,6 +64,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "grid": "auto",
         "views": 8,
         "augment": "crop_flip",
+        "blend": True,
     }
     assert plain["score"] == {
         "keep_images": "likely",
