@@ -55,5 +55,5 @@ def main(argv: Sequence[str]) -> None:
     photographs = Photographs.load(load_photographs(arguments.source), teacher)
     with engine("coverage-study"):
         study = run_study(arguments.output, photographs, runs[part], tuning=tuning, keep=arguments.keep)
-    arguments.tables.write_text(render(study), encoding="utf-8")
+    arguments.tables.write_text(render(study, arguments.output.name), encoding="utf-8")
     print(arguments.tables)

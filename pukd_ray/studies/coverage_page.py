@@ -17,8 +17,8 @@ WIDE_ENOUGH = 1e-4
 """The truth is told to five digits."""
 
 
-def render(study: Mapping[str, Any], command: str = "pukd coverage-study") -> str:
-    """Markdown."""
+def render(study: Mapping[str, Any], file: str = "coverage.json", command: str = "pukd coverage-study") -> str:
+    """Markdown; `file` is where in docs/results the study is."""
     runs: Mapping[str, Figures] = study["runs"]
     cases = [(key.split("/")[:-1], f) for key, f in runs.items() if not key.startswith("test/")]
     rows = [_row("all", [f for _, f in cases])]
@@ -38,6 +38,7 @@ def render(study: Mapping[str, Any], command: str = "pukd coverage-study") -> st
     return render_page(
         "coverage.md.j2",
         command=command,
+        file=file,
         tuning=study["tuning"],
         machine=study["machine"],
         seconds=f"{np.median([f['seconds'] for f in runs.values()]):.0f}" if runs else "no",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,6 +100,12 @@ def test_the_page_counts_given_figures_alone() -> None:
     assert "| classes: 5 | 0 | 0 | 0 | 0 | 0 | - | - | - | 0 |" in page
     assert "2 of the 3 runs without bias" in page
     assert "| 0.7 | 2 | 1 | 0.500 ± 0.000 | 1 of 2 |" in page
+
+
+def test_the_page_is_made_of_the_committed_figures() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    figures = json.loads((docs / "results" / "coverage-first.json").read_text())
+    assert (docs / "coverage.md").read_text() == render(figures, "coverage-first.json")
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0"])
