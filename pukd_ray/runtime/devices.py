@@ -33,6 +33,7 @@ BATCH_BYTES = 2**26  # of pixels on an accelerator; twice that is pinned
 BATCH_ROWS = 2048
 PROBED_ROWS = 16  # that tell what a row takes of an accelerator's memory
 MEMORY_SHARE = 0.2  # of what is free, for a batch: two actors may share a device, and libraries want workspaces
+CAPTURED_GAP = 0.02  # relative, of outputs and gradients: 16 bits added up in another order differ by a tenth of it
 RESIDENT_SHARE = 0.5  # of what is free, for data of a training
 
 Precision = Literal["auto", "bfloat16", "float16", "float32"]
@@ -407,20 +408,14 @@ class Worker:
         if self.on_cpu or self.world > 1 or not self.captures:
             return plain
         half = half_type(self.device, self.precision, learns=learns)
-        uncached = torch.autocast(kind_of(self.device), half, enabled=half is not None, cache_enabled=False)
-        # Trying out moves batch statistics; what was captured refers to their memory, so they are put back in place.
-        before = [buffer.clone() for buffer in network.buffers()]
-        try:
-            with uncached:
-                capture: Any = torch.cuda.make_graphed_callables if learns else _replayed
-                graphed: Callable[[Tensor], Tensor] = capture(network, (sample,))
-        except RuntimeError as error:
-            warnings.warn(f"{type(network).__name__} is not captured: {error}", stacklevel=2)
-            graphed = plain
-        with torch.no_grad():
-            for buffer, value in zip(network.buffers(), before, strict=True):
-                buffer.copy_(value)
-        return graphed
+        capture: Any = torch.cuda.make_graphed_callables if learns else _replayed
+
+        def graph() -> Callable[[Tensor], Tensor]:
+            with torch.autocast(kind_of(self.device), half, enabled=half is not None, cache_enabled=False):
+                found: Callable[[Tensor], Tensor] = capture(network, (sample,))
+            return found
+
+        return tried(network, plain, graph, sample, learns=learns)
 
     def everyones(self, value: Shared) -> list[Shared]:
         """`value` of every rank, in their order. Every rank must call."""
@@ -457,6 +452,45 @@ class Worker:
             return network
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         return converted
+
+
+def tried(
+    network: nn.Module,
+    plain: Callable[[Tensor], Tensor],
+    capture: Callable[[], Callable[[Tensor], Tensor]],
+    sample: Tensor,
+    *,
+    learns: bool,
+) -> Callable[[Tensor], Tensor]:
+    """What `capture` makes of `network`, if on other inputs than `sample` it gives what `plain` does, gradients
+    included; else `plain`, and a warning. Buffers, such as batch statistics, are what they were."""
+    import torch
+
+    learnt = [parameter for parameter in network.parameters() if parameter.requires_grad] if learns else []
+    others = sample.flip(0)
+
+    def answers(ask: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        with torch.set_grad_enabled(learns):
+            found = ask(others)
+            slopes = torch.autograd.grad(found.float().square().mean(), learnt) if learns else ()
+        return [torch.cat([part.detach().float().flatten() for part in parts]) for parts in ((found,), slopes) if parts]
+
+    # In place: what was captured refers to their memory.
+    before = [buffer.clone() for buffer in network.buffers()]
+    try:
+        expected = answers(plain)
+        chosen = capture()
+        gaps = [float((a - b).norm() / b.norm()) for a, b in zip(answers(chosen), expected, strict=True)]
+        if not all(gap < CAPTURED_GAP for gap in gaps):
+            raise RuntimeError(f"its answers then differ by {gaps}")
+    except RuntimeError as error:
+        warnings.warn(f"{type(network).__name__} is not captured as a CUDA graph: {error}", stacklevel=3)
+        network.__dict__.pop("forward", None)  # where torch puts the captured one
+        chosen = plain
+    with torch.no_grad():
+        for buffer, value in zip(network.buffers(), before, strict=True):
+            buffer.copy_(value)
+    return chosen
 
 
 def _replayed(network: nn.Module, samples: tuple[Tensor]) -> Callable[[Tensor], Tensor]:

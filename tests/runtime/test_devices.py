@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +28,7 @@ from pukd_ray.runtime.devices import (
     rows_per_call,
     spare_threads,
     to_fastest_layout,
+    tried,
 )
 
 PACKAGE = Path(pukd_ray.__file__).parent
@@ -181,6 +183,38 @@ def test_a_batch_that_does_not_fit_is_halved() -> None:
 
     with pytest.raises(torch.OutOfMemoryError):
         BatchRunner(never, CPU, 4)(rows)
+
+
+@pytest.mark.parametrize("fault", [None, "output", "gradient", "refused"])
+def test_what_is_captured_is_tried_against_the_network_as_it_is(fault: str | None) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)).train()
+    sample = torch.rand(16, 4)
+
+    def graph() -> Callable[[torch.Tensor], torch.Tensor]:
+        if fault == "refused":
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+        def replay(inputs: torch.Tensor) -> torch.Tensor:
+            found = network[2](network[1](network[0](inputs)))
+            if fault == "output":  # of the batch that it was captured with
+                return network[2](network[1](network[0](sample)))
+            return found.detach() * 0.5 + found * 0.5 if fault == "gradient" else found
+
+        network.forward = replay
+        return replay
+
+    before = [buffer.clone() for buffer in network.buffers()]
+    as_it_is = nn.Sequential.forward.__get__(network)
+    if fault is None:
+        assert tried(network, as_it_is, graph, sample, learns=True) is network.forward
+    else:
+        with pytest.warns(UserWarning, match="is not captured"):
+            assert tried(network, as_it_is, graph, sample, learns=True) is as_it_is
+        assert "forward" not in network.__dict__
+    for buffer, value in zip(network.buffers(), before, strict=True):
+        torch.testing.assert_close(buffer, value, rtol=0, atol=0)
+    assert all(parameter.grad is None for parameter in network.parameters())
 
 
 def test_threads_share_a_runner() -> None:
