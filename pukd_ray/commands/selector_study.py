@@ -47,6 +47,7 @@ def main(argv: Sequence[str]) -> None:
     # After the arguments: help should not wait for torch and Ray.
     from pukd_ray.demo.pools import MEASURED
     from pukd_ray.runtime.engine import engine
+    from pukd_ray.studies.cifar import POOL as CIFAR
     from pukd_ray.studies.cifar import cifar_teacher, load_cifar
     from pukd_ray.studies.selector import Source, all_runs, audited_runs, describe, quick_runs, run_study
     from pukd_ray.studies.tables import render
@@ -55,8 +56,8 @@ def main(argv: Sequence[str]) -> None:
     fashion = Source(load_source(arguments.source), teacher, Path(teacher.weights).read_bytes())
     sources = dict.fromkeys(MEASURED, fashion)
     if arguments.data is not None:
-        sources["cifar"] = Source(load_cifar(arguments.data), *cifar_teacher(arguments.data))
-    runs = (quick_runs if arguments.quick else all_runs)(arguments.seeds, "cifar" in sources)
+        sources[CIFAR] = Source(load_cifar(arguments.data), *cifar_teacher(arguments.data))
+    runs = (quick_runs if arguments.quick else all_runs)(arguments.seeds, CIFAR in sources)
     if arguments.audited:
         runs = audited_runs(arguments.seeds)
     with engine("selector-study"):

@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import IO
 
 import numpy as np
@@ -44,13 +45,13 @@ def decode_guarded(
     if not attempt:
         with _watchdog(seconds) as alive:
             return decode_batch(images, spec, alive)
-    with supervised(spec, seconds) as child:
-        pairs = [child.decode(data) for data in images]
+    with _one_at_a_time:
+        pairs = [_kept(spec, seconds).decode(data) for data in images]
     return [pixels for pixels, _ in pairs], [reason for _, reason in pairs]
 
 
 _busy = 0
-_lock = threading.Lock()
+_lock, _one_at_a_time = threading.Lock(), threading.Lock()
 
 
 @contextmanager
@@ -86,14 +87,10 @@ class Alive:
 _PIXELS, _REASON = b"p", b"r"
 
 
-@contextmanager
-def supervised(spec: PixelSpec, seconds: float, memory: int = IMAGE_MEMORY) -> Iterator[Supervised]:
-    """A decoder that may die; a new one takes its place."""
-    child = Supervised(spec, seconds, memory)
-    try:
-        yield child
-    finally:
-        child.stop()
+@lru_cache(maxsize=1)
+def _kept(spec: PixelSpec, seconds: float) -> Supervised:
+    """One for all batches of this process. When this process ends, the other does: nothing more comes in."""
+    return Supervised(spec, seconds, IMAGE_MEMORY)
 
 
 @dataclass

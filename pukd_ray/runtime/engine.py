@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import ray
@@ -102,10 +103,15 @@ def quiet() -> None:
 
 
 def task_attempt() -> int:
-    """How often the task of this process was begun before: its process or its node died. 0 outside of tasks."""
+    """How often this task, or the actor that it runs on, was begun before: its process or its node died.
+
+    0 outside of tasks. Ray counts the attempts at tasks of actors nowhere: there, all of a second life counts.
+    """
     worker = ray._private.worker.global_worker
     if not worker.connected or worker.mode != ray._private.worker.WORKER_MODE:
         return 0
+    if actor := ray.get_runtime_context().get_actor_id():
+        return _restarts(actor)
     return int(worker.core_worker.get_current_task_attempt_number())
 
 
@@ -114,6 +120,13 @@ def _data_context() -> DataContext:
     from ray.data import DataContext
 
     return DataContext.get_current()
+
+
+@lru_cache(maxsize=1)
+def _restarts(actor: str) -> int:
+    """Of this process's actor; asked once, as this life of it is this process."""
+    found = ray._private.state.actors(actor)
+    return int(found.get("NumRestarts", 0)) if found else 0
 
 
 def inspect_cluster() -> Cluster:

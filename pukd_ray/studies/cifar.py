@@ -18,6 +18,8 @@ from PIL import Image
 from pukd_ray.config import TeacherConfig
 from pukd_ray.demo.pools import TUNING_SHARE, TUNING_SIZE, Bank, Pool
 
+POOL = "cifar"
+"""Its name."""
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CORPUS = 20_000
 # The synsets of Tiny ImageNet that show a class of CIFAR-10; airplane, deer and horse are missing.

@@ -34,6 +34,7 @@ from pukd_ray.selection.training import Examples, Trunk
 from pukd_ray.selection.verdict import GIVEN, Verdict
 from pukd_ray.selection.views import random_views
 from pukd_ray.studies.audited import TrueLabels, label_by_truth
+from pukd_ray.studies.cifar import POOL as CIFAR
 from pukd_ray.studies.cifar import draw_cifar
 from pukd_ray.studies.pages import describe_machine
 
@@ -104,7 +105,7 @@ class Source:
 
     def draw(self, pool: str, setting: Setting, seed: int, *, tuning: bool) -> Pool:
         """P and the corpus of a run."""
-        if pool == "cifar":
+        if pool == CIFAR:
             return draw_cifar(self.bank, seed=seed, per_class=setting.per_class, tuning=tuning)
         return draw_pool(self.bank, pool, seed=seed, per_class=setting.per_class, tuning=tuning, bias=setting.bias)
 
@@ -359,9 +360,9 @@ def describe(run: Run, figures: Mapping[str, float]) -> str:
 
 def all_runs(seeds: int, cifar: bool) -> list[Run]:
     """The runs of docs/results.md, in the order of their worth, and of each kind the longest first."""
-    pools = ("cifar", *MEASURED) if cifar else MEASURED
+    pools = (CIFAR, *MEASURED) if cifar else MEASURED
     biased = [name for name, setting in BIASED.items() if setting.prior_factor is None]
-    ablations = {"hard": SETTINGS, "rare": RARE_TOO, "cifar": CIFAR_TOO}
+    ablations = {"hard": SETTINGS, "rare": RARE_TOO, CIFAR: CIFAR_TOO}
     of_a_seed = (
         [("default", pool, "default") for pool in pools] + [("default", "hard", setting) for setting in biased],
         [("quick", pool, setting) for pool in ablations if pool in pools for setting in ablations[pool]],

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pukd_ray.demo.pools import MEASURED
+from pukd_ray.studies.cifar import POOL as CIFAR
 from pukd_ray.studies.pages import render_page
 from pukd_ray.studies.selector import BIASED, RIVALS, TRUST
 
@@ -25,12 +26,12 @@ def render(study: dict[str, Any], command: str) -> str:
         prefix = f"{base}/{pool}/{setting}/"
         return {int(key[len(prefix) :]): value for key, value in runs.items() if key.startswith(prefix)}
 
-    pools = [name for name in (*MEASURED, "cifar") if name in study["pools"]]
+    pools = [name for name in (*MEASURED, CIFAR) if name in study["pools"]]
     defaults = {name: list(chosen("default", name, "default").values()) for name in pools}
     seeds = sorted(chosen("default", "hard", "default"))
     ablations = {
         pool: _ablation({s: _first(chosen("quick", pool, s), seeds) for s in _settings(runs, pool)})
-        for pool in ("hard", "rare", "cifar")
+        for pool in ("hard", "rare", CIFAR)
         if len(_settings(runs, pool)) > 1
     }
     return render_page(

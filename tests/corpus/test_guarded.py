@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,22 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pukd_ray.corpus.guarded import decode_guarded, supervised
+from pukd_ray.corpus.guarded import IMAGE_MEMORY, Supervised, decode_guarded
 from pukd_ray.corpus.pixels import PixelSpec, decode, encode_png
 from pukd_ray.corpus.streaming import DecodeImages
 
 SPEC = PixelSpec(8, 1, "crop")
+
+
+@contextmanager
+def supervised(memory: int = IMAGE_MEMORY) -> Iterator[Supervised]:
+    child = Supervised(SPEC, 60, memory)
+    try:
+        yield child
+    finally:
+        child.stop()
+
+
 GOOD = [encode_png(np.full((1, 8, 8), i, np.uint8)) for i in range(5)]
 SECONDS = 2.0
 
@@ -113,7 +126,7 @@ def test_the_second_attempt_names_the_image_that_hangs_and_decodes_the_others() 
 
 
 def test_an_image_that_needs_more_memory_than_there_is() -> None:
-    with supervised(SPEC, 60, memory=400 << 20) as child:
+    with supervised(400 << 20) as child:
         assert child.decode(GOOD[0])[1] is None
         assert str(child.decode(deflated_png(9000))[1]).startswith("too_large: ")
         assert child.decode(GOOD[1])[1] is None
@@ -123,7 +136,7 @@ def test_an_image_on_which_the_process_dies() -> None:
     """Of a signal: the limit of its processor time stands for a decoder that is out of bounds."""
     import resource
 
-    with supervised(SPEC, 60) as child:
+    with supervised() as child:
         assert child.decode(GOOD[0])[1] is None
         assert child._process is not None
         resource.prlimit(child._process.pid, resource.RLIMIT_CPU, (1, 2))
