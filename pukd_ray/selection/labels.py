@@ -85,7 +85,8 @@ def load_labels(folder: RunFolder, images: int) -> Labels:
         raise ConfigError(
             [f"selector.prior: the labels in {folder.display}/{LABELS} do not tell the prior: {records[-1]['reason']}"]
         )
-    current = [r for r in able if r["images"] == images]
+    sizes = {r["audit"]: r["images"] for r in able}
+    current = [r for r in able if sizes[r["audit"]] == images]
     used = current or able
     total = sum(r["labelled"] for r in used)
     tables = []
