@@ -43,6 +43,7 @@ def run_pipeline(config: RunConfig, *, redo: str | None = None, until: str = "re
     again), RunError for a run that cannot go on.
     """
     folder = open_folder(config)
+    _make(folder)
     with Lease(folder) as lease:
         progress = check_progress(folder, config, redo, stages_until(until), lease.take)
         if progress.pending:
@@ -69,15 +70,19 @@ def open_folder(config: RunConfig) -> RunFolder:
         open_storage(config.output)
     except (ValueError, OSError) as error:
         raise ConfigError([f"output: {error}"]) from error
-    folder = RunFolder(absolute(config.output))
-    if is_local(config.output):
-        try:
-            Path(folder.root).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                [f"output: {folder.root} cannot be made ({error.strerror}): name a folder that this user may write to"]
-            ) from error
-    return folder
+    return RunFolder(absolute(config.output))
+
+
+def _make(folder: RunFolder) -> None:
+    """A local folder that cannot be made is a fault of the config, and known before Ray starts."""
+    if not is_local(folder.uri):
+        return
+    try:
+        Path(folder.root).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            [f"output: {folder.root} cannot be made ({error.strerror}): name a folder that this user may write to"]
+        ) from error
 
 
 def _run_stages(folder: RunFolder, config: RunConfig, cluster: Cluster, progress: Progress) -> None:
