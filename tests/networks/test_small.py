@@ -104,7 +104,7 @@ def test_public_checkpoints_load_as_found_and_are_as_accurate(depth, top1):
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     hits = []
     for batch in table.to_batches(max_chunksize=500):
-        pixels = [torch.from_numpy(decode(image, PixelSpec(3, 32, "crop"))) for image in batch["image"].to_pylist()]
+        pixels = [torch.from_numpy(decode(image, PixelSpec(32, 3, "crop"))) for image in batch["image"].to_pylist()]
         with torch.inference_mode():
             hits += (network((torch.stack(pixels) / 255 - mean) / std).argmax(1).numpy() == batch["label"]).tolist()
     assert len(hits) == 10_000
