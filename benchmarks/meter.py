@@ -39,9 +39,9 @@ def _role(name: str, is_driver: bool) -> str:
         return "driver"
     if name.startswith("ray::"):
         return name[5:].strip().split(" ")[0].split("(")[0] if "MapWorker" not in name else name[5:].strip()
-    for known in ("raylet", "gcs_server"):
-        if known in name:
-            return known
+    program = name.split(" ")[0].rpartition("/")[2]
+    if program in ("raylet", "gcs_server"):
+        return program
     return "worker" if "spawn" in name or "daft" in name else "Ray's own"
 
 
