@@ -45,7 +45,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         ... except ConfigError as error:
         ...     for fault in error.faults:
         ...         print(fault)
-        selector.prior: 25 should be auto or below 1
+        selector.prior: 25 should be auto or audit or below 1
         distill.lrr: unknown key
     """
     return load(path, overrides, RunConfig)
