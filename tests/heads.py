@@ -21,6 +21,8 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.util.state import list_tasks
+from ray.util.state.common import TaskState
 
 ROOT = Path(__file__).parents[1]
 RUNTIME_ENV = yaml.safe_load((ROOT / "jobs" / "runtime_env.yaml").read_text())
@@ -85,10 +87,9 @@ class Head:
             if s.name.startswith("ray_pukd_")
         }
 
-    def trainings(self) -> list[dict[str, Any]]:
-        """Of all jobs, with their workers, the latest first."""
-        page = urllib.request.urlopen(f"{self.dashboard}/api/train/v2/runs/v1", timeout=60).read()
-        found: list[dict[str, Any]] = json.loads(page)["train_runs"]
+    def tasks(self, name: str) -> list[TaskState]:
+        """Of all jobs, those of that name, as the dashboard's pages show them."""
+        found: list[TaskState] = list_tasks(self.dashboard, filters=[("name", "=", name)], detail=True, timeout=60)
         return found
 
     def wait(self, *jobs: str, seconds: float = 400) -> None:

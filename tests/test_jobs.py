@@ -49,7 +49,7 @@ def test_the_demo_passes_as_a_job_on_one_cpu(tmp_path: Path) -> None:
             time.sleep(2)
         logs = head.logs(job)
         assert head.status(job) == JobStatus.SUCCEEDED, logs
-        trainings = head.trainings()
+        trainings = {name: head.tasks(name) for name in ("train-selector", "train-student")}
         assert head.exit_status(relative) == 2
         assert "output: runs/x is relative" in head.logs(relative)
     assert logs.splitlines()[-1] == f"report: {output}/report.html"
@@ -70,11 +70,9 @@ def test_the_demo_passes_as_a_job_on_one_cpu(tmp_path: Path) -> None:
     assert seen["top1", run, "student"] == pytest.approx(metrics["student"]["top1"])
     assert seen["stage_done", run, "score"] == seen["stage_total", run, "score"] == 6400
     assert {key[2] for key in seen if key[:2] == ("loss", run)} == {"selector", "student", "baseline_positives"}
-    assert [training["name"] for training in trainings] == ["train-student", "train-selector"]
-    for training in trainings:
-        assert training["status"] == "FINISHED"
-        assert [len(attempt["workers"]) for attempt in training["attempts"]] == [1]
-        assert training["attempts"][0]["workers"][0]["pid"]
+    for tasks in trainings.values():  # one worker on a CPU is a task
+        assert [task.state for task in tasks] == ["FINISHED"]
+        assert tasks[0].worker_pid
     figures = metrics["selection"] | {"prior": metrics["prior"]["value"], "n_selected": metrics["n_selected"]}
     figures |= {arm: metrics[arm]["top1"] for arm in ("student", "baseline_positives")}
     assert figures == {name: pytest.approx(value, abs=off) for name, (value, off) in PINNED.items()}

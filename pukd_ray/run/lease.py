@@ -8,8 +8,8 @@ watched which is older than clocks can differ; and on the machine of a holder th
 
 from __future__ import annotations
 
-import _thread
 import os
+import signal
 import socket
 import threading
 import time
@@ -18,6 +18,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from pukd_ray.errors import RunError
 from pukd_ray.run.folder import LEASES, RunFolder
@@ -26,6 +27,8 @@ from pukd_ray.run.records import LeaseRecord
 BEAT_SECONDS = 10.0
 LAPSE_SECONDS = 60.0
 CLOCKS_DIFFER_SECONDS = 600.0
+STOP = signal.SIGUSR2
+"""What a beat sends its driver when another has taken over; it raises KeyboardInterrupt."""
 
 
 class Lease:
@@ -36,6 +39,7 @@ class Lease:
         self._record: LeaseRecord | None = None
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._lost = False
+        self._former: Any = None
 
     def __enter__(self) -> Lease:
         self._seen = _wait_until_free(self._folder)
@@ -63,6 +67,8 @@ class Lease:
             if token > 2:
                 self._folder.delete(_name(token - 2))
             main = threading.current_thread() is threading.main_thread()
+            if main:  # not SIGINT, which a shell's background processes ignore
+                self._former = signal.signal(STOP, signal.default_int_handler)
             threading.Thread(target=self._beat, args=(main,), daemon=True).start()
         return RunFolder(self._folder.uri, token)
 
@@ -73,6 +79,8 @@ class Lease:
         with self._lock, suppress(RunError):  # it lapses all the same
             if not self._lost:
                 self._folder.write_json(_name(self._record["token"]), self._record | {"released": True})
+        if self._former is not None:
+            signal.signal(STOP, self._former)
         if self._lost and isinstance(error, KeyboardInterrupt):
             RunFolder(self._folder.uri, self._record["token"]).check_lease()
 
@@ -90,7 +98,7 @@ class Lease:
                     held.write_json(_name(held.token), self._record)
             if self._lost:
                 if interrupt:
-                    _thread.interrupt_main()
+                    signal.pthread_kill(threading.main_thread().ident or 0, STOP)
                 return
 
 
