@@ -19,12 +19,12 @@ pytestmark = pytest.mark.timeout(600)
 # What the seeds fix of the bundled demo. On one machine it is the same bit for bit; other processors round otherwise,
 # which moves single images across the cut. A change of structure leaves these as they are.
 PINNED = {
-    "prior": (0.24803, 2e-3),
-    "n_selected": (1541, 8),
-    "precision": (0.94744, 4e-3),
-    "recall": (0.91250, 4e-3),
-    "average_precision": (0.98214, 1e-3),
-    "student": (0.7772, 4e-3),
+    "prior": (0.24865, 2e-3),
+    "n_selected": (1558, 8),
+    "precision": (0.94673, 4e-3),
+    "recall": (0.92188, 4e-3),
+    "average_precision": (0.98302, 1e-3),
+    "student": (0.7720, 4e-3),
     "baseline_positives": (0.7432, 4e-3),
 }
 """Figure -> (value, how far it may be off)."""
