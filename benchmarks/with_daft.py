@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import sys
 import time
 from pathlib import Path
@@ -34,18 +35,21 @@ def main(folder: str, corpus: str, network: str) -> None:
             import torch
 
             torch.set_num_threads(1)
-            self.teacher, self.head, self.calibration = task.load()
+            self.of_thread = threading.local()  # hooks that watch a network would see another thread's batch
 
         @daft.method.batch(return_dtype=scores, unnest=True, batch_size=256)
         def predict(self, pixels: Any) -> list[dict[str, Any]]:
             import torch
 
+            if not hasattr(self.of_thread, "networks"):
+                self.of_thread.networks = task.load()
+            teacher, head, calibration = self.of_thread.networks
             stacked = np.stack([np.asarray(p).reshape(size, size, channels) for p in pixels.to_pylist()])
             with torch.inference_mode():
-                features, logits = self.teacher(np.ascontiguousarray(stacked.transpose(0, 3, 1, 2)))
-                z = self.head(features).numpy()
+                features, logits = teacher(np.ascontiguousarray(stacked.transpose(0, 3, 1, 2)))
+                z = head(features).numpy()
                 confidence, label = logits.softmax(1).max(1)
-            columns = (z, self.calibration(z).astype(np.float32), label.numpy(), confidence.numpy())
+            columns = (z, calibration(z).astype(np.float32), label.numpy(), confidence.numpy())
             return [dict(zip(COLUMNS, row, strict=True)) for row in zip(*(c.tolist() for c in columns), strict=True)]
 
     first = next(path for path in Path(corpus).rglob("*") if path.is_file())
