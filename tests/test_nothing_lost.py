@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from corpus.test_guarded import slow_jpeg
 from heads import environment
 from synthetic import write_config, write_task
 
@@ -206,22 +205,3 @@ def test_twenty_kills_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
         assert ours.column(name).to_pylist() == theirs.column(name).to_pylist(), name
     np.testing.assert_allclose(ours.column("pu_logit").to_numpy(), theirs.column("pu_logit").to_numpy(), atol=1e-4)
     print(f"\nkills {len(died)}, images {len(ours)}, lost 0, double 0\n  " + "\n  ".join(died))
-
-
-@pytest.mark.slow
-def test_an_image_that_hangs_its_decoder_is_one_row(tmp_path: Path) -> None:
-    """In the pass as it ships, with its limit of a minute."""
-    config = write_task(tmp_path, images=FILES * ROWS, files=FILES)
-    config["score"]["chunk_images"] = ROWS
-    config["selector"]["sample"] = 300
-    lake = tmp_path / "lake" / "part-2.parquet"
-    table = pq.read_table(lake)
-    images = table.column("image").to_pylist()
-    images[70] = slow_jpeg(scans=200_000)
-    pq.write_table(table.set_column(0, "image", [images]), lake, row_group_size=200)
-    write_config(tmp_path, config)
-    done = start(tmp_path / "config.yaml").wait(timeout=800)
-    assert done == 0
-    check_whole(tmp_path / "run")
-    errors = {r["image_id"]: r["error"] for r in scores(tmp_path / "run").to_pylist() if r["error"]}
-    assert errors == {"part-2.parquet#70": "timeout: not decoded within 60 s"}
