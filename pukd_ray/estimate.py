@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from pukd_ray.config import ConfigError, RunConfig
 from pukd_ray.corpus.context import RunContext, Shared
@@ -24,13 +23,13 @@ from pukd_ray.run.stages import STAGES
 from pukd_ray.runtime.console import say
 from pukd_ray.runtime.engine import Cluster, engine
 from pukd_ray.runtime.timing import Stopwatch
+from pukd_ray.selection.chunks import CHUNK_SECONDS
 from pukd_ray.storage import list_files, read_file
 
 TRIALS = "estimate"
 TRIAL_STEPS = 200
 SMALLER = 4
 """The first trial is so many times smaller than the second."""
-CHUNK_SECONDS = 600.0
 LEAST_ERROR = 0.15
 """Relative half-width of a stage's interval, at least: what repeated runs on a quiet machine differ by."""
 
@@ -89,7 +88,6 @@ class Amounts:
     selector_steps: int
     distill_images: float
     """Images that the student sees, all steps and arms together."""
-    chunks: int = 1
 
     def of(self, part: str) -> float:
         """Pieces of work of a part."""
@@ -143,7 +141,7 @@ def estimate_run(config: RunConfig, prices: Prices, images: int) -> EstimateReco
                 folder, config, cluster, Shared.of(weights), listing=list_inputs(sources_by_role(config)).table
             )
             watch = Stopwatch()
-            _stage("plan").function()(run)
+            STAGES[0].function()(run)
             plan_seconds = watch.seconds
             units = units_from_table(folder.read_table("plan.parquet"))
             say(f"trial     of {images // SMALLER:,} images")
@@ -157,8 +155,9 @@ def estimate_run(config: RunConfig, prices: Prices, images: int) -> EstimateReco
     return found
 
 
-def _stage(name: str) -> Any:
-    return next(stage for stage in STAGES if stage.name == name)
+def _rows_of(units: Sequence[Unit]) -> dict[str, int]:
+    """Images of each role."""
+    return {role: sum(u.rows for u in units if u.role == role) for role in ("corpus", "positives", "test")}
 
 
 def take_units(units: Sequence[Unit], images: int, seed: int) -> list[Unit]:
@@ -177,7 +176,7 @@ def make_trial(run: RunContext, units: Sequence[Unit], name: str, images: int, s
     corpus, labelled, test = ([u for u in units if u.role == role] for role in ("corpus", "positives", "test"))
     total = sum(u.rows for u in corpus)
     mine = [*labelled, *take_units(corpus, images, config.seed), *take_units(test, images, config.seed)]
-    rows = {role: sum(u.rows for u in mine if u.role == role) for role in ("corpus", "positives", "test")}
+    rows = _rows_of(mine)
     budget = config.selection.budget and max(10, config.selection.budget * rows["corpus"] // max(1, total))
     small = replace(
         config,
@@ -231,12 +230,12 @@ def conclude(
     prices: Prices,
 ) -> EstimateRecord:
     """The whole run from two trials."""
-    rows = {role: sum(u.rows for u in units if u.role == role) for role in ("corpus", "positives", "test")}
+    from pukd_ray.distillation.training import total_steps  # torch comes with it
+
+    rows = _rows_of(units)
     share = large.amounts.selected / max(1, large.amounts.corpus)
     selected = float(config.selection.budget or share * rows["corpus"])
-    steps = config.distill.steps or config.distill.epochs * max(
-        1, int(rows["positives"] + selected) // config.distill.batch_size
-    )
+    steps = total_steps(config.distill, int(rows["positives"] + selected))
     whole = Amounts(
         corpus=rows["corpus"],
         labelled=rows["positives"],

@@ -96,7 +96,9 @@ def check_progress(
     first = next((name for name in STAGE_NAMES if name in stale), None)
     if first and (redo is None or STAGE_NAMES.index(redo) > STAGE_NAMES.index(first)):
         raise _stale_results(folder, first, stale[first])
-    selector_is_due = "selector" not in done or (redo is not None and "selector" in map(_name, stages_from(redo)))
+    selector_is_due = "selector" not in done or (
+        redo is not None and "selector" in {stage.name for stage in stages_from(redo)}
+    )
     if config.selector.prior == "audit" and selector_is_due:  # before anything is moved
         from pukd_ray.selection.labels import load_labels  # torch comes with it
 
@@ -152,10 +154,6 @@ def _changed_keys(folder: RunFolder, config: RunConfig, inputs: dict[str, dict[s
         key = "selection.rule" if rule == config.selection.rule else "score.also"
         changed.setdefault("score", []).append(f"{key}: {missing_column(folder, rule)}")
     return changed
-
-
-def _name(stage: Stage) -> str:
-    return stage.name
 
 
 def _has_results(folder: RunFolder, stages: Sequence[Stage]) -> bool:

@@ -208,12 +208,41 @@ def open_patiently(where: str, opened: Callable[[], pa.NativeFile]) -> Any:
     return _PatientFile(where, opened)
 
 
-class _PatientFile(io.RawIOBase):
+class SizedReader(io.RawIOBase):
+    """A file of `_size` bytes that is read from `_position` on; whoever inherits sets the size and reads."""
+
+    _size: int
+    _position = 0
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """The new position; as of any file."""
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        return self._position
+
+    def tell(self) -> int:
+        """The position."""
+        return self._position
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def _count(self, size: int | None) -> int:
+        """Bytes that a `read` of `size` brings."""
+        rest = max(0, self._size - self._position)
+        return rest if size is None or size < 0 else min(size, rest)
+
+
+class _PatientFile(SizedReader):
     """A read that fails is done again where it was, on the file opened anew: whoever reads does not notice."""
 
     def __init__(self, where: str, opened: Callable[[], pa.NativeFile]) -> None:
         super().__init__()
-        self._where, self._open, self._position = where, opened, 0
+        self._where, self._open = where, opened
         self._opened: pa.NativeFile | None = None
         self._size = self._ask(lambda file: int(file.size()))
 
@@ -229,28 +258,14 @@ class _PatientFile(io.RawIOBase):
         return patiently(self._where, once)
 
     def read(self, size: int | None = -1, /) -> bytes:
-        rest = max(0, self._size - self._position)
-        count = rest if size is None or size < 0 else min(size, rest)
+        count = self._count(size)
         data = self._ask(partial(_read_at, count, self._position)) if count else b""
         self._position += count
         return data
 
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
     def close(self) -> None:
         self._opened = None
         super().close()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
 
 
 def _read_at(count: int, position: int, file: pa.NativeFile) -> bytes:

@@ -1,6 +1,5 @@
 """One way to reach local disks, object stores and fsspec; a file is there whole or not at all."""
 
-import logging
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain, repeat
@@ -13,6 +12,7 @@ import pyarrow.fs as pafs
 import pytest
 from flaky import Flaky
 from fsspec.implementations.local import LocalFileSystem
+from s3_server import serve_bucket
 
 from pukd_ray import storage
 from pukd_ray.config import SourceConfig
@@ -38,28 +38,8 @@ from pukd_ray.storage import (
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
-    """A bucket on a server of our own."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }.items():
-            patch.setenv(name, value)
-        boto3.client("s3").create_bucket(Bucket="lake")
-        storage._open_bucket.cache_clear()
+    with serve_bucket("lake"):
         yield "s3://lake"
-        storage._open_bucket.cache_clear()
-    server.stop()
 
 
 def test_local_uris() -> None:

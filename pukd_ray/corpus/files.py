@@ -17,7 +17,7 @@ import numpy as np
 
 from pukd_ray.corpus.faults import BROKEN, UnpackingError, one_line, reason_of
 from pukd_ray.errors import MissingError
-from pukd_ray.storage import is_local, open_file, open_storage, patiently, read_file, split_uri
+from pukd_ray.storage import SizedReader, is_local, open_file, open_storage, patiently, read_file, split_uri
 
 BLOCK_BYTES = 8 << 20
 """What one request to remote storage asks for, where more than that is wanted in a row."""
@@ -136,26 +136,25 @@ def _joined(starts: np.ndarray, stops: np.ndarray) -> tuple[list[int], list[int]
     return firsts, lasts
 
 
-class _Blocks(io.RawIOBase):
+class _Blocks(SizedReader):
     """A file read in blocks: up to `BLOCK_BYTES`, but not beyond the end of the place that is wanted."""
 
     def __init__(self, handle: IO[bytes], starts: list[int], stops: list[int], whole: bool) -> None:
         super().__init__()
         self._handle, self._starts, self._stops, self._whole = handle, np.array(starts), np.array(stops), whole
         self._size = handle.seek(0, io.SEEK_END)
-        self._at = self._block_at = 0
+        self._block_at = 0
         self._block = b""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        rest = max(0, self._size - self._at)
-        count = rest if size is None or size < 0 else min(size, rest)
-        inner = self._at - self._block_at
+        count = self._count(size)
+        inner = self._position - self._block_at
         here = self._block[inner : inner + count] if 0 <= inner < len(self._block) else b""
         if len(here) < count:
-            at = self._at + len(here)
+            at = self._position + len(here)
             more = self._load(at, count - len(here))
             here = here + more[: count - len(here)] if here else more[:count]
-        self._at += len(here)
+        self._position += len(here)
         return here
 
     def _load(self, at: int, count: int) -> bytes:
@@ -168,19 +167,6 @@ class _Blocks(io.RawIOBase):
         data = self._handle.read(min(max(stop, at + count), self._size) - at)
         self._block_at, self._block = at, data
         return data
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
 
     def close(self) -> None:
         self._handle.close()

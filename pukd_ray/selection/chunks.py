@@ -9,6 +9,9 @@ from pukd_ray.config import RunConfig
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.selection.rules import RULES
 
+CHUNK_SECONDS = 600.0
+"""Of a chunk's work, where `score.chunk_images` does not say how many images it has."""
+
 
 def chunk_markers(folder: RunFolder) -> list[dict[str, Any]]:
     """Markers of the finished chunks, in order."""

@@ -25,7 +25,7 @@ from pukd_ray.runtime.devices import Precision
 from pukd_ray.runtime.timing import Stopwatch, covered_seconds
 from pukd_ray.selection.blend import Blend, Nearness
 from pukd_ray.selection.calibration import Calibration, from_json, rescale_logits
-from pukd_ray.selection.chunks import chunk_markers, rules_of_pass
+from pukd_ray.selection.chunks import CHUNK_SECONDS, chunk_markers, rules_of_pass
 from pukd_ray.selection.committing import ATTEMPTS, ChunkLedger, WriteScores, delete_unfinished, merge_attempt
 from pukd_ray.selection.drift import describe_drift, drift_of_chunks, load_reference
 from pukd_ray.selection.features import load_last_tap
@@ -34,7 +34,6 @@ from pukd_ray.selection.rules import RULES
 if TYPE_CHECKING:
     from torch import Tensor
 
-CHUNK_SECONDS = 600.0
 KEPT_OF_THE_REST = 1e-4
 
 

@@ -1,7 +1,6 @@
 """What reading costs on an object store: requests and bytes, counted at a local S3 server."""
 
 import io
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from s3_server import serve_bucket
 from small_files import b64, units_of, write_idx, write_jsonl, write_tar
 
-from pukd_ray import storage
 from pukd_ray.config import SourceConfig
 from pukd_ray.corpus import files
 from pukd_ray.corpus.reading import read_rows
@@ -34,39 +33,20 @@ class Meter:
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[Meter]:
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
     meter = Meter("s3://metered")
-    running: Any = server._server
-    serve = running.app
+    with serve_bucket("metered") as server:
+        running: Any = server._server
+        serve = running.app
 
-    def metered(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        def start(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
-            meter.answers.append((environ["REQUEST_METHOD"], int(dict(headers).get("Content-Length", 0))))
-            return start_response(status, headers, *more)
+        def metered(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+            def start(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
+                meter.answers.append((environ["REQUEST_METHOD"], int(dict(headers).get("Content-Length", 0))))
+                return start_response(status, headers, *more)
 
-        return serve(environ, start)
+            return serve(environ, start)
 
-    running.app = metered
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }.items():
-            patch.setenv(name, value)
-        boto3.client("s3").create_bucket(Bucket="metered")
-        storage._open_bucket.cache_clear()
+        running.app = metered
         yield meter
-        storage._open_bucket.cache_clear()
-    server.stop()
 
 
 def put(store: Meter, name: str, data: bytes) -> SourceConfig:
