@@ -18,7 +18,7 @@ from pukd_ray.corpus.pixels import encode_png
 
 KINDS = ("png", "jpeg", "tar", "files")
 DISTINCT = 8192
-"""Images that differ; larger corpora repeat them, from other files."""
+"""Images that differ; larger corpora repeat them, as links to the same files, so that they fit disk and memory."""
 ROWS_PER_FILE = {"png": 4096, "jpeg": 1024, "tar": 1024}
 SHAPE = (375, 500)
 QUALITY = 70
@@ -105,6 +105,10 @@ def make_corpus(cache: Path, kind: str, count: int, seed: int = 0) -> Path:
         images = _all(kind, seed, count)
         for start in range(0, count, rows):
             part = [images[n % len(images)] for n in range(start, min(start + rows, count))]
+            twin = half / f"part-{start % DISTINCT // rows:05d}.parquet"
+            if start >= DISTINCT and len(part) == rows:
+                (half / f"part-{start // rows:05d}.parquet").hardlink_to(twin)
+                continue
             table = pa.table({"image": pa.array(part, pa.binary())})
             # Encoded images do not compress; row groups as datasets on the Hub have them.
             pq.write_table(table, half / f"part-{start // rows:05d}.parquet", row_group_size=1024, compression="none")

@@ -134,7 +134,7 @@ def page(results: dict[str, Any]) -> str:
         + ", ".join(f"{name} {number}" for name, number in results["versions"].items())
         + ".",
         "",
-        f"Made by `{results['command']}`. {EXPLAINED} {results['note']}",
+        f"{EXPLAINED} {results['note']}",
     ]
     for entry in results["comparisons"]:
         if "ceiling" not in entry["runs"]:  # nothing to compare with yet
@@ -143,7 +143,7 @@ def page(results: dict[str, Any]) -> str:
             "",
             f"## {entry['kind']}, {entry['network']}",
             "",
-            f"{entry['images']:,} images, {entry['bytes'] / entry['images'] / 1000:.1f} kB each.",
+            f"{entry['images']:,} images, {entry['bytes'] / entry['images'] / 1000:.1f} kB each; `{entry['command']}`.",
             _load_of(entry),
             "",
             HEADER,
@@ -195,7 +195,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         "cpu": _cpu(),
         "python": platform.python_version(),
         "versions": {name: found for name in packages if (found := _version(name))},
-        "command": "python -m benchmarks.corpus_pass " + " ".join(_public(asked)),
         "note": asked.note,
         "comparisons": json.loads(asked.out.read_text())["comparisons"] if asked.append else [],
     }
@@ -213,13 +212,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             if entry is None:
                 entry = {**about, "runs": {}}
                 entries.append(entry)
+            entry["command"] = "python -m benchmarks.corpus_pass " + " ".join(_public(asked, kind, count, network))
             compare(entry, asked, save)
     print(page(results))
 
 
-def _public(asked: argparse.Namespace) -> list[str]:
+def _public(asked: argparse.Namespace, kind: str, count: int, network: str) -> list[str]:
     return [
-        *("--images", *asked.images, "--networks", *asked.networks, "--contenders", *asked.contenders),
+        *("--images", f"{kind}={count}", "--networks", network, "--contenders", *asked.contenders),
         *("--rounds", str(asked.rounds), "--seed", str(asked.seed)),
     ]
 
