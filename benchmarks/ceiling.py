@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.task import Task
+from pukd_ray.runtime.devices import KEEP_MEMORY
 
 BATCH = 256
 
@@ -112,6 +113,7 @@ def main(folder: str, corpus: str, network: str) -> None:
     out.mkdir()
     world = len(os.sched_getaffinity(0))
     context = multiprocessing.get_context("spawn")
+    os.environ.update(KEEP_MEMORY)  # the best there is: as this project's own processes have it
     ranks = [context.Process(target=work, args=(rank, world, task, str(out))) for rank in range(world)]
     for process in ranks:
         process.start()

@@ -6,6 +6,7 @@ processes of a run need none.
 
 from __future__ import annotations
 
+import math
 import threading
 import warnings
 from collections import deque
@@ -35,6 +36,11 @@ PROBED_ROWS = 16  # that tell what a row takes of an accelerator's memory
 MEMORY_SHARE = 0.2  # of what is free, for a batch: two actors may share a device, and libraries want workspaces
 CAPTURED_GAP = 0.02  # relative, of outputs and gradients: 16 bits added up in another order differ by a tenth of it
 RESIDENT_SHARE = 0.5  # of what is free, for data of a training
+CPU_PLANE = 2**18
+"""Pixels of a plane, over all images that a network sees at once on a CPU."""
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**28), "MALLOC_TRIM_THRESHOLD_": str(2**29)}
+"""Environment of processes that compute on a CPU. Otherwise glibc has each activation mapped and filled with zeros
+anew, which took 0.4 of the time of a ResNet-18 at 32 pixels. `jobs/runtime_env.yaml` has the same for clusters."""
 
 Precision = Literal["auto", "bfloat16", "float16", "float32"]
 """Of networks on an accelerator. `auto`: forward passes in float16, as fast as bfloat16 and eight times closer to
@@ -183,10 +189,10 @@ def to_device(value: Tensor, device: torch.device) -> Tensor:
 class BatchRunner:
     """Runs a function of batches over rows that the host has: uint8 rows [n, ...] -> columns [n, ...].
 
-    A CPU gets all rows at once. An accelerator gets batches of one size, the last one filled up: as large as memory
-    allows, halved where it does not. They are copied from pinned memory while the one before is computed, and only
-    their columns come back; the host meanwhile goes on to the next. Threads may share a runner: while one waits for
-    its last batch, or works on what it got, another one's is computed.
+    A CPU gets all rows at once, large images in several batches. An accelerator gets batches of one size, the last
+    one filled up: as large as memory allows, halved where it does not. They are copied from pinned memory while the
+    one before is computed, and only their columns come back; the host meanwhile goes on to the next. Threads may share
+    a runner: while one waits for its last batch, or works on what it got, another one's is computed.
     """
 
     def __init__(
@@ -209,8 +215,9 @@ class BatchRunner:
 
         with torch.inference_mode():
             if self._on_cpu and self.batch_rows is None:
-                columns = self._compute(as_tensor(rows), **options)
-                return {name: column.numpy() for name, column in columns.items()}
+                size = max(1, CPU_PLANE // max(1, math.prod(rows.shape[2:])))
+                found = [self._compute(as_tensor(rows[i : i + size]), **options) for i in range(0, len(rows), size)]
+                return {name: np.concatenate([part[name].numpy() for part in found]) for name in found[0]}
             if self.batch_rows is None:
                 self.batch_rows = self._fitting_rows(rows)
             under_way: deque[Callable[[], dict[str, np.ndarray]]] = deque()

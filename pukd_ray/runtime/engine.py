@@ -16,6 +16,7 @@ import ray
 
 from pukd_ray.config import ConfigError, ResourcesConfig
 from pukd_ray.errors import RunError
+from pukd_ray.runtime.devices import KEEP_MEMORY
 
 if TYPE_CHECKING:
     from ray.data import ActorPoolStrategy, DataContext
@@ -73,6 +74,8 @@ def engine(name: str) -> Iterator[Cluster]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray would otherwise make every worker repeat `uv run`, environment set-up included.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    for name, value in KEEP_MEMORY.items():
+        os.environ.setdefault(name, value)  # the processes of a private cluster have them from here
     started = not ray.is_initialized()
     if started:
         address = os.environ.get("RAY_ADDRESS", "local")

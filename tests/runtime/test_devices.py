@@ -15,12 +15,14 @@ import pytest
 import ray
 import ray.train
 import torch
+import yaml
 from torch import nn
 
 import pukd_ray
 from pukd_ray.runtime.devices import (
     ACTOR_BATCH,
     ALONE,
+    KEEP_MEMORY,
     BatchRunner,
     Worker,
     assigned_device,
@@ -235,3 +237,23 @@ def test_most_processes_need_no_torch() -> None:
     code = "import sys, pukd_ray.runtime.devices; print({'torch', 'ray'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_cpu_takes_large_images_in_several_batches() -> None:
+    taken: list[int] = []
+
+    def compute(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        taken.append(len(pixels))
+        return {"mean": pixels.float().mean((1, 2, 3))}
+
+    rows = np.random.default_rng(0).integers(0, 256, (5, 1, 512, 256), np.uint8)
+    found = BatchRunner(compute, torch.device("cpu"))(rows)
+    assert taken == [2, 2, 1]
+    np.testing.assert_allclose(found["mean"], rows.mean((1, 2, 3)), rtol=1e-5)
+    BatchRunner(compute, torch.device("cpu"))(rows[:, :, :32, :32].copy())
+    assert taken[-1] == len(rows), "small ones at once"
+
+
+def test_jobs_keep_memory_as_private_clusters_do() -> None:
+    said = yaml.safe_load((Path(pukd_ray.__path__[0]).parent / "jobs/runtime_env.yaml").read_text())
+    assert said["env_vars"] == KEEP_MEMORY
