@@ -14,6 +14,7 @@ from pukd_ray.config import ConfigError
 from pukd_ray.demo.build import CLASSES, OTHER_CLASSES, SOURCE_CLASSES
 from pukd_ray.demo.pools import Bank
 from pukd_ray.studies.coverage import (
+    BIASES,
     FACTORS,
     FASHION,
     Case,
@@ -22,7 +23,7 @@ from pukd_ray.studies.coverage import (
     draw_fashion,
     measure_case,
 )
-from pukd_ray.studies.coverage_page import TRUE, render
+from pukd_ray.studies.coverage_page import TRUE, holds, render
 from pukd_ray.studies.mixtures import draw_mixture
 
 
@@ -104,8 +105,24 @@ def test_the_page_counts_given_figures_alone() -> None:
 
 def test_the_page_is_made_of_the_committed_figures() -> None:
     docs = Path(__file__).parents[2] / "docs"
-    figures = json.loads((docs / "results" / "coverage-first.json").read_text())
-    assert (docs / "coverage.md").read_text() == render(figures, "coverage-first.json")
+    study = json.loads((docs / "results" / "coverage.json").read_text())
+    assert (docs / "coverage.md").read_text() == render(study)
+
+
+def test_committed_intervals_hold_as_often_as_the_page_says() -> None:
+    study = json.loads((Path(__file__).parents[2] / "docs/results/coverage.json").read_text())
+    given = study["runs"]
+    cases = [(key.split("/")[:-1], f) for key, f in given.items() if not key.startswith("test/") and f["trust"] > 0]
+    for i, (factor, values) in enumerate(FACTORS.items()):
+        for value in dict.fromkeys(values):
+            of = [f for case, f in cases if case[i] == str(value)]
+            for figure in TRUE:
+                held = sum(holds(f, figure) for f in of)
+                assert held >= 0.85 * len(of), (factor, value, figure, held, len(of))
+    tests = {bias: [f["biased"] for k, f in given.items() if k.startswith(f"test/{bias}/")] for bias in BIASES}
+    assert [len(found) for found in tests.values()] == [20, 20]
+    assert sum(tests[0.0]) <= 2
+    assert sum(tests[0.7]) >= 16
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0"])
