@@ -183,7 +183,7 @@ class RunFolder:
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write one Parquet file atomically."""
-        self.write(name, lambda sink: pq.write_table(table, sink, compression="zstd"))
+        self.write(name, lambda sink: pq.write_table(table, sink, **parquet_options(table.schema)))
 
     def write(self, name: str, write: Callable[[Any], None]) -> None:
         """Write what `write` puts into the open file that it is given, atomically; on trouble it is called again."""
@@ -288,6 +288,14 @@ class RunFolder:
     def _move(self, name: str, target: str) -> None:
         self.fs.create_dir(self.path(target).rpartition("/")[0], recursive=True)
         move_tree(self.fs, self.path(name), self.path(target))
+
+
+def parquet_options(schema: pa.Schema) -> dict[str, Any]:
+    """Of pyarrow's writers: to compress encoded images, or look for equal ones, is work for nothing."""
+    columns = [name for name in schema.names if name != "image"]
+    if len(columns) == len(schema.names):
+        return {"compression": "zstd"}
+    return {"compression": {**dict.fromkeys(columns, "zstd"), "image": "none"}, "use_dictionary": columns}
 
 
 def absolute(output: str) -> str:

@@ -23,7 +23,7 @@ import ray
 
 from pukd_ray.corpus.streaming import LedgerPart
 from pukd_ray.corpus.units import Unit
-from pukd_ray.run.folder import RunFolder, scores_schema
+from pukd_ray.run.folder import RunFolder, parquet_options, scores_schema
 from pukd_ray.runtime.engine import IO_CPUS
 from pukd_ray.runtime.metrics import record
 from pukd_ray.runtime.timing import Span
@@ -130,7 +130,7 @@ def _merge(folder: RunFolder, chunk: str, files: list[str], rules: tuple[str, ..
     def write(sink: Any) -> None:
         nonlocal rows
         rows, waiting = 0, schema.empty_table()
-        with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        with pq.ParquetWriter(sink, schema, **parquet_options(schema)) as writer:
             for file in files:
                 waiting = pa.concat_tables([waiting, folder.read_table(file)])
                 if waiting.num_rows >= GROUP_ROWS or waiting.nbytes >= GROUP_BYTES:

@@ -407,7 +407,7 @@ def run_study(file: Path, sources: Mapping[str, Source], runs: list[Run], *, tun
     """
     study: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"runs": {}}
     default = SETTINGS["default"]
-    study["pools"] = {
+    study["pools"] = study.get("pools", {}) | {
         name: [
             sources[name].draw(name, default, seed, tuning=tuning).facts(sources[name].bank)
             for seed in range(1 + max(run.seed for run in runs))

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from synthetic import write_config, write_task
 
@@ -196,3 +197,12 @@ def test_names_for_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert RunFolder(absolute(f"file://{tmp_path}/y")).display == f"{tmp_path}/y"
     assert absolute("s3://bucket/x/") == "s3://bucket/x/"
     assert changed_inputs({"a": 1, "b": 2, "c": 3}, {"b": 2, "c": 4, "d": 5}) == ["a", "c", "d"]
+
+
+def test_encoded_images_are_not_compressed_again(tmp_path: Path) -> None:
+    table = pa.table({"image_id": ["a"] * 50, "image": [b"\xff\xd8" * 500] * 50})
+    RunFolder(str(tmp_path)).write_table("x.parquet", table)
+    group = pq.read_metadata(tmp_path / "x.parquet").row_group(0)
+    assert [group.column(i).compression for i in range(2)] == ["ZSTD", "UNCOMPRESSED"]
+    assert not {"RLE_DICTIONARY", "PLAIN_DICTIONARY"} & set(group.column(1).encodings)
+    assert pq.read_table(tmp_path / "x.parquet").equals(table)
