@@ -17,6 +17,9 @@ from jsonschema import Draft202012Validator
 from moto import mock_aws
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from ray.util.metrics import Counter
+
+from pukd_ray.runtime.metrics import LABELS
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"
@@ -161,23 +164,41 @@ def test_awss_linter_finds_nothing_in_the_stack() -> None:
 def test_rays_autoscaler_reads_the_kubernetes_cluster() -> None:
     from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
-    cluster, job, _ = documents("kuberay.yaml")
-    cluster["metadata"]["namespace"] = "default"
+    spec = documents("kuberay.yaml")[0]["spec"]["rayClusterSpec"]
+    cluster = {"metadata": {"name": "pukd-ray-x7b2k", "namespace": "default"}, "spec": spec}  # as the operator makes it
     types = _derive_autoscaling_config_from_ray_cr(cluster)["available_node_types"]
     assert {name: t["resources"].get("CPU") for name, t in types.items()} == {"headgroup": 0, "cpu": 15, "gpu": 15}
     assert types["gpu"]["resources"]["GPU"] == 1
     assert {t["min_workers"] for t in types.values()} == {0}
-    assert job["spec"]["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}
-    for group in cluster["spec"]["workerGroupSpecs"]:
+    for group in spec["workerGroupSpecs"]:
         (container,) = group["template"]["spec"]["containers"]
         assert container["resources"]["requests"]["cpu"] == group["rayStartParams"]["num-cpus"]
 
 
-@pytest.mark.skipif("KUBERAY_CRDS" not in os.environ, reason="the folder with the operator's CRDs is not named")
-@pytest.mark.parametrize(("number", "crd"), [(0, "rayclusters"), (1, "rayjobs")])
-def test_kubernetes_would_take_every_field(number: int, crd: str) -> None:
-    """No package has the CRDs: name `helm-chart/kuberay-operator/crds` of a clone of KubeRay in KUBERAY_CRDS."""
-    definition = yaml.safe_load((Path(os.environ["KUBERAY_CRDS"]) / f"ray.io_{crd}.yaml").read_text())
+def test_a_job_ends_its_cluster_starts_again_and_can_wait_in_a_queue() -> None:
+    """What KubeRay's and Kueue's admission ask of it: `validation.go` and `rayjob_webhook.go` of the two."""
+    job = documents("kuberay.yaml")[0]
+    assert job["spec"]["backoffLimit"] > 0
+    assert job["spec"]["shutdownAfterJobFinishes"]  # neither lets a job be suspended without
+    assert "clusterSelector" not in job["spec"]  # Kueue leaves such jobs alone
+    assert job["spec"]["rayClusterSpec"]["enableInTreeAutoscaling"]
+    assert job["metadata"]["annotations"] == {"kueue.x-k8s.io/elastic-job": "true"}  # or it takes no autoscaler
+    assert "head" not in [group["groupName"] for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]]
+
+
+@pytest.mark.parametrize(
+    ("number", "folder", "file"),
+    [
+        (0, "KUBERAY_CRDS", "ray.io_rayjobs.yaml"),
+        (2, "PROMETHEUS_CRDS", "monitoring.coreos.com_podmonitors.yaml"),
+    ],
+)
+def test_kubernetes_would_take_every_field(number: int, folder: str, file: str) -> None:
+    """No package has the CRDs: name folders of clones, `helm-chart/kuberay-operator/crds` of KubeRay's and
+    `example/prometheus-operator-crd` of Prometheus' operator's."""
+    if folder not in os.environ:
+        pytest.skip(f"{folder} does not name the folder of the operator's CRDs")
+    definition = yaml.safe_load((Path(os.environ[folder]) / file).read_text())
     (schema,) = [v["schema"]["openAPIV3Schema"] for v in definition["spec"]["versions"] if v["name"] == "v1"]
     faults = Draft202012Validator(strict(schema)).iter_errors(documents("kuberay.yaml")[number])
     assert [f"{list(fault.path)}: {fault.message}" for fault in faults] == []
@@ -195,14 +216,49 @@ def strict(schema: Any) -> Any:
     return {"additionalProperties": False, **made} if "properties" in schema else made
 
 
-def test_only_the_clusters_own_pods_and_the_operator_reach_it() -> None:
-    cluster, job, policy = documents("kuberay.yaml")
-    own = {"ray.io/cluster": cluster["metadata"]["name"]}
+def test_only_own_pods_the_operator_and_prometheus_get_in() -> None:
+    job, policy, monitor = documents("kuberay.yaml")
+    own = {"app": "pukd-ray"}
+    templates = [job["spec"]["submitterPodTemplate"], *pod_templates(job)]
+    assert len(templates) == 4
+    assert [template["metadata"]["labels"] for template in templates] == [own] * 4
     assert policy["spec"]["podSelector"]["matchLabels"] == own
-    assert job["spec"]["submitterPodTemplate"]["metadata"]["labels"] == own
-    (rule,) = policy["spec"]["ingress"]
-    labels = [who["podSelector"]["matchLabels"] for who in rule["from"]]
-    assert labels == [own, {"app.kubernetes.io/name": "kuberay-operator"}]
+    rules = [
+        (who["podSelector"]["matchLabels"], [port["port"] for port in rule.get("ports", [])])
+        for rule in policy["spec"]["ingress"]
+        for who in rule["from"]
+    ]
+    assert rules == [
+        (own, []),
+        ({"app.kubernetes.io/name": "kuberay-operator"}, ["dashboard"]),
+        ({"app.kubernetes.io/name": "prometheus"}, ["metrics"]),
+    ]
+    assert monitor["spec"]["selector"]["matchLabels"] == own
+    assert monitor["spec"]["podMetricsEndpoints"] == [{"port": "metrics"}]
+    for template in pod_templates(job):
+        (container,) = template["spec"]["containers"]
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        assert ports["metrics"] == 8080
+    for group in groups(job):
+        assert group["rayStartParams"]["metrics-export-port"] == "8080"
+
+
+def groups(job: dict[str, Any]) -> list[dict[str, Any]]:
+    spec = job["spec"]["rayClusterSpec"]
+    return [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+
+
+def pod_templates(job: dict[str, Any]) -> list[dict[str, Any]]:
+    return [group["template"] for group in groups(job)]
+
+
+def test_every_process_asks_for_the_token(aws: dict[str, Any]) -> None:
+    """tests/test_jobs.py sees what that does, on a real head."""
+    assert re.search(r"^ +RAY_AUTH_MODE=token$", (CLUSTER / "Dockerfile").read_text(), re.MULTILINE)
+    assert list(aws["file_mounts"]) == ["~/.ray/auth_token"]
+    assert documents("kuberay.yaml")[0]["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    for path in CLUSTER.iterdir():
+        assert "disabled" not in path.read_text(), path
 
 
 def test_versions_are_those_of_the_project() -> None:
@@ -212,7 +268,29 @@ def test_versions_are_those_of_the_project() -> None:
     (ray,) = [r for d in PROJECT["dependencies"] if (r := Requirement(d)).name == "ray"]
     assert base[1] in ray.specifier
     assert f"{base[2]}.{base[3]}" in SpecifierSet(PROJECT["requires-python"])
-    cluster, job, _ = documents("kuberay.yaml")
-    assert cluster["spec"]["rayVersion"] == base[1]
-    images = set(re.findall(r'"image": "([^"]+)"', json.dumps([cluster, job, documents("aws.yaml")])))
-    assert images == {f"YOUR-REGISTRY/pukd_ray:{PROJECT['version']}"}
+    job = documents("kuberay.yaml")[0]
+    assert job["spec"]["rayClusterSpec"]["rayVersion"] == base[1]
+    files = [job, documents("aws.yaml"), documents("gcp.yaml")]
+    images = set(re.findall(r'"image": "[^"]*/([^"/]+)"', json.dumps(files)))
+    assert images == {f"pukd_ray:{PROJECT['version']}"}
+
+
+def test_the_dashboard_draws_every_metric_by_labels_that_it_has() -> None:
+    board = json.loads((CLUSTER / "grafana.json").read_text())
+    drawn = set()
+    for target in (target for panel in board["panels"] for target in panel["targets"]):
+        names = re.findall(r"ray_pukd_(\w+)", target["expr"])
+        drawn |= set(names)
+        own = [metric_labels(name) for name in names]
+        assert target["expr"].count('{run="$run"}') == len(names)
+        grouped = {label for by in re.findall(r"by \(([^)]*)\)", target["expr"]) for label in by.split(", ")}
+        assert all(grouped <= labels for labels in own), target["expr"]
+        assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) <= grouped, target["legendFormat"]
+    assert drawn == {name + "_total" * (kind is Counter) for name, (kind, *_) in LABELS.items()}
+    (variable,) = [v for v in board["templating"]["list"] if v["name"] == "run"]
+    assert metric_labels(re.search(r"ray_pukd_(\w+), run", variable["definition"])[1])  # type: ignore[index]
+
+
+def metric_labels(name: str) -> set[str]:
+    """Of a metric as Prometheus calls it, without `run`."""
+    return set(LABELS[name if name in LABELS else name.removesuffix("_total")][1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -49,6 +50,27 @@ def test_all_metrics_are_listed() -> None:
 
     listed = re.findall(r"^\| `ray_pukd_(\w+)` \|", (ROOT / "docs/cluster.md").read_text(), re.MULTILINE)
     assert listed == [name + "_total" * (kind is Counter) for name, (kind, *_) in LABELS.items()]
+
+
+def told() -> list[str]:
+    """Every string of the package that has words, with … for what is put in."""
+    trees = [ast.parse(file.read_text()) for file in ROOT.glob("pukd_ray/**/*.py")]
+    texts = []
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.JoinedStr):
+            texts.append("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+            texts.append(node.value)
+    return texts
+
+
+def test_symptoms_are_what_the_package_says() -> None:
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+    symptoms = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| ")]
+    messages = [message for cell in symptoms for message in re.findall(r"`([^`]+)`", cell) if " " in message]
+    assert len(messages) > 35
+    texts = told()
+    assert [m for m in messages if not any(all(part in text for part in m.split("…")) for text in texts)] == []
 
 
 def test_files_that_contributing_names_are_there() -> None:

@@ -79,7 +79,13 @@ def engine(name: str) -> Iterator[Cluster]:
     started = not ray.is_initialized()
     if started:
         address = os.environ.get("RAY_ADDRESS", "local")
-        ray.init(address=address, namespace=name, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            ray.init(address=address, namespace=name, log_to_driver=False, logging_level=logging.ERROR)
+        except ray.exceptions.AuthenticationError as error:
+            raise RunError(
+                f"RAY_ADDRESS: the cluster at {address} asks for its token: set RAY_AUTH_MODE=token, and put the token "
+                "into ~/.ray/auth_token or RAY_AUTH_TOKEN (docs/cluster.md)"
+            ) from error
         if address == "local":
             # Here nobody waits for nodes or for another job; elsewhere Ray's own limit holds, half an hour.
             _data_context().execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
