@@ -146,6 +146,8 @@ class SourceConfig:
     """Only the first n images of each class, in (path, row) order."""
     skip_per_class: Annotated[Int, Field(ge=0)] = 0
     """The first of these n are counted after so many of the class."""
+    follow_links: Bool = False
+    """Local links in a folder are followed wherever they lead; false: one that leads out of it is an error."""
 
     @field_validator("uri")
     @classmethod
@@ -362,6 +364,9 @@ class ResourcesConfig:
     """Data-parallel workers of both trainings; must divide the global batches."""
     gpus_per_train_worker: Literal["auto"] | Annotated[Float, Field(ge=0)] = "auto"
     """GPUs of each of them. auto: 1 if scoring actors have some, else 0."""
+    autoscales: Literal["auto"] | Bool = "auto"
+    """Whether nodes may come while the run waits. auto: if the head takes no work, as Ray tells nobody; say true where
+    there is an autoscaler and the head has CPUs."""
     precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """What networks compute in on a GPU, while everything after them is float32 or float64. auto: forward passes in
     float16, trainings in bfloat16 where the card has it. On CPUs it is always float32."""

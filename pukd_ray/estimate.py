@@ -135,7 +135,7 @@ def estimate_run(config: RunConfig, prices: Prices, images: int) -> EstimateReco
     folder = RunFolder(f"{whole.uri.rstrip('/')}/{TRIALS}")
     whole.delete_folder(TRIALS)
     weights = read_file(config.teacher.weights)
-    with engine(f"{config.name}-estimate") as cluster:
+    with engine(f"{config.name}-estimate", config.resources.autoscales) as cluster:
         try:
             run = RunContext(
                 folder, config, cluster, Shared.of(weights), listing=list_inputs(sources_by_role(config)).table

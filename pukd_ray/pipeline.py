@@ -50,7 +50,7 @@ def run_pipeline(config: RunConfig, *, redo: str | None = None, until: str = "re
             for remark in progress.listing.remarks:
                 say(f"          {remark}")
             watch = Stopwatch()
-            with engine(config.name) as cluster:
+            with engine(config.name, config.resources.autoscales) as cluster:
                 _check_cluster(config, cluster, folder)
                 say(f"ray       {cluster.describe()}, started in {watch.seconds:.1f} s")
                 _run_stages(lease.take(), config, cluster, progress)

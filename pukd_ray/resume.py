@@ -42,6 +42,8 @@ class Progress:
 def fingerprints(config: RunConfig, weights: bytes) -> dict[str, dict[str, Any]]:
     """What each stage's result depends on: config keys, the weights' SHA-256, the format version of its files."""
     plain = to_plain(config)
+    for source in (s for role in ("positives", "corpus", "test") for s in plain[role] or ()):
+        del source["follow_links"]  # what it changes is in the listing
     inputs: dict[str, dict[str, Any]] = {}
     known: dict[str, Any] = {}
     for stage in STAGES:

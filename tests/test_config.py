@@ -89,6 +89,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "score_actors": "auto",
         "train_workers": 1,
         "gpus_per_train_worker": "auto",
+        "autoscales": "auto",
         "precision": "auto",
     }
     assert plain["corpus"] == [
@@ -105,6 +106,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
             "rows": None,
             "per_class": None,
             "skip_per_class": 0,
+            "follow_links": False,
         }
     ]
 

@@ -28,6 +28,7 @@ ORDER = (
     "estimate",
     "pipeline",
     "demo",
+    "soak",
     "studies",
     "cli",
     "commands",

@@ -41,6 +41,7 @@ COMMANDS = (
     Command("make-pools", "write the pools that the studies measure on", "pukd_ray.commands.make_pools:main"),
     Command("make-demo-data", "make the bundled demo data anew", "pukd_ray.commands.make_demo_data:main"),
     Command("measure-decoding", "the CPUs that a GPU needs beside it", "pukd_ray.commands.measure_decoding:main"),
+    Command("soak", "disturb small runs on purpose; nothing may be lost", "pukd_ray.commands.soak:main"),
 )
 
 

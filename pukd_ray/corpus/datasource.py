@@ -54,12 +54,14 @@ def read_units(
     sources: dict[str, tuple[SourceConfig, ...]],
     *,
     num_cpus: float,
+    memory: float | None = None,
     concurrency: int | None = None,
 ) -> Dataset:
-    """Lazy dataset of the requested rows, read by at most `concurrency` tasks at a time."""
+    """Lazy dataset of the requested rows, read by at most `concurrency` tasks at a time, of `memory` bytes each."""
     return read_datasource(
         UnitDatasource(requests, sources),
         override_num_blocks=max(1, len(requests)),
         num_cpus=num_cpus,
+        memory=memory,
         compute=TaskPoolStrategy(concurrency),
     )

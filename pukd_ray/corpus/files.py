@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -248,12 +249,21 @@ def read_whole(uri: str) -> tuple[bytes | None, str | None]:
         return None, reason_of(error) if is_local(uri) else f"io: {one_line(error)}"
 
 
-def read_beside(uri: str, path: str) -> tuple[bytes | None, str | None]:
+def leads_out(path: str, folder: str) -> str:
+    """Where a local path leads, by links, that is not in `folder`, a path without any; empty if it stays there."""
+    target = os.path.realpath(path)
+    inside = Path(target).is_relative_to(folder) or not os.path.lexists(target)
+    return "" if inside else target
+
+
+def read_beside(uri: str, path: str, follow_links: bool) -> tuple[bytes | None, str | None]:
     """(all bytes, None), or (None, reason), of an image at `path` that the file `uri` names."""
     try:
         if (file := beside(uri, path)) is None:
             return None, f"unsupported: not a path in the folder of the file: {path!r}"[:200]
         fs, place = open_storage(file)
+        if is_local(uri) and not follow_links and leads_out(place, os.path.realpath(Path(open_storage(uri)[1]).parent)):
+            return None, f"unsupported: a link that leads out of the folder of the file: {path!r}"[:200]
         size = patiently(file, lambda: fs.get_file_info(place)).size or 0
         if size > IMAGE_BYTES:
             return None, f"too_large: {size:,} bytes, more than {IMAGE_BYTES >> 20} MiB"

@@ -187,7 +187,7 @@ def plan_inputs(
         counts[unit.role] += unit.rows
     for role in sources:
         if not counts[role]:
-            raise ConfigError([f"{role}: its files hold no images"])
+            raise ConfigError([f"{role}: its files hold no images: check {role}.uri"])
     folder.write_table("plan.parquet", units_to_table(units))
     folder.write_table("files.parquet", listing)  # last: without it the plan is made anew
     return dict(counts)

@@ -113,7 +113,9 @@ def read_rows(
         yield row if relevant == row.relevant else replace(row, relevant=relevant)
     if seen != len(asked):
         planned = f"the plan counted {len(asked)}" if positions is None else f"{len(asked)} were asked for"
-        raise RuntimeError(f"{unit.files[0]}: {seen} rows were read where {planned}: did the file change?")
+        raise RuntimeError(
+            f"{unit.files[0]}: {seen} rows were read where {planned}: did the file change? --redo plan counts it again"
+        )
 
 
 def to_table(rows: Sequence[ImageRow]) -> pa.Table:

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import pyarrow.fs as pafs
 
 from pukd_ray.config import ConfigError, RunConfig, SourceConfig
-from pukd_ray.corpus.files import SourceFile
+from pukd_ray.corpus.files import SourceFile, leads_out
 from pukd_ray.corpus.formats import FORMATS
 from pukd_ray.corpus.rows import safe_text
 from pukd_ray.storage import is_local, list_files, local_path, open_storage, split_uri
@@ -96,20 +96,22 @@ class _Found:
     size: int
     mtime: str
     """Empty where it cannot be looked at: a local link that leads nowhere, a local name that is no UTF-8."""
+    leads_to: str = ""
+    """Where a local link leads that leaves the folder and is not to be followed."""
 
 
 def _stamp(info: pafs.FileInfo) -> str:
     return str(info.mtime_ns if info.mtime_ns is not None else "")
 
 
-def _files_below(fs: pafs.FileSystem, folder: str, deep: bool, *, local: bool) -> list[_Found]:
+def _files_below(fs: pafs.FileSystem, folder: str, deep: bool, *, local: bool, follow: bool) -> list[_Found]:
     """All files of a folder, sorted by path."""
     if not local:
         return [_Found(i.path, i.size or 0, _stamp(i)) for i in list_files(fs, folder, recursive=deep)]
-    return sorted(_local_files(folder, deep, ()), key=lambda found: found.path)
+    return sorted(_local_files(folder, deep, (), follow), key=lambda found: found.path)
 
 
-def _local_files(folder: str, deep: bool, above: tuple[str, ...]) -> Iterator[_Found]:
+def _local_files(folder: str, deep: bool, above: tuple[str, ...], follow: bool) -> Iterator[_Found]:
     """What Arrow leaves out too (links that lead nowhere) or cannot list at all (names that are no UTF-8)."""
     real = os.path.realpath(folder)
     if real in above:  # a link to a folder above
@@ -118,9 +120,12 @@ def _local_files(folder: str, deep: bool, above: tuple[str, ...]) -> Iterator[_F
         for entry in entries:
             path = safe_text(entry.path) if not entry.path.isprintable() else entry.path
             try:
-                if entry.is_dir():
+                if not follow and (target := leads_out(entry.path, above[0] if above else real)):
+                    if deep or not entry.is_dir():
+                        yield _Found(path, 0, "", target)
+                elif entry.is_dir():
                     if deep:
-                        yield from _local_files(entry.path, deep, (*above, real))
+                        yield from _local_files(entry.path, deep, (*above, real), follow)
                 elif entry.is_file():
                     facts = entry.stat()
                     yield _Found(path, facts.st_size, str(facts.st_mtime_ns) if path == entry.path else "")
@@ -130,6 +135,18 @@ def _local_files(folder: str, deep: bool, above: tuple[str, ...]) -> Iterator[_F
                 if error.errno != errno.ELOOP:
                     raise
                 yield _Found(path, 0, "")  # a link that leads to itself
+
+
+def _refuse_links(links: dict[str, str], key: str) -> None:
+    """ConfigError if there are any: whoever fills a corpus would choose which files of this machine are read."""
+    for link, target in links.items():
+        more = f", and so do {len(links) - 1:,} more" if links.keys() - {link} else ""
+        raise ConfigError(
+            [
+                f"{key}.uri: {link} is a link that leads out of the folder, to {target}{more}: set {key}.follow_links "
+                "to true if that is meant, or remove it"
+            ]
+        )
 
 
 def check_reachable(uris: Sequence[str], key: str) -> list[str]:
@@ -159,6 +176,7 @@ def list_source(source: SourceConfig, key: str) -> tuple[str, list[SourceFile], 
     siblings = Counter(uri.rpartition("/")[0] for uri in uris)
     listed: dict[str, dict[str, pafs.FileInfo]] = {}
     missing = []
+    links: dict[str, str] = {}
     for uri in uris:
         base, pattern = _split_glob(uri)
         scheme, base_path, query = split_uri(base)
@@ -178,10 +196,13 @@ def list_source(source: SourceConfig, key: str) -> tuple[str, list[SourceFile], 
             infos, root = [_Found(info.path, info.size or 0, _stamp(info))], folder
         else:
             deep = pattern is None or "/" in pattern or "**" in pattern
-            infos, root = _files_below(fs, path, deep, local=is_local(uri)), path
+            infos = _files_below(fs, path, deep, local=is_local(uri), follow=source.follow_links)
+            root = path
         glob = None if pattern is None else _pattern(pattern)
         for item in infos:
             relative = item.path[len(root) :].lstrip("/")
+            if item.leads_to and not _hidden(relative, pattern):
+                links[item.path] = item.leads_to
             if glob is not None and not glob.fullmatch(relative):
                 continue
             if info.type != pafs.FileType.File and _hidden(relative, pattern):
@@ -218,6 +239,7 @@ def list_source(source: SourceConfig, key: str) -> tuple[str, list[SourceFile], 
     if not files:
         raise ConfigError([f"{key}.uri: no {format_name} files under {', '.join(source.uris)}"])
     chosen = {f.uri for f in files}
+    _refuse_links({link: to for link, to in links.items() if link in chosen or Path(to).is_dir()}, key)
     left_out = Counter(
         PurePosixPath(f.relative).suffix.lower() or PurePosixPath(f.relative).name
         for f in found.values()

@@ -35,6 +35,7 @@ from pukd_ray.runtime.engine import (
     decoders,
     fuses,
     gpus_per_actor,
+    memory_of_task,
     most_tasks,
     task_attempt,
     wait_for_some,
@@ -174,7 +175,7 @@ def _fused(run: RunContext, work: Pass, requests: Sequence[ReadRequest]) -> Iter
     config, cluster = run.config, run.cluster
     arguments = Shared.of((work, pixel_spec(config.teacher), sources_by_role(config)))
     waiting = iter(split_requests(requests, int(cluster.cpus) * REQUESTS_PER_CPU))
-    task = _run_fused.options(name=work.name)
+    task = _run_fused.options(name=work.name, **memory_of_task(cluster, 1))
     running = [task.remote(arguments, r) for r in islice(waiting, most_tasks(config.resources))]
     try:
         while running:
@@ -196,15 +197,16 @@ def _apart(run: RunContext, work: Pass, requests: Sequence[ReadRequest]) -> Iter
     config, cluster = run.config, run.cluster
     gpus = gpus_per_actor(config.resources, cluster)
     spec = pixel_spec(config.teacher)
-    rows = read_units(requests, sources_by_role(config), num_cpus=decoder_cpus(cluster), concurrency=decoders(cluster))
+    asked = {"num_cpus": decoder_cpus(cluster), **memory_of_task(cluster, decoder_cpus(cluster))}
+    rows = read_units(requests, sources_by_role(config), concurrency=decoders(cluster), **asked)
     # Same resources as the read, other than the actor's: Ray fuses reading and decoding into one task, without a
     # copy of the encoded bytes in between, and leaves it apart from the network, so that the two overlap.
     decoded = rows.map_batches(
         DecodeImages(spec),
         batch_format="pyarrow",
         batch_size=None,
-        num_cpus=decoder_cpus(cluster),
         compute=TaskPoolStrategy(decoders(cluster)),
+        **asked,
     )
     scored = decoded.map_batches(
         work.actor,

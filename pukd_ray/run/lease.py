@@ -30,6 +30,9 @@ CLOCKS_DIFFER_SECONDS = 600.0
 STOP = signal.SIGUSR2
 """What a beat sends its driver when another has taken over; it raises KeyboardInterrupt."""
 
+_held: set[str] = set()
+"""Drivers of this process that hold a lease: one whose storage failed when it was to be given back does not."""
+
 
 class Lease:
     """The right to write into a run folder: free or RunError on entering, taken by `take`, given back on leaving."""
@@ -61,6 +64,7 @@ class Lease:
                 "last_beat": now,
                 "released": False,
             }
+            _held.add(record["driver"])
             if not self._folder.create_json(_name(token), record):
                 raise RunError(_in_use(self._folder, self._folder.read_json(_name(token))))
             self._record = record
@@ -76,6 +80,7 @@ class Lease:
         self._stop.set()
         if self._record is None:
             return
+        _held.discard(self._record["driver"])
         with self._lock, suppress(RunError):  # it lapses all the same
             if not self._lost:
                 self._folder.write_json(_name(self._record["token"]), self._record | {"released": True})
@@ -118,7 +123,8 @@ def _wait_until_free(folder: RunFolder) -> int:
     if first is None or first["released"]:
         return folder.last_token()
     if first["process"].rpartition("/")[0] == _process(0).rpartition("/")[0]:  # a process that this one can see
-        if _process(first["pid"]) == first["process"]:
+        given_up = first["pid"] == os.getpid() and first["driver"] not in _held
+        if _process(first["pid"]) == first["process"] and not given_up:
             raise RunError(_in_use(folder, first))
         return first["token"]
     age = (datetime.now(UTC) - datetime.fromisoformat(first["last_beat"])).total_seconds()

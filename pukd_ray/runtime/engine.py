@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 IO_CPUS = 0.25
 CPU_ACTOR_CPUS = 0.5
 NO_PROGRESS_SECONDS = 300
+TASK_BYTES = 1 << 30
+"""What a task takes that reads, unpacks and decodes: its libraries, a block of 32 MiB with its pixels, and one image at
+the limit (512 MiB while it is decoded); what it may keep for its consumer, 64 MiB, is among these."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Cluster:
     gpus: float
     nodes: int
     autoscales: bool
-    """Whether nodes may come: the head takes no work, so others must do it."""
+    """Whether nodes may come."""
 
     def describe(self) -> str:
         """For people."""
@@ -69,8 +72,9 @@ def cause_of(error: Exception) -> str:
 
 
 @contextmanager
-def engine(name: str) -> Iterator[Cluster]:
-    """Join the cluster of RAY_ADDRESS, or start a private one and stop it at the end; `name` is the Ray namespace."""
+def engine(name: str, autoscales: Literal["auto"] | bool = "auto") -> Iterator[Cluster]:
+    """Join the cluster of RAY_ADDRESS, or start a private one and stop it at the end; `name` is the Ray namespace,
+    `autoscales` the config's `resources.autoscales`."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray would otherwise make every worker repeat `uv run`, environment set-up included.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -94,7 +98,7 @@ def engine(name: str) -> Iterator[Cluster]:
             os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
     quiet()
     try:
-        yield inspect_cluster()
+        yield inspect_cluster(autoscales)
     finally:
         if started:
             ray.shutdown()
@@ -138,12 +142,13 @@ def _restarts(actor: str) -> int:
     return int(found.get("NumRestarts", 0)) if found else 0
 
 
-def inspect_cluster() -> Cluster:
-    """Resources of all living nodes."""
+def inspect_cluster(autoscales: Literal["auto"] | bool = "auto") -> Cluster:
+    """Resources of all living nodes; whether more may come, if the config does not say it."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus, gpus = (float(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
-    # Ray 2.60 tells nobody whether there is an autoscaler; but where there is one, the head is kept free of work.
-    autoscales = any("node:__internal_head__" in node and not node.get("CPU") for node in nodes)
+    if autoscales == "auto":
+        # Ray 2.60 tells nobody whether there is an autoscaler; but a head that takes no work waits for others to do it.
+        autoscales = any("node:__internal_head__" in node and not node.get("CPU") for node in nodes)
     return Cluster(cpus, gpus, len(nodes), autoscales)
 
 
@@ -218,6 +223,17 @@ def actor_pool(resources: ResourcesConfig, cluster: Cluster, gpus: float, work: 
     if cluster.autoscales:
         return ActorPoolStrategy(min_size=size, max_size=max(size, min(1000, work)), **calls)
     return ActorPoolStrategy(size=size, **calls)
+
+
+def memory_of_task(cluster: Cluster, cpus: float) -> dict[str, int]:
+    """What a task of `cpus` that reads and decodes asks for beside them: `TASK_BYTES`, but no more than its CPUs' part
+    of a node's memory, so that no core is idle for it. Nothing where nodes may come: of these Ray may not know the
+    memory, and would wait for ever for one that has some."""
+    if cluster.autoscales:
+        return {}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    parts = [node["memory"] / node["CPU"] for node in nodes if node.get("CPU") and node.get("memory")]
+    return {"memory": int(min(TASK_BYTES, cpus * min(parts)))} if parts else {}
 
 
 def decoder_cpus(cluster: Cluster) -> float:

@@ -52,7 +52,7 @@ def train_missing_teacher(config: PaperConfig) -> bool:
         return False
     assert config.original is not None
     say(f"teacher   {config.teacher.weights} is not there yet: it is trained on the original data")
-    with engine(config.name) as cluster:
+    with engine(config.name, config.resources.autoscales) as cluster:
         training = TeacherTrainingConfig(
             teacher=config.teacher,
             train=config.original,
@@ -83,7 +83,7 @@ def make_table(config: PaperConfig) -> dict[str, Any]:
     folder = open_folder(config)
     weights = read_bytes(*open_storage(config.teacher.weights))
     teacher = teacher_inputs(config, weights)
-    with engine(config.name) as cluster:
+    with engine(config.name, config.resources.autoscales) as cluster:
         _check_positives(config)
         original = None
         if config.original is not None:

@@ -132,6 +132,20 @@ def test_paths_stay_in_the_folder_of_the_file(tmp_path: Path) -> None:
     assert rows[-1].image == PNG[0]
 
 
+def test_links_lead_out_of_the_folder_of_the_file_only_if_that_is_meant(tmp_path: Path) -> None:
+    folder = tmp_path / "inside"
+    folder.mkdir()
+    (tmp_path / "secret.png").write_bytes(PNG[0])
+    (folder / "fine.png").write_bytes(PNG[1])
+    (folder / "out.png").symlink_to(tmp_path / "secret.png")
+    (folder / "in.png").symlink_to("fine.png")
+    write_jsonl(folder / "a.jsonl", [{"path": path} for path in ("out.png", "in.png")])
+    out, inside = read(folder, format="jsonl")
+    assert (out.image, out.error) == (None, "unsupported: a link that leads out of the folder of the file: 'out.png'")
+    assert inside.image == PNG[1]
+    assert [r.image for r in read(folder, format="jsonl", follow_links=True)] == PNG[:2]
+
+
 @pytest.mark.parametrize(
     ("path", "found"),
     [

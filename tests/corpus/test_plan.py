@@ -133,7 +133,7 @@ def test_counts_news_and_empty_roles(tmp_path: Path, run: RunFolder) -> None:
     sources = {"positives": sources["positives"], "corpus": (source(tmp_path / "empty.tar"),)}
     with pytest.raises(ConfigError) as caught:
         plan_inputs(RunFolder(str(tmp_path / "other")), sources, list_inputs(sources).table, no_news)
-    assert caught.value.faults == ["corpus: its files hold no images"]
+    assert caught.value.faults == ["corpus: its files hold no images: check corpus.uri"]
 
 
 @pytest.mark.usefixtures("ray_cluster")

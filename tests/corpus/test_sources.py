@@ -153,6 +153,39 @@ def test_nothing_found_is_a_fault_of_the_key(tmp_path: Path) -> None:
     assert faults(format="images") == [f"positives.1.uri: no images files under {tmp_path}"]
 
 
+def test_links_that_lead_out_of_the_folder_are_followed_only_if_that_is_meant(tmp_path: Path) -> None:
+    lake, outside = tmp_path / "lake", tmp_path / "outside"
+    for file in (lake / "a.png", lake / "more" / "b.png", outside / "c.png", outside / "notes.txt"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"x")
+    (lake / "inside.png").symlink_to("more/b.png")
+    (lake / "notes.txt").symlink_to(outside / "notes.txt")  # not taken anyway
+
+    def names(uri: Path = lake, **more: object) -> list[str]:
+        return relatives(str(uri), **more)
+
+    assert names() == ["a.png", "inside.png", "more/b.png"]
+    (lake / "c.png").symlink_to(outside / "c.png")
+    for uri in (lake, lake / "*.png"):
+        with pytest.raises(ConfigError) as caught:
+            names(uri)
+        assert caught.value.faults == [
+            f"corpus.uri: {lake}/c.png is a link that leads out of the folder, to {outside}/c.png: set "
+            "corpus.follow_links to true if that is meant, or remove it"
+        ]
+    assert names(follow_links=True) == ["a.png", "c.png", "inside.png", "more/b.png"]
+    assert names(lake / "c.png") == ["c.png"]  # by its own name
+    (lake / "c.png").unlink()
+    (lake / "deep").symlink_to(outside)
+    with pytest.raises(ConfigError, match=rf"{lake}/deep is a link that leads out of the folder, to {outside}: set"):
+        names()
+    assert names(lake / "*.png") == ["a.png", "inside.png"]
+    assert names(follow_links=True) == ["a.png", "deep/c.png", "inside.png", "more/b.png"]
+    (tmp_path / "also").symlink_to(lake)
+    (lake / "deep").unlink()
+    assert names(tmp_path / "also") == ["a.png", "inside.png", "more/b.png"]
+
+
 def test_unreachable_sources_are_named(tmp_path: Path) -> None:
     uris = [str(tmp_path), f"{tmp_path}/no/*.jpg", f"{tmp_path}/no", "nope://x/y"]
     assert check_reachable(uris, "corpus.2") == [

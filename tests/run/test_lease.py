@@ -101,6 +101,21 @@ def test_the_lease_of_a_process_that_was_killed_is_free_at_once(run: RunFolder, 
     assert run.read_json(f"{LEASES}/00000002.json")["released"] is True
 
 
+def test_a_process_whose_storage_failed_at_the_end_takes_its_folder_again(run: RunFolder) -> None:
+    leases = Path(run.root) / LEASES
+    with Lease(run) as lease:
+        lease.take()
+        leases.rename(leases.with_name("away"))
+        leases.write_text("no folder")
+    leases.unlink()
+    leases.with_name("away").rename(leases)
+    assert run.read_json(FIRST)["released"] is False
+    with Lease(run) as lease:
+        assert lease.take().token == 2
+        with pytest.raises(RunError, match=f"is in use by process {os.getpid()} "), Lease(run):
+            pass
+
+
 def test_nothing_is_written_unless_it_is_taken(run: RunFolder) -> None:
     with Lease(run):
         pass

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import traceback
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from ray.exceptions import RayTaskError, UserCodeException
@@ -11,6 +13,7 @@ from pukd_ray.config import ConfigError, ResourcesConfig
 from pukd_ray.errors import PlaceError, RunError
 from pukd_ray.runtime.engine import (
     IO_CPUS,
+    TASK_BYTES,
     Cluster,
     actor_pool,
     cause_of,
@@ -21,6 +24,7 @@ from pukd_ray.runtime.engine import (
     gpus_per_actor,
     gpus_per_train_worker,
     inspect_cluster,
+    memory_of_task,
     most_tasks,
     told_by_worker,
     wait_for_some,
@@ -51,14 +55,17 @@ def test_a_head_that_takes_no_work_is_waiting_for_nodes(monkeypatch: pytest.Monk
     head = {"node:__internal_head__": 1.0, "memory": 1e9}
     worker = {"CPU": 16.0, "GPU": 1.0}
 
-    def seen(*nodes: dict[str, float]) -> Cluster:
+    def seen(*nodes: dict[str, float], says: Any = "auto") -> Cluster:
         alive = [{"Alive": True, "Resources": node} for node in nodes]
         monkeypatch.setattr("ray.nodes", lambda: [*alive, {"Alive": False, "Resources": worker}])
-        return inspect_cluster()
+        return inspect_cluster(says)
 
     assert seen(head) == EMPTY_HEAD
     assert seen(head, worker, worker) == Cluster(cpus=32, gpus=2, nodes=3, autoscales=True)
     assert seen(head | {"CPU": 2.0}) == LAPTOP
+    # A head that works, and an autoscaler, which the config tells of; and an empty head without one.
+    assert seen(head | {"CPU": 2.0}, says=True) == replace(LAPTOP, autoscales=True)
+    assert seen(head, worker, says=False) == Cluster(cpus=16, gpus=1, nodes=2, autoscales=False)
 
 
 def test_auto_gives_up_where_gpus_may_still_come() -> None:
@@ -104,6 +111,20 @@ def test_a_pool_is_as_large_as_the_config_says() -> None:
 def test_decoding_asks_for_what_it_takes_where_there_is_room() -> None:
     assert [decoder_cpus(c) for c in (LAPTOP, FARM, EMPTY_HEAD)] == [IO_CPUS, 1.0, 1.0]
     assert [decoders(c) for c in (LAPTOP, FARM, EMPTY_HEAD)] == [2, 64, None]
+
+
+def test_tasks_that_decode_ask_for_memory_but_never_for_more_than_their_cpus_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def asked(cpus: float, cluster: Cluster, *nodes: dict[str, float]) -> dict[str, int]:
+        monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+        return memory_of_task(cluster, cpus)
+
+    roomy, tight = {"CPU": 16.0, "memory": 64 * 2.0**30}, {"CPU": 16.0, "memory": 8 * 2.0**30}
+    assert asked(1, FARM, roomy) == {"memory": TASK_BYTES}
+    assert asked(1, FARM, roomy, tight) == {"memory": 2**29}
+    assert asked(0.25, FARM, tight) == {"memory": 2**27}
+    assert asked(1, GROWN, roomy) == asked(1, FARM, {"CPU": 2.0}) == asked(1, FARM) == {}
 
 
 def test_a_pass_waits_for_busy_cpus_but_not_for_ever_for_the_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,7 +194,7 @@ def _image(values: dict[str, Any], source: SourceConfig, uri: str) -> tuple[byte
         return None, f"empty: neither {source.image_column} nor path"
     if not isinstance(path, str):
         return None, f"unsupported: not a path in the folder of the file: {path!r}"[:200]
-    return read_beside(uri, path)
+    return read_beside(uri, path, source.follow_links)
 
 
 JSONL = Format(

@@ -159,7 +159,7 @@ def _read_group(
             for row in here.tolist():
                 values = (_value(batch, name, row - begin) for name in columns)
                 image, label, given, truth = (v if o is None else o for v, o in zip(values, others, strict=True))
-                data, reason = _image(uri, image) if images else (None, None)
+                data, reason = _image(uri, image, source.follow_links) if images else (None, None)
                 duplicate = f"{given!r} is the id of an earlier row" if row in repeated else None
                 more = {"given": given, "label": label, "truth": truth, "duplicate": duplicate}
                 yield make_row(unit, row, data, images=images, error=reason, **more)
@@ -219,7 +219,7 @@ def _plain(scalar: pa.Scalar) -> Any:
     return scalar.as_py()
 
 
-def _image(uri: str, value: Any) -> tuple[bytes | None, str | None]:
+def _image(uri: str, value: Any, follow_links: bool) -> tuple[bytes | None, str | None]:
     """(encoded bytes, None) or (None, reason) of what is in the image column."""
     if isinstance(value, BadValueError):
         return None, str(value)
@@ -227,7 +227,7 @@ def _image(uri: str, value: Any) -> tuple[bytes | None, str | None]:
         data, path = value.get("bytes"), value.get("path")
         if data is not None or not path:
             return data, None
-        data, reason = _beside(uri, path)
+        data, reason = _beside(uri, path, follow_links)
         # Where the bytes should have been in the file itself, `path` is often but the name they once had.
         return data, f"empty: no bytes, and {reason.partition(': ')[2]}" if reason and "bytes" in value else reason
     if not isinstance(value, str):
@@ -236,15 +236,14 @@ def _image(uri: str, value: Any) -> tuple[bytes | None, str | None]:
         return base64.b64decode(value, validate=True), None
     except ValueError as error:
         if PurePosixPath(value).suffix.lower() in IMAGE_EXTENSIONS:
-            return _beside(uri, value)
+            return _beside(uri, value, follow_links)
         return None, f"corrupt: the text of the image column is not base64: {one_line(error)}"
 
 
-def _beside(uri: str, path: Any) -> tuple[bytes | None, str | None]:
+def _beside(uri: str, path: Any, follow_links: bool) -> tuple[bytes | None, str | None]:
     if not isinstance(path, str):
         return None, "corrupt: the path is no text"
-    data, reason = read_beside(uri, path)
-    return data, reason
+    return read_beside(uri, path, follow_links)
 
 
 PARQUET = Format(

@@ -1,0 +1,124 @@
+"""The soak itself, short, and what it would find."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from pukd_ray.commands import main
+from pukd_ray.run.folder import SCORES_SCHEMA
+from pukd_ray.run.stages import STAGE_NAMES
+from pukd_ray.soak.faults import FAULTS
+from pukd_ray.soak.task import Difference, Left, compare
+
+ROWS = 4
+
+
+def scores(ids: range) -> pa.Table:
+    count = len(ids)
+    filled = {
+        "image_id": [f"../{i}" for i in ids],
+        "source": ["/lake/a"] * count,
+        "source_row": list(ids),
+        "content_hash": list(ids),
+        "pu_logit": [float(i) for i in ids],
+        "teacher_label": [0] * count,
+    }
+    columns = [pa.array(filled.get(field.name, [None] * count), field.type) for field in SCORES_SCHEMA]
+    return pa.Table.from_arrays(columns, schema=SCORES_SCHEMA)
+
+
+def write_run(run: Path) -> None:
+    """A finished run of two chunks."""
+    for folder in ("scores", "markers/score", "selected", "student"):
+        (run / folder).mkdir(parents=True)
+    for chunk in range(2):
+        pq.write_table(scores(range(chunk * ROWS, (chunk + 1) * ROWS)), run / f"scores/{chunk}.parquet")
+        manifest = {"files": [f"scores/{chunk}.parquet"], "units": [f"u{chunk}"]}
+        (run / f"markers/score/{chunk}.json").write_text(json.dumps(manifest))
+    pq.write_table(pa.table({"image_id": ["../1"]}), run / "selected" / "part-00000.parquet")
+    torch.save({"w": torch.arange(3.0)}, run / "student" / "student.pt")
+    (run / "student" / "training.json").write_text(json.dumps({"loss": {"student": [[10, 0.5]]}}))
+
+
+def lose(run: Path) -> None:
+    pq.write_table(scores(range(ROWS - 1)), run / "scores" / "0.parquet")
+
+
+def double(run: Path) -> None:
+    pq.write_table(scores(range(ROWS + 1)), run / "scores" / "0.parquet")
+
+
+def orphan(run: Path) -> None:
+    pq.write_table(scores(range(2)), run / "scores" / "x.parquet")
+
+
+def unit_again(run: Path) -> None:
+    file = run / "markers/score/1.json"
+    file.write_text(file.read_text().replace("u1", "u0"))
+
+
+def attempt(run: Path) -> None:
+    (run / "attempts" / "0-x").mkdir(parents=True)
+
+
+def score(run: Path) -> None:
+    table = scores(range(ROWS))
+    at = table.schema.get_field_index("pu_logit")
+    pq.write_table(table.set_column(at, "pu_logit", pa.array([9.0] * ROWS, pa.float32())), run / "scores" / "0.parquet")
+
+
+def selection(run: Path) -> None:
+    pq.write_table(pa.table({"image_id": ["../2"]}), run / "selected" / "part-00000.parquet")
+
+
+def student(run: Path) -> None:
+    torch.save({"w": torch.zeros(3)}, run / "student" / "student.pt")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "found"),
+    [
+        (lambda _: None, Difference(8, 0, 0, ())),
+        (lose, Difference(7, 1, 0, ())),
+        (double, Difference(9, 0, 1, ())),
+        (orphan, Difference(8, 0, 0, ("scores/ holds other files than the manifests name",))),
+        (unit_again, Difference(8, 0, 0, ("a unit is in two chunks",))),
+        (attempt, Difference(8, 0, 0, ("attempts are left",))),
+        (score, Difference(8, 0, 0, ("column pu_logit differs",))),
+        (selection, Difference(8, 0, 0, ("other images are selected",))),
+        (student, Difference(8, 0, 0, ("the student is another",))),
+    ],
+)
+def test_what_went_wrong_is_found(tmp_path: Path, spoil: Callable[[Path], None], found: Difference) -> None:
+    write_run(tmp_path)
+    calm = Left.of(tmp_path)
+    spoil(tmp_path)
+    assert compare(tmp_path, calm) == found
+
+
+@pytest.mark.timeout(600)
+def test_a_short_soak_loses_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["soak", "--faults", "3", "--seed", "5", "--folder", str(tmp_path / "soak")]) == 0
+    shown = capfd.readouterr().out
+    assert " 3 faults, " in shown
+    assert "lost 0, double 0, otherwise different 0" in shown
+    assert [p.name for p in (tmp_path / "soak").iterdir()] == ["drivers.log"]
+    assert [p.name for p in tmp_path.iterdir()] == ["soak"]  # ids that look like paths are none
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_faults_of_all_kinds_in_all_stages_lose_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["soak", "--faults", "28", "--folder", str(tmp_path / "soak")]) == 0
+    shown = capfd.readouterr().out
+    print(shown)
+    lines = {line.partition(" ")[0]: line for line in shown.splitlines()}
+    assert all(f"{fault.name} " in lines["faults"] for fault in FAULTS)
+    assert all(f"{stage} " in lines["stages"] for stage in STAGE_NAMES)
