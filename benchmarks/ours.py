@@ -11,6 +11,21 @@ from pathlib import Path
 from benchmarks.task import Task
 
 
+def driver_mib() -> float:
+    """Memory of this process that is its own, now."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")) / 1024
+
+
+def spilled_mib() -> float:
+    """What the object stores of the cluster have written to disk so far, for want of room."""
+    import ray
+    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+    state = get_state_from_address(ray.get_runtime_context().gcs_address)
+    return float(get_memory_info_reply(state).store_stats.spilled_bytes_total / 2**20)
+
+
 def main(folder: str, corpus: str, network: str) -> None:
     """Score a corpus as `pukd run` does once the selector is known; prints its seconds as JSON."""
     began = time.time()
@@ -25,12 +40,15 @@ def main(folder: str, corpus: str, network: str) -> None:
     config = task.config
     sources = {"corpus": sources_by_role(config)["corpus"]}
     with engine(config.name) as cluster:
-        started = time.time()
+        started, memory = time.time(), [driver_mib()]
         run = RunContext(RunFolder(config.output), config, cluster, Shared.of(task.weights))
         run = replace(run, units=measure_units(sources, list_inputs(sources).table, lambda _: None))
         planned = time.time()
+        memory.append(driver_mib())
         counts = score_corpus(run)
         ended = time.time()
+        memory.append(driver_mib())
+        spilled = spilled_mib()
     print(
         json.dumps(
             {
@@ -40,6 +58,11 @@ def main(folder: str, corpus: str, network: str) -> None:
                 "plan": planned - started,
                 "stage": ended - planned,
                 "computing": counts["computing_seconds"],
+                "chunks": counts["chunks"],
+                "units": len(run.units),
+                "driver_mib": memory,
+                "spilled_mib": spilled,
+                "scores_mib": sum(file.stat().st_size for file in (task.folder / "scores").iterdir()) / 2**20,
             }
         )
     )
