@@ -219,10 +219,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     for kind, count in sizes_asked(asked):
         for network in asked.networks:
-            about: dict[str, Any] = {"kind": kind, "images": count, "network": network}
-            entry = next((e for e in entries if about.items() <= e.items()), None)
+            this: dict[str, Any] = {"kind": kind, "images": count, "network": network}
+            entry = next((e for e in entries if this.items() <= e.items()), None)
             if entry is None:
-                entry = {**about, "runs": {}}
+                entry = {**this, "runs": {}}
                 entries.append(entry)
             entry["command"] = "python -m benchmarks.corpus_pass " + " ".join(_public(asked, kind, count, network))
             compare(entry, asked, save)

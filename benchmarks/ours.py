@@ -17,6 +17,20 @@ def driver_mib() -> float:
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")) / 1024
 
 
+def scores_mib(folder: Path) -> dict[str, float]:
+    """Size of the table of scores, and of its columns other than the kept images."""
+    import pyarrow.parquet as pq
+
+    whole = columns = 0
+    for file in folder.glob("*.parquet"):
+        facts = pq.read_metadata(file)
+        whole += file.stat().st_size
+        for group in (facts.row_group(i) for i in range(facts.num_row_groups)):
+            parts = [group.column(i) for i in range(group.num_columns)]
+            columns += sum(part.total_compressed_size for part in parts if part.path_in_schema != "image")
+    return {"scores_mib": whole / 2**20, "columns_mib": columns / 2**20}
+
+
 def spilled_mib() -> float:
     """What the object stores of the cluster have written to disk so far, for want of room."""
     import ray
@@ -62,7 +76,7 @@ def main(folder: str, corpus: str, network: str) -> None:
                 "units": len(run.units),
                 "driver_mib": memory,
                 "spilled_mib": spilled,
-                "scores_mib": sum(file.stat().st_size for file in (task.folder / "scores").iterdir()) / 2**20,
+                **scores_mib(task.folder / "scores"),
             }
         )
     )
