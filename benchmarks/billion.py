@@ -42,7 +42,7 @@ class Figures:
     decode_rate: float
     """JPEGs a core decodes to 224 pixels in a second: gpu.json."""
     row_bytes: float
-    """Of an image in `scores/`, its own bytes left out, at most: scale.json, where images repeat, by those that differ."""
+    """Of an image in `scores/`, its own bytes left out, at most: scale.json, by the images that differ."""
     largest: int
     """Images of the largest pass that was measured: scale.json."""
     batch_ms: float
