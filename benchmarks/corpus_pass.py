@@ -130,9 +130,7 @@ def page(results: dict[str, Any]) -> str:
     lines = [
         "# The corpus pass, measured",
         "",
-        f"{results['date']}, {results['cpus']} cores ({results['cpu']}), Python {results['python']}, "
-        + ", ".join(f"{name} {number}" for name, number in results["versions"].items())
-        + ".",
+        told(results),
         "",
         f"{EXPLAINED} {results['note']}",
     ]
@@ -185,17 +183,31 @@ def _cpu() -> str:
     return names[0] if names else platform.processor()
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print, write."""
-    asked = arguments(argv)
+def about(note: str) -> dict[str, Any]:
+    """When, on what and with which versions something was measured, and a sentence to it."""
     packages = ("ray", "torch", "torchvision", "pyarrow", "numpy", "pillow", "daft")
-    results: dict[str, Any] = {
+    return {
         "date": time.strftime("%Y-%m-%d"),
         "cpus": len(os.sched_getaffinity(0)),
         "cpu": _cpu(),
         "python": platform.python_version(),
         "versions": {name: found for name in packages if (found := _version(name))},
-        "note": asked.note,
+        "note": note,
+    }
+
+
+def told(results: dict[str, Any]) -> str:
+    """The same for people."""
+    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    machine = f"{results['cpus']} cores ({results['cpu']})"
+    return f"{results['date']}, {machine}, Python {results['python']}, {versions}."
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print, write."""
+    asked = arguments(argv)
+    results: dict[str, Any] = {
+        **about(asked.note),
         "comparisons": json.loads(asked.out.read_text())["comparisons"] if asked.append else [],
     }
     asked.out.parent.mkdir(parents=True, exist_ok=True)
@@ -207,10 +219,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     for kind, count in sizes_asked(asked):
         for network in asked.networks:
-            about: dict[str, Any] = {"kind": kind, "images": count, "network": network}
-            entry = next((e for e in entries if about.items() <= e.items()), None)
+            this: dict[str, Any] = {"kind": kind, "images": count, "network": network}
+            entry = next((e for e in entries if this.items() <= e.items()), None)
             if entry is None:
-                entry = {**about, "runs": {}}
+                entry = {**this, "runs": {}}
                 entries.append(entry)
             entry["command"] = "python -m benchmarks.corpus_pass " + " ".join(_public(asked, kind, count, network))
             compare(entry, asked, save)

@@ -1,8 +1,9 @@
-"""What a run will take, before it is made: two small trial runs on this cluster, and a line through them per stage.
+"""What a run will take, before it is made: small trial runs on this cluster, and a line through two of them per part.
 
-Each stage's seconds are a start plus a rate times the amount of its work: images, training steps, selected images. A
-trial of a quarter of the size gives the second point. What a trial makes goes to a folder `estimate/` of the run's
-output, and is deleted at the end.
+The seconds of a part are a start plus a rate times the amount of its work: images, rows through a network, selected
+images. A trial of a quarter of the size gives the second point. It is made twice: what it takes longer the first time,
+in processes that have imported nothing yet, a run takes once too. What a trial makes goes to a folder `estimate/` of
+the run's output, and is deleted at the end.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ from pukd_ray.storage import list_files, read_file
 TRIALS = "estimate"
 TRIAL_STEPS = 200
 SMALLER = 4
-"""The first trial is so many times smaller than the second."""
+"""The small trial is so many times smaller than the large one."""
 LEAST_ERROR = 0.15
 """Relative half-width of a stage's interval, at least: what repeated runs on a quiet machine differ by."""
 
+SELECTOR_PARTS = ("features", "prior", "fits", "evidence")
+"""Of the stage `selector`: features, the grid of priors, the trainings after it, and all that is between them."""
 PARALLEL = ("plan", "features", "score", "select", "evaluate")
 """Parts that take half the time on a cluster twice as large; the trainings do not, while `resources.train_workers` is
 as it is."""
@@ -85,7 +88,10 @@ class Amounts:
     sample: int
     """Images of U that the selector is trained on."""
     selected: float
-    selector_steps: int
+    prior_rows: float
+    """Rows through each network of the grid of priors, see `selector_rows`."""
+    fit_rows: float
+    """The same of the trainings after it."""
     distill_images: float
     """Images that the student sees, all steps and arms together."""
 
@@ -94,9 +100,11 @@ class Amounts:
         return {
             "plan": 0.0,
             "features": float(self.labelled + self.sample),
-            "fits": float(self.selector_steps),
+            "prior": self.prior_rows,
+            "fits": self.fit_rows,
+            "evidence": float(self.labelled + self.sample),
             "score": float(self.corpus),
-            "select": float(self.selected),
+            "select": self.corpus + self.selected,
             "distill": self.distill_images,
             "evaluate": float(self.test),
             "report": 0.0,
@@ -144,13 +152,14 @@ def estimate_run(config: RunConfig, prices: Prices, images: int) -> EstimateReco
             STAGES[0].function()(run)
             plan_seconds = watch.seconds
             units = units_from_table(folder.read_table("plan.parquet"))
-            say(f"trial     of {images // SMALLER:,} images")
-            small = make_trial(run, units, "small", images // SMALLER, TRIAL_STEPS // SMALLER)
-            say(f"trial     of {images:,} images")
-            large = make_trial(run, units, "large", images, TRIAL_STEPS)
+            few = images // SMALLER, TRIAL_STEPS // SMALLER
+            trials = []
+            for name, size, steps in (("first", *few), ("small", *few), ("large", images, TRIAL_STEPS)):
+                say(f"trial     of {size:,} images" + ", again" * (name == "small"))
+                trials.append(make_trial(run, units, name, size, steps))
         finally:
             whole.delete_folder(TRIALS)
-    found = conclude(config, cluster, units, plan_seconds, small, large, prices)
+    found = conclude(config, cluster, units, plan_seconds, trials, prices)
     whole.write_record(ESTIMATE, found)
     return found
 
@@ -197,18 +206,32 @@ def make_trial(run: RunContext, units: Sequence[Unit], name: str, images: int, s
         counts = stage.function()(trial)
         seconds[stage.name] = watch.seconds
         trial.folder.finish(stage.name, {}, watch.seconds, counts)
-    seconds["features"] = trial.folder.read_json("selector/features.json")["seconds"]
-    seconds["fits"] = seconds.pop("selector") - seconds["features"]
+        if stage.name == "selector":
+            seconds |= counts["seconds"]
+    del seconds["selector"]
     amounts = Amounts(
         corpus=rows["corpus"],
         labelled=rows["positives"],
         test=rows["test"],
         sample=small.selector.sample,
         selected=trial.folder.read_record(SELECTION)["n_selected"],
-        selector_steps=small.selector.steps,
+        **selector_rows(small),
         distill_images=_seen(small, small.distill.steps or 0),
     )
     return Trial(amounts, seconds, _bytes(trial.folder, "scores"), _bytes(trial.folder, "selected"))
+
+
+def selector_rows(config: RunConfig) -> dict[str, float]:
+    """Rows through the networks of the trainings, forward once, backward as two more; and held-out ones of U."""
+    from pukd_ray.selection.crossfit import CHECKPOINTS, FOLDS  # torch comes with them
+    from pukd_ray.selection.recipe import grid_training
+
+    selector = config.selector
+    grid = grid_training(selector, config.seed)
+    return {
+        "prior_rows": 3.0 * FOLDS * grid.steps * grid.batch_size + selector.sample,
+        "fit_rows": 3.0 * (FOLDS + 1) * selector.steps * selector.batch_size + (CHECKPOINTS + 2) * selector.sample,
+    }
 
 
 def _seen(config: RunConfig, steps: int) -> float:
@@ -225,31 +248,33 @@ def conclude(
     cluster: Cluster,
     units: Sequence[Unit],
     plan_seconds: float,
-    small: Trial,
-    large: Trial,
+    trials: Sequence[Trial],
     prices: Prices,
 ) -> EstimateRecord:
-    """The whole run from two trials."""
+    """The whole run from three trials: a small one, its processes fresh, the same again, and a large one."""
     from pukd_ray.distillation.training import total_steps  # torch comes with it
 
+    first, small, large = trials
     rows = _rows_of(units)
     share = large.amounts.selected / max(1, large.amounts.corpus)
     selected = float(config.selection.budget or share * rows["corpus"])
     steps = total_steps(config.distill, int(rows["positives"] + selected))
+    sample = min(config.selector.sample, rows["corpus"])
     whole = Amounts(
         corpus=rows["corpus"],
         labelled=rows["positives"],
         test=rows["test"],
-        sample=min(config.selector.sample, rows["corpus"]),
+        sample=sample,
         selected=selected,
-        selector_steps=config.selector.steps,
+        **selector_rows(replace(config, selector=replace(config.selector, sample=sample))),
         distill_images=_seen(config, steps),
     )
     lines = {
         part: Line.through((small.amounts.of(part), small.seconds[part]), (large.amounts.of(part), large.seconds[part]))
         for part in large.seconds
     }
-    seconds = {"plan": plan_seconds, **{part: line.at(whole.of(part)) for part, line in lines.items()}}
+    start_up = {part: max(0.0, first.seconds[part] - small.seconds[part]) for part in lines}
+    seconds = {"plan": plan_seconds, **{p: start_up[p] + line.at(whole.of(p)) for p, line in lines.items()}}
     score = lines["score"]
     chunk = config.score.chunk_images or max(1.0, CHUNK_SECONDS / max(score.rate, 1e-9))
     seconds["score"] += score.start * (math.ceil(rows["corpus"] / chunk) - 1)

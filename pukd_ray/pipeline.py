@@ -12,7 +12,7 @@ from pukd_ray.corpus.context import RunContext, Shared
 from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.corpus.units import mark_gone, units_from_table
 from pukd_ray.errors import RunError
-from pukd_ray.estimate import lines_of
+from pukd_ray.estimate import SELECTOR_PARTS, lines_of
 from pukd_ray.preflight import to_yaml
 from pukd_ray.resume import Progress, check_progress
 from pukd_ray.run.folder import RunFolder, absolute
@@ -107,7 +107,7 @@ def _expected_seconds(folder: RunFolder) -> dict[str, float]:
     for line in lines_of(found):
         say(line)
     parts = dict(found["seconds"])
-    parts["selector"] = parts.pop("features") + parts.pop("fits")
+    parts["selector"] = sum(parts.pop(part, 0.0) for part in SELECTOR_PARTS)
     return parts
 
 

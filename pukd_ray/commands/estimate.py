@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--images", type=int, default=TRIAL_IMAGES, help="of the corpus, in the larger of two trials (%(default)s)"
+        "--images", type=int, default=TRIAL_IMAGES, help="of the corpus, in the largest of three trials (%(default)s)"
     )
     for name, what in (("cpu", "a CPU's hour"), ("gpu", "a GPU's hour")):
         parser.add_argument(f"--{name}-hour", type=float, default=0.0, help=f"price of {what}, in any currency")

@@ -476,7 +476,7 @@ class EstimateRecord(CostRecord):
     trial_images: int
     """Of the corpus, in the larger trial."""
     seconds: dict[str, float]
-    """By part: the stages, `selector` apart as `features` and `fits`."""
+    """By part: the stages, `selector` apart as `features`, `prior`, `fits` and `evidence`."""
     total_seconds: float
     interval: Interval
     """Of `total_seconds`."""

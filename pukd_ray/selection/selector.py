@@ -49,6 +49,7 @@ from pukd_ray.selection.verdict import Evidence
 def train_selector(run: RunContext) -> dict[str, Any]:
     """Run the stage; returns its counts. RunError where going on would waste the cluster's time."""
     folder, config = run.folder, run.config
+    watch = Stopwatch()
     folder.delete_folder("selector")
     labelled = _index("positives", run)
     if labelled.classes and config.teacher.class_names is None:
@@ -90,8 +91,11 @@ def train_selector(run: RunContext) -> dict[str, Any]:
     asked = {request.unit.unit_id: request.count for request in sample}
     save_reference(folder, refer_to(units, asked, light.u_units, fitted.final.u_logits, fitted.calibration))
     folder.write_record(SELECTOR, _meta(config, fitted, labelled, light, errors, agreement))
+    parts = {"features": folder.read_json("selector/features.json")["seconds"], **tasks.seconds}
+    parts["evidence"] = watch.seconds - sum(parts.values())
     return {
         "computing_seconds": round(covered_seconds([*spans, *tasks.spans]), 3),
+        "seconds": {part: round(seconds, 3) for part, seconds in parts.items()},
         "n_positives": int((light.p_units != LABELS).sum()),
         **({"n_labelled": int((light.p_units == LABELS).sum())} if labels is not None else {}),
         "n_sample": len(light.u_units),

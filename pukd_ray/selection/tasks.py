@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.console import progress
 from pukd_ray.runtime.devices import Precision, Worker, assigned_device, use_threads
 from pukd_ray.runtime.engine import gpus_per_train_worker
-from pukd_ray.runtime.timing import Span
+from pukd_ray.runtime.timing import Span, Stopwatch
 from pukd_ray.selection.blend import Blend
 from pukd_ray.selection.crossfit import (
     FOLDS,
@@ -55,6 +56,14 @@ class RayTasks:
     """Of a task that trains all folds; 0: a CPU each."""
     spans: list[Span] = field(default_factory=list)
     """When trainings were at work."""
+    seconds: dict[str, float] = field(default_factory=lambda: {"prior": 0.0, "fits": 0.0})
+    """Of the grid of priors, and of the trainings after it."""
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        watch = Stopwatch()
+        yield
+        self.seconds[part] += watch.seconds
 
     @classmethod
     def load(cls, run: RunContext, files: list[str]) -> tuple[RayTasks, Features]:
@@ -73,12 +82,13 @@ class RayTasks:
 
     def fit_grid(self, name: str, training: Training, priors: Sequence[float]) -> ray.ObjectRef:
         """As `Executor` says; `name` labels the progress."""
-        if self.gpus:
-            together = _fit_grid_folds.options(num_gpus=self.gpus)
-            folds = together.remote(self.features, training, priors, self.run.config.resources.precision)
-        else:
-            folds = [_fit_grid_fold.remote(self.features, fold, training, priors) for fold in range(FOLDS)]
-        return _join_folds.remote(priors, *self._watched(name, folds))
+        with self._timed("prior"):
+            if self.gpus:
+                together = _fit_grid_folds.options(num_gpus=self.gpus)
+                folds = together.remote(self.features, training, priors, self.run.config.resources.precision)
+            else:
+                folds = [_fit_grid_fold.remote(self.features, fold, training, priors) for fold in range(FOLDS)]
+            return _join_folds.remote(priors, *self._watched(name, folds))
 
     def finer_priors(self, coarse: ray.ObjectRef) -> tuple[float, ...]:
         """As `Executor` says."""
@@ -92,12 +102,13 @@ class RayTasks:
 
     def fit_folds(self, name: str, training: Training) -> list[ray.ObjectRef]:
         """As `Executor` says; `name` labels the progress."""
-        if self.gpus:
-            together = _fit_folds.options(num_gpus=self.gpus)
-            folds = together.remote(self.features, self.trunk, training, self.run.config.resources.precision)
-        else:
-            folds = [_fit_fold.remote(self.features, self.trunk, fold, training) for fold in range(FOLDS)]
-        return self._watched(name, folds)
+        with self._timed("fits"):
+            if self.gpus:
+                together = _fit_folds.options(num_gpus=self.gpus)
+                folds = together.remote(self.features, self.trunk, training, self.run.config.resources.precision)
+            else:
+                folds = [_fit_fold.remote(self.features, self.trunk, fold, training) for fold in range(FOLDS)]
+            return self._watched(name, folds)
 
     def _watched(self, name: str, folds: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
         """The same, once they are done."""
@@ -116,7 +127,8 @@ class RayTasks:
 
     def fit_final(self, training: Training, take: float | None, blend: Blend | None) -> FinalFit:
         """As `Executor` says."""
-        final, span = fit_on_group(self.run, self.files, training, take)
+        with self._timed("fits"):
+            final, span = fit_on_group(self.run, self.files, training, take)
         self.spans.append(span)
         return final.blended(blend, ray.get(self.groups).tails)
 
