@@ -124,8 +124,9 @@ class SourceConfig:
     """auto goes by file name. images: a folder of files whose first sub-folder is the label; cifar: the binary version;
     jsonl: one JSON object a line, with the image as base64 or a path in the file's own folder."""
     image_column: str = "image"
-    """Parquet column of images: encoded, base64 text, or struct{bytes, path}; JSON key (jsonl) of base64 text;
-    extension (webdataset) of the members that are images where a sample has several: `jpg`, or `jpg;png`."""
+    """Parquet column of images: encoded, base64 text, or struct{bytes, path} (where there is no `image`: the only one
+    that the file's metadata calls an image, or `img`); JSON key (jsonl) of base64 text; extension (webdataset) of the
+    members that are images where a sample has several: `jpg`, or `jpg;png`."""
     label_column: str | None = None
     """Column (Parquet) or JSON key (webdataset, jsonl) of the label: a teacher index or a class name; for
     `positives`, `test` and `train` it defaults to `label`."""
@@ -140,6 +141,9 @@ class SourceConfig:
     label_map: Annotated[dict[str, Int | str], BeforeValidator(_keys_as_text)] | None = None
     """Label in the files -> teacher index or class name. Images with any other label are not part of
     a labelled source (their number is printed)."""
+    split: Text | None = None
+    """Of a data set as Hugging Face keeps it, a folder or `hf://datasets/...`: the split to read (`config/split` where
+    it has several configs); needed where it has several."""
     rows: Annotated[tuple[Int, Int] | None, BeforeValidator(_as_tuple)] = None
     """[start, stop): only these rows, counted over the source's files in path order."""
     per_class: Count | None = None
@@ -379,6 +383,20 @@ class ResourcesConfig:
         return value
 
 
+@dataclass(frozen=True, kw_only=True, config=OPTIONS)
+class TrackingConfig:
+    """Who is told of a run when it ends, from what it recorded: config, curves, figures, report. No result depends on
+    it. Keys and passwords are given in the environment, as each tracker has it."""
+
+    tensorboard: Literal["auto"] | Bool = "auto"
+    """Event files in `tensorboard/` of the run folder. auto: if tensorboard is installed."""
+    mlflow: Text | None = None
+    """A tracking server, such as http://host:5000; runs go to its experiment `pukd_ray`."""
+    wandb: Text | None = None
+    """A project of Weights & Biases; with WANDB_MODE=offline it is told nothing, and `wandb/` of a local run folder has
+    what `wandb sync` sends."""
+
+
 def worker_faults(workers: int, selector_batch: int, distill_batch: int) -> list[str]:
     """Why that many Train workers cannot share these global batches evenly; empty if they can."""
     faults = []
@@ -414,6 +432,7 @@ class RunConfig:
     student: StudentConfig = StudentConfig()
     distill: DistillConfig = DistillConfig()
     resources: ResourcesConfig = ResourcesConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @field_validator("positives", "corpus", "test")
     @classmethod

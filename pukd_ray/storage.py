@@ -112,6 +112,8 @@ def open_storage(uri: str) -> tuple[pafs.FileSystem, str]:
         filesystem, root = _open_bucket(f"{scheme}{bucket}{query}")
         return filesystem, f"{root}/{key}".rstrip("/")
     try:
+        if scheme == "hf://":  # pyarrow would wrap it itself, in a handler that takes every fault for a file not there
+            raise pa.ArrowNotImplementedError
         filesystem, path = pafs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         try:

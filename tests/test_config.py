@@ -103,6 +103,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
             "relevant": None,
             "relevant_labels": None,
             "label_map": None,
+            "split": None,
             "rows": None,
             "per_class": None,
             "skip_per_class": 0,
@@ -113,10 +114,10 @@ def test_the_defaults_are_those_of_the_contract() -> None:
 
 def test_every_key_is_documented() -> None:
     kinds = {n: k for n, k in (vars(run_module) | vars(table_module)).items() if n.endswith("Config")}
-    assert len(kinds) == 14
+    assert len(kinds) == 15
     for kind in kinds.values():
         properties = TypeAdapter(kind).json_schema()["properties"]
-        nested = {"selector", "score", "selection", "student", "distill", "resources", "teacher", "table"}
+        nested = {"selector", "score", "selection", "student", "distill", "resources", "tracking", "teacher", "table"}
         # Inherited keys are documented where they are declared.
         own = {n: p for n, p in properties.items() if n in vars(kind)["__annotations__"]}
         undocumented = [n for n, p in own.items() if "description" not in p and n not in nested]

@@ -7,6 +7,7 @@ import gzip
 import io
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -86,6 +87,18 @@ class Spans:
         gaps, lengths, rows = np.frombuffer(zlib.decompress(packed), "<i8").reshape(3, -1)
         stops = np.cumsum(gaps + lengths)
         return cls(stops - lengths, stops, rows)
+
+
+def glob_pattern(glob: str) -> re.Pattern[str]:
+    """Regular expression of a glob in which `*` stays within a folder and `**` crosses them."""
+    forms = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    expression = ""
+    for piece in re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^]/][^]/]*\])", glob):
+        if re.fullmatch(r"\[.+\]", piece):
+            expression += piece.replace("\\", r"\\").replace("[!", "[^", 1)
+        else:
+            expression += forms.get(piece) or re.escape(piece)
+    return re.compile(expression)
 
 
 def is_packed(uri: str) -> bool:

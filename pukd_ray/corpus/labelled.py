@@ -41,10 +41,20 @@ class Labelled:
         return np.bincount(np.concatenate(labels) if labels else np.zeros(0, np.int64), minlength=num_classes)
 
 
+_Names = tuple[str, ...] | None
+_Labels = list[tuple[int | str | None, str | None]]
+
+
 @ray.remote(num_cpus=0.25)
-def _read_labels(units: list[Unit], source: SourceConfig) -> list[list[tuple[int | str | None, str | None]]]:
-    """(label, reason why there is none) of each row."""
-    return [[(row.label, row.error) for row in read_rows(unit, source, images=False)] for unit in units]
+def _read_labels(units: list[Unit], source: SourceConfig) -> list[tuple[_Names, _Labels]]:
+    """Of each unit: names that its file gives to integers, and (label, reason why there is none) of each row."""
+    return [
+        (
+            FORMATS[unit.format].label_names(unit, source),
+            [(row.label, row.error) for row in read_rows(unit, source, images=False)],
+        )
+        for unit in units
+    ]
 
 
 def index_labelled(
@@ -53,7 +63,8 @@ def index_labelled(
     """Read the labels of `role` (not its pixels), resolve them, apply `label_map`, `skip_per_class`, `per_class`.
 
     Integers are teacher indices, and so are strings of digits that `teacher.classes` does not have. Other strings are
-    looked up there, else numbered in sorted order.
+    looked up there, else numbered in sorted order. Where a file names its integers (Hugging Face's ClassLabel) and
+    `teacher.classes` has some of these names, the names count; without `teacher.classes` they are those of the classes.
     Raises LabelError naming the file and row of the first label that does not fit.
     """
     num_classes, classes = teacher.num_classes, teacher.class_names
@@ -61,17 +72,24 @@ def index_labelled(
     sources = tuple(_with_default_label(s) for s in sources)
     raw = ray.get([_read_labels.remote(many, source) for many, source in zip(mine, sources, strict=True)])
     left_out = 0
+    given: set[_Names] = set()
     chosen: list[tuple[Unit, int, int | str]] = []
     for many, source, labels_of_units in zip(mine, sources, raw, strict=True):
         mapping = source.label_map
         per_class: Counter[int | str] = Counter()
-        for unit, labels in zip(many, labels_of_units, strict=True):
+        for unit, (numbered, labels) in zip(many, labels_of_units, strict=True):
+            given.add(None if mapping else numbered)
+            counts = numbered is not None and not set(numbered).isdisjoint(classes or ())
             for position, (label, error) in enumerate(labels):
+                name = _name_of(label, numbered)
                 if mapping is not None and label is not None:
-                    if str(label) not in mapping:
+                    key = next((key for key in (str(label), name) if key in mapping), None)
+                    if key is None:
                         left_out += 1
                         continue
-                    label = mapping[str(label)]
+                    label = mapping[key]
+                elif name is not None and counts:
+                    label = name
                 if label is None:
                     raise LabelError(
                         f"{_where(role, unit, position)} has no label"
@@ -97,6 +115,8 @@ def index_labelled(
                 f"teacher.num_classes is {num_classes}: list the names in teacher order in teacher.classes"
             )
         classes = tuple(names)
+    if classes is None and len(given) == 1 and (only := given.pop()) is not None and len(only) == num_classes:
+        classes = only
     number = {name: i for i, name in enumerate(classes or ())}
     resolved: dict[str, tuple[Unit, list[int], list[int]]] = {}
     for unit, position, label in chosen:
@@ -117,6 +137,12 @@ def index_labelled(
         for unit, positions, labels in resolved.values()
     )
     return Labelled(requests, classes, left_out)
+
+
+def _name_of(label: int | str | None, names: _Names) -> str | None:
+    """What the file calls an integer label."""
+    is_index = isinstance(label, int) and not isinstance(label, bool) and names is not None and 0 <= label < len(names)
+    return names[label] if is_index else None  # type: ignore[index]
 
 
 def check_same_names(positives: Labelled, test: Labelled) -> None:

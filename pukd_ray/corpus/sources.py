@@ -13,10 +13,11 @@ from pathlib import Path, PurePosixPath
 import pyarrow.fs as pafs
 
 from pukd_ray.config import ConfigError, RunConfig, SourceConfig
-from pukd_ray.corpus.files import SourceFile, leads_out
+from pukd_ray.corpus.files import SourceFile, glob_pattern, leads_out
 from pukd_ray.corpus.formats import FORMATS
+from pukd_ray.corpus.huggingface import CARD, choose_split, front_matter
 from pukd_ray.corpus.rows import safe_text
-from pukd_ray.storage import is_local, list_files, local_path, open_storage, split_uri
+from pukd_ray.storage import is_local, list_files, local_path, open_storage, read_bytes, split_uri
 
 
 def sources_by_role(config: RunConfig) -> dict[str, tuple[SourceConfig, ...]]:
@@ -66,18 +67,6 @@ def expand_braces(uris: Sequence[str]) -> list[str]:
             names = match[1].split(",")
         expanded += expand_braces([uri[: match.start()] + name + uri[match.end() :] for name in names])
     return expanded
-
-
-def _pattern(glob: str) -> re.Pattern[str]:
-    """Regular expression of a glob in which `*` stays within a folder and `**` crosses them."""
-    forms = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    expression = ""
-    for piece in re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^]/][^]/]*\])", glob):
-        if re.fullmatch(r"\[.+\]", piece):
-            expression += piece.replace("\\", r"\\").replace("[!", "[^", 1)
-        else:
-            expression += forms.get(piece) or re.escape(piece)
-    return re.compile(expression)
 
 
 def _hidden(relative: str, pattern: str | None) -> bool:
@@ -149,6 +138,17 @@ def _refuse_links(links: dict[str, str], key: str) -> None:
         )
 
 
+def _of_split(infos: list[_Found], root: str, fs: pafs.FileSystem, split: str | None, key: str) -> list[_Found]:
+    """The files of one split, if a folder is a data set of Hugging Face or `split` says so; else all."""
+    readme = next((item.path for item in infos if item.path == f"{root}/{CARD}"), None)
+    card = front_matter(read_bytes(fs, readme).decode(errors="replace")) if readme else None
+    if card is None and split is None:
+        return infos
+    relative = {item.path[len(root) :].lstrip("/"): item for item in infos}
+    data = [name for name in relative if not _hidden(name, None) and format_of(name) is not None]
+    return [relative[name] for name in choose_split(card or {}, data, split, key)]
+
+
 def check_reachable(uris: Sequence[str], key: str) -> list[str]:
     """Faults that show without listing: storage that cannot be opened, a path that does not exist."""
     faults = []
@@ -198,7 +198,9 @@ def list_source(source: SourceConfig, key: str) -> tuple[str, list[SourceFile], 
             deep = pattern is None or "/" in pattern or "**" in pattern
             infos = _files_below(fs, path, deep, local=is_local(uri), follow=source.follow_links)
             root = path
-        glob = None if pattern is None else _pattern(pattern)
+        glob = None if pattern is None else glob_pattern(pattern)
+        if pattern is None and info.type != pafs.FileType.File:
+            infos = _of_split(list(infos), root, fs, source.split, key)
         for item in infos:
             relative = item.path[len(root) :].lstrip("/")
             if item.leads_to and not _hidden(relative, pattern):

@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from pukd_ray.config import ConfigError
 from pukd_ray.errors import RunError
-from pukd_ray.run.records import RecordFile, StageMarker, T
+from pukd_ray.run.records import AttemptsRecord, RecordFile, StageMarker, T
 from pukd_ray.run.stages import Stage
 from pukd_ray.storage import (
     as_json,
@@ -255,11 +256,22 @@ class RunFolder:
 
     def spent(self, stage: str) -> float:
         """Seconds of all attempts at a stage, failed or not, since it was last retired."""
-        return float((self.read_json(f"markers/{stage}.attempts.json") or {"seconds": 0.0})["seconds"])
+        attempts = self.attempts(stage)
+        return attempts["seconds"] if attempts else 0.0
 
-    def record_attempt(self, stage: str, seconds: float) -> None:
-        """Remember the time of an attempt."""
-        self.write_json(f"markers/{stage}.attempts.json", {"seconds": round(self.spent(stage) + seconds, 3)})
+    def attempts(self, stage: str) -> AttemptsRecord | None:
+        """At the stage, since it was last retired; None before the first has ended."""
+        attempts: AttemptsRecord | None = self.read_json(f"markers/{stage}.attempts.json")
+        return attempts
+
+    def record_attempt(self, stage: str, seconds: float, error: str | None = None) -> None:
+        """Remember the time of an attempt, and why it failed if it did."""
+        record: AttemptsRecord = {
+            "seconds": round(self.spent(stage) + seconds, 3),
+            "error": error,
+            "failed": error and datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        self.write_json(f"markers/{stage}.attempts.json", record)
 
     def has_outputs(self, stage: Stage) -> bool:
         """Whether the stage left anything, finished or not."""
@@ -303,6 +315,22 @@ def absolute(output: str) -> str:
     return output if not is_local(output) else str(Path(output.removeprefix("file://")).expanduser().absolute())
 
 
+def open_run(output: str) -> RunFolder:
+    """The folder of a run, for those who only read it; ConfigError if no storage is known by such a name."""
+    try:
+        open_storage(output)
+    except ValueError as error:
+        raise ConfigError([f"arguments: {error}"]) from error
+    return RunFolder(absolute(output))
+
+
 def changed_inputs(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Keys whose values differ, sorted."""
-    return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    """Keys whose values differ, sorted. A key of a source that is null is as if it were not there: later versions have
+    more of them."""
+    return sorted(key for key in old.keys() | new.keys() if _told(old.get(key)) != _told(new.get(key)))
+
+
+def _told(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_told(item) for item in value]
+    return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value

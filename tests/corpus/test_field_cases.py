@@ -250,10 +250,12 @@ def test_files_without_a_usual_extension(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_columns_that_are_not_there_are_named(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"img": PNG[:2], "label": [0, 1]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"picture": PNG[:2], "label": [0, 1]}), tmp_path / "a.parquet")
     sources = {"corpus": (SourceConfig(uri=str(tmp_path)),)}
     told: list[str] = []
-    with pytest.raises(ConfigError, match=r"^corpus: .*a\.parquet: unsupported: no column image \(columns: img, label"):
+    with pytest.raises(
+        ConfigError, match=r"^corpus: .*a\.parquet: unsupported: no column image \(columns: picture, label"
+    ):
         measure_units(sources, list_inputs(sources).table, told.append)
 
 

@@ -29,6 +29,11 @@ def _no_hint(unit: Unit, source: SourceConfig) -> str:
     return ""
 
 
+def _unnamed(unit: Unit, source: SourceConfig) -> tuple[str, ...] | None:
+    del unit, source
+    return None
+
+
 def is_the_column_right(unit: Unit, source: SourceConfig) -> str:
     """Hint for formats whose labels are in a column."""
     del unit
@@ -67,6 +72,8 @@ class Format:
     """Whether `id_column` gives rows ids of the user's."""
     label_hint: Callable[[Unit, SourceConfig], str] = _no_hint
     """What to do about a row without a label."""
+    label_names: Callable[[Unit, SourceConfig], tuple[str, ...] | None] = _unnamed
+    """Names that a unit's file gives to its integer labels, if it does."""
 
     def where(self, unit: Unit, position: int) -> str:
         """The row at `position`, for a message."""

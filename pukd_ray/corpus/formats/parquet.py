@@ -23,6 +23,7 @@ from pukd_ray.corpus import units
 from pukd_ray.corpus.faults import BROKEN, UnpackingError, one_line, reason_of
 from pukd_ray.corpus.files import BLOCK_BYTES, UNPACKED_TIMES, FileFacts, SourceFile, read_beside
 from pukd_ray.corpus.formats.base import Format, every_name, is_the_column_right
+from pukd_ray.corpus.huggingface import label_names, named_columns
 from pukd_ray.corpus.pixels import IMAGE_EXTENSIONS
 from pukd_ray.corpus.rows import BadValueError, ImageRow, failed_rows, make_row
 from pukd_ray.corpus.units import Measured, Owner, Unit
@@ -55,6 +56,7 @@ def _measure(file: SourceFile, source: SourceConfig) -> FileFacts:
     with open_file(file.uri) as handle:
         parquet = pq.ParquetFile(handle)
         metadata, names = parquet.metadata, parquet.schema_arrow.names
+        source = named_columns(parquet.schema_arrow, source)
         wanted = [source.image_column, source.id_column]
         if _partition(file.uri, source.relevant_column) is None:
             wanted.append(source.relevant_column)
@@ -120,6 +122,7 @@ def _read(unit: Unit, source: SourceConfig, positions: np.ndarray, images: bool)
     try:
         with open_file(unit.files[0]) as handle:
             parquet = pq.ParquetFile(handle, buffer_size=BLOCK_BYTES)  # else a group's whole column at once
+            source = named_columns(parquet.schema_arrow, source)
             for group in range(unit.first_group, parquet.metadata.num_row_groups):
                 end = begin + parquet.metadata.row_group(group).num_rows
                 here = wanted[done : np.searchsorted(wanted, end)]
@@ -132,6 +135,14 @@ def _read(unit: Unit, source: SourceConfig, positions: np.ndarray, images: bool)
         failure = reason_of(error)
     if failure:
         yield from failed_rows(unit, wanted[done:].tolist(), failure)
+
+
+def _label_names(unit: Unit, source: SourceConfig) -> tuple[str, ...] | None:
+    if unit.error:
+        return None
+    with open_file(unit.files[0]) as handle:
+        schema = pq.read_schema(handle)
+    return label_names(schema, named_columns(schema, source).label_column)
 
 
 def _read_group(
@@ -256,5 +267,6 @@ PARQUET = Format(
     any_name=every_name,
     has_id_column=True,
     label_hint=is_the_column_right,
+    label_names=_label_names,
 )
 """A row costs the pages of its row group up to it."""
