@@ -17,6 +17,7 @@ from pukd_ray.config import ConfigError
 from pukd_ray.errors import RunError
 from pukd_ray.preflight import parse_value
 from pukd_ray.run.stages import STAGE_NAMES
+from pukd_ray.runtime.colour import RED, YELLOW, coloured
 from pukd_ray.runtime.environment import under_job
 from pukd_ray.storage import redact
 
@@ -111,24 +112,37 @@ def add_redo(parser: argparse.ArgumentParser) -> None:
 
 def run_job(main: Callable[[], None]) -> int:
     """Run a command's body and return its exit code: 0 done, 2 bad config or arguments, 1 the run failed."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Coloured("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         main()
     except ConfigError as error:
         for fault in error.faults:
-            print(redact(fault), file=sys.stderr)
+            _tell(fault)
         return 2
     except RunError as error:
-        print(redact(f"failed: {_cause(error)}"), file=sys.stderr, flush=True)
+        _tell(f"failed: {_cause(error)}")
         return 1
     except KeyboardInterrupt:
-        print("failed: interrupted; start again to go on where it stopped", file=sys.stderr)
+        _tell("failed: interrupted; start again to go on where it stopped")
         return 1
     except Exception as error:
         print(redact(traceback.format_exc()), end="", file=sys.stderr)
-        print(redact(f"failed: {_cause(error)}; mend the cause and start again to go on"), file=sys.stderr)
+        _tell(f"failed: {_cause(error)}; mend the cause and start again to go on")
         return 1
     return 0
+
+
+def _tell(fault: str) -> None:
+    """One line on stderr, at once; red on a terminal."""
+    print(coloured(redact(fault), sys.stderr, RED), file=sys.stderr, flush=True)
+
+
+class _Coloured(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        colour = RED if record.levelno >= logging.ERROR else YELLOW if record.levelno >= logging.WARNING else None
+        return coloured(super().format(record), sys.stderr, colour)
 
 
 def _cause(error: Exception) -> str:

@@ -18,6 +18,7 @@ from pukd_ray.corpus.plan import list_inputs
 from pukd_ray.corpus.reading import content_hash
 from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.corpus.units import Unit, clip, units_from_table, units_to_table
+from pukd_ray.run.ahead import duration
 from pukd_ray.run.folder import RunFolder, absolute
 from pukd_ray.run.records import ESTIMATE, SELECTION, CostRecord, EstimateRecord
 from pukd_ray.run.stages import STAGES
@@ -329,10 +330,3 @@ def lines_of(found: EstimateRecord) -> list[str]:
             f"{found['storage_money_per_month']:,.2f} a month"
         )
     return shown
-
-
-def duration(seconds: float) -> str:
-    """`75 s`, `12.5 min` or `3.4 h`."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"

@@ -12,18 +12,20 @@ from pukd_ray.corpus.context import RunContext, Shared
 from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.corpus.units import mark_gone, units_from_table
 from pukd_ray.errors import RunError
-from pukd_ray.estimate import SELECTOR_PARTS, lines_of
+from pukd_ray.estimate import lines_of
 from pukd_ray.preflight import to_yaml
+from pukd_ray.report.tracking import track
 from pukd_ray.resume import Progress, check_progress
+from pukd_ray.run.ahead import duration, expected_seconds, seconds_left
 from pukd_ray.run.folder import RunFolder, absolute
 from pukd_ray.run.lease import Lease
 from pukd_ray.run.records import ESTIMATE, METRICS
 from pukd_ray.run.stages import STAGE_NAMES, Stage, stages_until
-from pukd_ray.runtime.console import say
-from pukd_ray.runtime.engine import Cluster, engine, gpus_per_actor, told_by_worker
+from pukd_ray.runtime.console import at_stage, doing, say
+from pukd_ray.runtime.engine import Cluster, cause_of, engine, gpus_per_actor, told_by_worker
 from pukd_ray.runtime.environment import under_job
 from pukd_ray.runtime.timing import Stopwatch
-from pukd_ray.storage import is_local, open_storage
+from pukd_ray.storage import is_local, open_storage, redact
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def run_pipeline(config: RunConfig, *, redo: str | None = None, until: str = "re
     """
     folder = open_folder(config)
     _make(folder)
-    with Lease(folder) as lease:
+    with Lease(folder, doing) as lease:
         progress = check_progress(folder, config, redo, stages_until(until), lease.take)
         if progress.pending:
             for remark in progress.listing.remarks:
@@ -53,10 +55,23 @@ def run_pipeline(config: RunConfig, *, redo: str | None = None, until: str = "re
             with engine(config.name, config.resources.autoscales) as cluster:
                 _check_cluster(config, cluster, folder)
                 say(f"ray       {cluster.describe()}, started in {watch.seconds:.1f} s")
-                _run_stages(lease.take(), config, cluster, progress)
+                held = lease.take()
+                try:
+                    _run_stages(held, config, cluster, progress)
+                except Exception as error:
+                    if not held.lease_is_lost():
+                        _track(held, config, until, _told(error))
+                    raise
+                _track(held, config, until)
         else:
             say(f"finished  all stages of {folder.display} are done; nothing to do (--redo STAGE does a stage again)")
     return RunResult(folder.display, folder.read_json("metrics.json") or {})
+
+
+def _track(folder: RunFolder, config: RunConfig, until: str, failed: str | None = None) -> None:
+    """Tell the trackers of a whole run; parts of one, which studies make, are nothing to follow."""
+    if until == STAGE_NAMES[-1]:
+        track(folder, config, failed)
 
 
 def open_folder(config: RunConfig) -> RunFolder:
@@ -89,12 +104,15 @@ def _run_stages(folder: RunFolder, config: RunConfig, cluster: Cluster, progress
     folder.write_text("config.yaml", to_yaml(config))
     run = RunContext(folder, config, cluster, Shared.of(progress.weights), listing=progress.listing.table)
     expected = _expected_seconds(folder)
-    for stage in progress.pending:
+    for number, stage in enumerate(progress.pending, 1):
         if stage.name != "plan" and not run.units:
             run = replace(run, units=mark_gone(units_from_table(folder.read_table("plan.parquet")), progress.gone))
-        seconds, counts = _run_stage(stage, run, progress.inputs[stage.name])
+        later = seconds_left((each.name for each in progress.pending[number:]), expected, {})
+        with at_stage(stage.name, expected.get(stage.name), later):
+            seconds, counts = _run_stage(stage, run, progress.inputs[stage.name])
         against = f" (estimated {expected[stage.name]:.1f})" if stage.name in expected else ""
-        say(f"{stage.name:<9} done in {seconds:5.1f} s{against}: {_shown(counts)}")
+        left = f"; {duration(later)} left" if later else ""
+        say(f"{stage.name:<9} done in {seconds:5.1f} s{against}: {_shown(counts)}{left}")
     if folder.exists("metrics.json"):
         _add_seconds(folder)
 
@@ -102,13 +120,9 @@ def _run_stages(folder: RunFolder, config: RunConfig, cluster: Cluster, progress
 def _expected_seconds(folder: RunFolder) -> dict[str, float]:
     """By stage, as `pukd estimate` found for this run, whose lines are shown again; empty without."""
     found = folder.find_record(ESTIMATE)
-    if found is None:
-        return {}
-    for line in lines_of(found):
+    for line in lines_of(found) if found else ():
         say(line)
-    parts = dict(found["seconds"])
-    parts["selector"] = sum(parts.pop(part, 0.0) for part in SELECTOR_PARTS)
-    return parts
+    return expected_seconds(found)
 
 
 def _run_stage(stage: Stage, run: RunContext, inputs: dict[str, Any]) -> tuple[float, dict[str, Any]]:
@@ -120,12 +134,18 @@ def _run_stage(stage: Stage, run: RunContext, inputs: dict[str, Any]) -> tuple[f
         counts = stage.function()(run)
     except BaseException as error:
         with suppress(RunError):  # of storage that fails: the first fault is the one to tell
-            run.folder.record_attempt(stage.name, watch.seconds)
+            run.folder.record_attempt(stage.name, watch.seconds, _told(error))
         if isinstance(error, Exception) and (told := told_by_worker(error)):
             raise RunError(told) from error
         raise
     run.folder.finish(stage.name, inputs, watch.seconds, counts)
     return watch.seconds, counts
+
+
+def _told(error: BaseException) -> str:
+    """Why an attempt failed, on one line and without credentials."""
+    cause = cause_of(error) if isinstance(error, Exception) else "interrupted"
+    return redact(" ".join(cause.split())[:1000])
 
 
 def _check_cluster(config: RunConfig, cluster: Cluster, folder: RunFolder) -> None:

@@ -80,9 +80,12 @@ def check_progress(
     redo: str | None,
     stages: Sequence[Stage],
     take: Callable[[], object] = lambda: None,
+    *,
+    dry: bool = False,
 ) -> Progress:
     """What of `stages` is to do; moves aside what `redo`, or a corpus that has grown, makes obsolete, after `take()`.
 
+    If `dry` it only says what it would move.
     StaleResultsError if the folder's results are of other inputs and no `redo` covers it.
     """
     weights = read_file(config.teacher.weights)
@@ -108,9 +111,8 @@ def check_progress(
     if redo is not None:
         again = stages_from(redo)
         if _has_results(folder, again):
-            take()
             names = ", ".join(stage.name for stage in again)
-            say(f"          {names}: earlier results moved to {folder.retire(again)}")
+            say(f"          {names}: earlier results {_move(folder, again, take, dry)}")
         done -= {stage.name for stage in again}
     gone = frozenset[str]() if redo == "plan" else drift.gone
     if gone:
@@ -121,14 +123,21 @@ def check_progress(
     if drift.added and redo != "plan":
         grown = stages_from("select")
         if _has_results(folder, grown):
-            take()
             say(
                 f"          the corpus has {drift.added} new files: only they are scored; what was made without "
-                f"them moves to {folder.retire(grown)}"
+                f"them {_move(folder, grown, take, dry)}"
             )
         done -= {"plan", "score", *(stage.name for stage in grown)}
     pending = tuple(stage for stage in stages if stage.name not in done)
     return Progress(pending, inputs, listing, weights, gone)
+
+
+def _move(folder: RunFolder, stages: Sequence[Stage], take: Callable[[], object], dry: bool) -> str:
+    """Retire what `stages` left, after `take()`; where it went, or would go."""
+    if dry:
+        return "would move to old/"
+    take()
+    return f"moved to {folder.retire(stages)}"
 
 
 def check_unchanged(folder: RunFolder, config: RunConfig) -> None:

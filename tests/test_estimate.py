@@ -9,7 +9,8 @@ import pytest
 
 from pukd_ray.config import ConfigError, RunConfig
 from pukd_ray.corpus.units import Unit
-from pukd_ray.estimate import Amounts, Line, Prices, Trial, conclude, duration, estimate_run, lines_of, take_units
+from pukd_ray.estimate import Amounts, Line, Prices, Trial, conclude, estimate_run, lines_of, take_units
+from pukd_ray.run.ahead import duration
 from pukd_ray.runtime.engine import Cluster
 
 CLUSTER = Cluster(cpus=8, gpus=2, nodes=2, autoscales=False)

@@ -26,6 +26,7 @@ ORDER = (
     "report",
     "resume",
     "estimate",
+    "outline",
     "pipeline",
     "demo",
     "soak",

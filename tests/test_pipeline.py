@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from record_types import faults_of
 from synthetic import labelled, write_config, write_task
 
 from pukd_ray import ConfigError, RunConfig, RunError, load_config, load_student, run_pipeline
+from pukd_ray.commands import main
 from pukd_ray.corpus.pixels import decode, pixel_spec
 from pukd_ray.networks.selector import SelectorHead
 from pukd_ray.networks.teacher import Teacher
+from pukd_ray.report.status import status_lines
 from pukd_ray.run import records
 from pukd_ray.run.folder import SCORES_SCHEMA, SELECTED_SCHEMA, RunFolder
 from pukd_ray.run.stages import STAGE_NAMES
@@ -135,6 +138,7 @@ def test_the_folder_holds_what_the_contract_names(finished: Path) -> None:
         "selection.json",
         "selector",
         "student",
+        *(["tensorboard"] if find_spec("tensorboard") else []),
     }
     assert {p.name for p in (finished / "student").iterdir()} == {
         "class_weights.json",
@@ -151,6 +155,22 @@ def test_the_folder_holds_what_the_contract_names(finished: Path) -> None:
     assert sum(weights) == pytest.approx(4)
     resolved = load_config(finished / "config.yaml")
     assert resolved.teacher.weights == str(finished.parent / "teacher.pt")
+
+
+def test_a_finished_run_is_looked_at_from_its_folder_alone(
+    task: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = status_lines(RunFolder(str(finished)))
+    assert lines[1].startswith("driver    none; the last was process ")
+    assert [" done in " in line for line in lines[2:]] == [True] * len(STAGE_NAMES)
+    assert main(["show", str(finished), "part-0.parquet#404", "part-0.parquet#400", "--pictures", str(tmp_path)]) == 0
+    assert "  unreadable    empty" in capsys.readouterr().out
+    (picture,) = tmp_path.iterdir()
+    assert picture.read_bytes() == pq.read_table(task / "lake/part-0.parquet").column("image")[404].as_py()
+    assert main(["publish", str(finished), str(tmp_path / "hub")]) == 0
+    published = pq.read_table(tmp_path / "hub/dataset/data")
+    assert published.num_rows == json.loads((finished / "metrics.json").read_text())["n_selected"]
+    assert "| student (lenet5_half) | " in (tmp_path / "hub/model/README.md").read_text()
 
 
 def test_the_student_loads_and_is_as_good_as_the_metrics_say(task: Path, finished: Path) -> None:
@@ -346,6 +366,7 @@ def test_a_corpus_without_relevant_images_ends_at_the_selector(tmp_path: Path) -
     config = write_task(tmp_path, relevant=0.0)
     with pytest.raises(RunError, match="corpus:"):
         run_pipeline(load_config(write_config(tmp_path, config)))
+    assert any(line.startswith("error     selector failed at 20") for line in status_lines(RunFolder(config["output"])))
     assert not (tmp_path / "run" / "scores").exists()
     assert not (tmp_path / "run" / "student").exists()
 

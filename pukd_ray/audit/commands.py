@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pukd_ray.audit.drawing import check_selection, draw_sample, save_sample
-from pukd_ray.audit.forms import CSV, INTERFACE, PAGE, TASKS, read_labels, write_forms
+from pukd_ray.audit.forms import CSV, FIFTYONE, INTERFACE, PAGE, TASKS, read_labels, write_forms
 from pukd_ray.audit.record import (
     SAMPLE,
     AuditRecord,
@@ -51,6 +51,7 @@ def draw(folder: RunFolder, config: RunConfig, *, images: int = 300, seed: int |
     say(f"label     {where}/{PAGE} in a browser: y, n, u, then Save file")
     say(f"or        fill in the last column of {where}/{CSV} with yes, no or unsure")
     say(f"or        import {where}/{TASKS} into Label Studio, labelling interface {where}/{INTERFACE}; export as JSON")
+    say(f"or        open {where}/{FIFTYONE} in FiftyOne (docs/integrations.md); export its labels.json")
     say("then      pukd audit read, with the same config and that file; part of it will do, in the order shown")
     return design
 

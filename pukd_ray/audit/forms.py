@@ -1,6 +1,6 @@
-"""The three ways to label a sample, and back: a page of its own, a CSV file, Label Studio.
+"""The four ways to label a sample, and back: a page of its own, a CSV file, Label Studio, FiftyOne.
 
-Images are shown in random order and without scores. Image ids are foreign text: they are data in all three.
+Images are shown in random order and without scores. Image ids are foreign text: they are data in all four.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ import csv
 import hashlib
 import io
 import json
-from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from base64 import b64decode, b64encode
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import PurePosixPath
 from typing import Any, get_args
 
 import pyarrow as pa
@@ -37,9 +39,12 @@ PAGE = "audit/label.html"
 CSV = "audit/labels.csv"
 TASKS = "audit/label_studio.json"
 INTERFACE = "audit/label_studio.xml"
+FIFTYONE = "audit/fiftyone"
+"""A FiftyOneImageClassificationDataset: `data/<audit>-<number>.png` and `labels.json`."""
 
 MAX_SIDE = 320  # of a picture to label, pixels: 300 JPEGs of it are a page of about 10 MB
 PNG_SIDE = 96  # below, JPEG would spoil what little there is
+WRITE_THREADS = 16
 EXAMPLES = 200  # of P on the page
 EXAMPLES_PER_CLASS = 4
 
@@ -77,6 +82,21 @@ def write_forms(folder: RunFolder, config: RunConfig, sample: pa.Table, audit: s
     tasks = [{"data": {"audit": audit, "image_id": i, "image": p or ""}} for i, p in zip(ids, pictures, strict=True)]
     folder.write_text(TASKS, json.dumps(tasks))
     folder.write_text(INTERFACE, INTERFACE_XML)
+    _write_fiftyone(folder, audit, pictures)
+
+
+def _write_fiftyone(folder: RunFolder, audit: str, pictures: Sequence[str | None]) -> None:
+    """The same pictures as files, without labels; what cannot be shown has none."""
+    named: dict[str, bytes] = {}
+    for number, shown in enumerate(pictures, 1):
+        if shown is not None:
+            header, _, data = shown.partition(",")
+            kind = header.partition("/")[2].partition(";")[0]
+            named[f"{audit}-{number:05d}.{kind}"] = b64decode(data)
+    with ThreadPoolExecutor(WRITE_THREADS) as pool:
+        list(pool.map(lambda file: folder.write_bytes(f"{FIFTYONE}/data/{file[0]}", file[1]), named.items()))
+    labels = {"classes": list(LABELS), "labels": dict.fromkeys(name.rpartition(".")[0] for name in named)}
+    folder.write_json(f"{FIFTYONE}/labels.json", labels)
 
 
 # -- pictures ---------------------------------------------------------------------------------------------------
@@ -173,7 +193,8 @@ def _as_text(value: str) -> str:
 
 
 def read_labels(folder: RunFolder, path: str) -> dict[str, Label]:
-    """Labels by image id from a file that the page saved, the CSV file, or Label Studio's JSON export.
+    """Labels by image id from a file that the page saved, the CSV file, Label Studio's JSON export, or the
+    `labels.json` of a FiftyOneImageClassificationDataset.
 
     Some or all. RunError naming the file if it is none of these, of another sample, or has unknown ids or labels.
     """
@@ -189,7 +210,7 @@ def read_labels(folder: RunFolder, path: str) -> dict[str, Label]:
 
 def parse_labels(text: str, ids: Sequence[str], audit: str, path: str = "labels") -> dict[str, Label]:
     """Labels in `text` of the sample `audit` with image ids `ids`, in the order of the sample; see `read_labels`."""
-    found = _read_csv(text, ids, path) if not text.lstrip().startswith(("{", "[")) else _read_json(text, path)
+    found = _read_csv(text, ids, path) if not text.lstrip().startswith(("{", "[")) else _read_json(text, ids, path)
     known = set(ids)
     labels: dict[str, Label] = {}
     for of_audit, image_id, value in found:
@@ -219,7 +240,7 @@ def _read_csv(text: str, ids: Sequence[str], path: str) -> _Found:
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
     if missing := {"audit", "number", "image_id", "label"} - set(reader.fieldnames or ()):
         raise RunError(
-            f"{path}: is neither a file of the page, nor a JSON export of Label Studio, nor the CSV file "
+            f"{path}: is neither a file of the page, nor a JSON export of Label Studio or FiftyOne, nor the CSV file "
             f"(no column {sorted(missing)[0]})"
         )
     for row in reader:
@@ -233,16 +254,30 @@ def _read_csv(text: str, ids: Sequence[str], path: str) -> _Found:
     return found
 
 
-def _read_json(text: str, path: str) -> _Found:
+def _read_json(text: str, ids: Sequence[str], path: str) -> _Found:
     try:
         content = json.loads(text)
+        if isinstance(content, dict) and "classes" in content:
+            return list(_of_fiftyone(content["classes"], content["labels"], ids))
         if isinstance(content, dict):  # of the page
             return [(content["audit"], image_id, label) for image_id, label in content["labels"].items()]
         return [entry for task in content for entry in _of_task(task)]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise RunError(
-            f"{path}: is neither a file of the page nor a JSON export of Label Studio ({error!r})"
+            f"{path}: is neither a file of the page nor a JSON export of Label Studio or FiftyOne ({error!r})"
         ) from error
+
+
+def _of_fiftyone(
+    classes: Sequence[str] | None, labels: Mapping[str, int | str | None], ids: Sequence[str]
+) -> Iterator[tuple[Any, Any, Any]]:
+    """Labels by the names of the files, which have the audit and the number of the image."""
+    for name, label in labels.items():
+        if label is None:
+            continue
+        audit, _, number = PurePosixPath(name).name.partition(".")[0].partition("-")
+        image_id = ids[int(number) - 1] if number.isdecimal() and 1 <= int(number) <= len(ids) else name
+        yield audit, image_id, classes[label] if classes and isinstance(label, int) else label
 
 
 def _of_task(task: Mapping[str, Any]) -> _Found:

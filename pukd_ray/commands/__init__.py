@@ -16,12 +16,14 @@ from pukd_ray.cli import Parser, run_job
 
 @dataclass(frozen=True)
 class Command:
-    """One command; `jobs/` has an entry point of the same name for `ray job submit`."""
+    """One command."""
 
     name: str
     help: str
     runs: str
     """`module:function`; it is given the arguments after the command's name. Imported when it runs."""
+    job: bool = True
+    """Whether `jobs/` has an entry point of the same name for `ray job submit`: not of what a person looks at."""
 
     def function(self) -> Callable[[Sequence[str]], None]:
         """What runs it."""
@@ -33,6 +35,9 @@ class Command:
 COMMANDS = (
     Command("run", "select from the corpus, distil the student, report", "pukd_ray.commands.run:main"),
     Command("estimate", "what a run will take: time, hours of CPUs and GPUs, money", "pukd_ray.commands.estimate:main"),
+    Command("status", "how far a run is, from its folder alone", "pukd_ray.commands.status:main", job=False),
+    Command("show", "rows and pictures of single images", "pukd_ray.commands.show:main", job=False),
+    Command("publish", "the selection and the student for Hugging Face", "pukd_ray.commands.publish:main", job=False),
     Command("audit", "know what the run is worth: label some images by hand", "pukd_ray.commands.audit:main"),
     Command("train-teacher", "train a teacher on labelled images", "pukd_ray.commands.train_teacher:main"),
     Command("paper-table", "the paper's table for any data set", "pukd_ray.commands.paper_table:main"),

@@ -5,6 +5,6 @@
 """
 
 from pukd_ray.preflight.document import parse_value, to_yaml
-from pukd_ray.preflight.loading import load, load_config, load_teacher_training
+from pukd_ray.preflight.loading import config_of_run, load, load_config, load_teacher_training
 
-__all__ = ["load", "load_config", "load_teacher_training", "parse_value", "to_yaml"]
+__all__ = ["config_of_run", "load", "load_config", "load_teacher_training", "parse_value", "to_yaml"]

@@ -52,14 +52,22 @@ def parse_value(text: str) -> Any:
 def read_document(path: Path) -> dict[str, Any]:
     """The file's keys and values; ConfigError if it holds nothing of the kind."""
     try:
-        raw = yaml.load(path.read_text(), Loader=_Loader)
+        return parse_document(path.read_text(), f"--config: {path}")
     except OSError as error:
         raise ConfigError([f"--config: cannot read {path}: {error.strerror}"]) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"--config: {path} is not YAML: {error}"]) from error
+
+
+def parse_document(text: str, what: str) -> dict[str, Any]:
+    """The same of a text; `what` begins the fault."""
+    try:
+        raw = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
         where = f" line {mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
-        raise ConfigError([f"--config: {path}{where} is not YAML: {getattr(error, 'problem', error)}"]) from error
+        raise ConfigError([f"{what}{where} is not YAML: {getattr(error, 'problem', error)}"]) from error
     if not isinstance(raw, dict):
-        raise ConfigError([f"--config: {path} must hold keys and values"])
+        raise ConfigError([f"{what} must hold keys and values"])
     return {str(key): value for key, value in raw.items()}
 
 

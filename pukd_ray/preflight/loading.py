@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -14,12 +15,14 @@ from pukd_ray.config import (
     SelectorConfig,
     Sources,
     TeacherTrainingConfig,
+    TrackingConfig,
     worker_faults,
 )
-from pukd_ray.preflight.document import apply_overrides, read_document
+from pukd_ray.preflight.document import apply_overrides, parse_document, read_document
 from pukd_ray.preflight.faults import validate
 from pukd_ray.preflight.files import file_faults, read_class_names, resolve_paths
 from pukd_ray.preflight.secrets import secret_faults
+from pukd_ray.run.folder import RunFolder
 
 T = TypeVar("T")
 
@@ -49,6 +52,20 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         distill.lrr: unknown key
     """
     return load(path, overrides, RunConfig)
+
+
+def config_of_run(folder: RunFolder) -> RunConfig:
+    """The resolved config that a run left in its folder, for those who only read it: its files are not looked at.
+
+    ConfigError if there is none, or it is of a version with other keys.
+    """
+    if not folder.exists("config.yaml"):
+        raise ConfigError([f"{folder.display}: holds no run (no config.yaml): give the `output` of its config"])
+    name = f"{folder.display}/config.yaml"
+    config, faults = validate(parse_document(folder.read_bytes("config.yaml").decode(), name), RunConfig)
+    if config is None:
+        raise ConfigError([f"{name}: {fault}" for fault in faults])
+    return config
 
 
 def load_teacher_training(path: str | Path, overrides: Mapping[str, Any] | None = None) -> TeacherTrainingConfig:
@@ -86,10 +103,22 @@ def load(
     is_run = issubclass(kind, RunConfig)
     if is_run and config is None:
         faults += _worker_faults(raw, at_fault)
+    if isinstance(config, RunConfig):
+        faults += _tracking_faults(config.tracking)
     faults += file_faults(raw, at_fault, source_keys, writes_teacher=writes_teacher(raw), has_student=is_run)
     if faults or config is None:
         raise ConfigError(list(dict.fromkeys(faults)))
     return config
+
+
+def _tracking_faults(tracking: TrackingConfig) -> list[str]:
+    """Trackers that are asked for and not installed."""
+    asked = {"tensorboard": tracking.tensorboard is True, "mlflow": tracking.mlflow, "wandb": tracking.wandb}
+    return [
+        f"tracking.{name}: {name} is not installed: pip install 'pukd_ray[{name}]'"
+        for name, wanted in asked.items()
+        if wanted and find_spec(name) is None
+    ]
 
 
 def _source_keys(kind: Any) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import ray
 
 from pukd_ray.config import RunConfig, SelectionConfig
 from pukd_ray.corpus.fetch import fetch_images
-from pukd_ray.corpus.pixels import PixelSpec, Unreadable, decode, encode_png
+from pukd_ray.corpus.pixels import IMAGE_EXTENSIONS, PixelSpec, Unreadable, decode, encode_png
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.run.records import SELECTION
 from pukd_ray.runtime.engine import IO_CPUS
@@ -25,6 +26,7 @@ from pukd_ray.selection.chunks import score_files
 from pukd_ray.selection.rules import RULES
 from pukd_ray.selection.scoring import sort_key
 from pukd_ray.selection.select import FILES_PER_TASK
+from pukd_ray.storage import redact
 
 MAX_CLASSES = 12
 PER_KIND = 8
@@ -49,6 +51,18 @@ class Picture:
     selected: bool
     uri: str | None
     """data: URI of a PNG; None if the image could not be fetched."""
+    source: str = ""
+    """The file that it is in."""
+    source_row: int = 0
+
+    @property
+    def link(self) -> str | None:
+        """Where a browser can open it; None of an image within a file, or in a store that browsers do not know."""
+        if PurePosixPath(self.source).suffix.lower() not in IMAGE_EXTENSIONS:
+            return None
+        if self.source.startswith(("http://", "https://")):
+            return redact(self.source)
+        return Path(self.source).as_uri() if self.source.startswith("/") else None
 
 
 @dataclass(frozen=True)
@@ -285,7 +299,8 @@ def _fetch(folder: RunFolder, config: RunConfig, table: pa.Table, rows: np.ndarr
     pictures = {}
     for row, uri in uris.items():
         r = table.slice(row, 1).to_pylist()[0]
-        pictures[row] = Picture(r["image_id"], r["pu_logit"], r["pu_probability"], r["relevant"], r["selected"], uri)
+        scores = r["pu_logit"], r["pu_probability"], r["relevant"], r["selected"]
+        pictures[row] = Picture(r["image_id"], *scores, uri, r["source"], r["source_row"])
     return pictures
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -53,7 +54,7 @@ def render_page(folder: RunFolder, config: RunConfig, gallery: Gallery) -> str:
     """The page as HTML text that refers to nothing outside itself."""
     environment = load_templates("report")
     environment.filters |= {"share": share, "percent": percent, "number": number, "times": times}
-    environment.filters |= {"seconds": duration, "track": track, "zip": zip}
+    environment.filters |= {"seconds": duration, "track": track, "zip": zip, "quote": shlex.quote}
     return environment.get_template("page.html.j2").render(_content(folder, config, gallery))
 
 

@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 
 from pukd_ray.errors import RunError
 from pukd_ray.run.folder import LEASES, RunFolder
-from pukd_ray.run.records import LeaseRecord
+from pukd_ray.run.records import DoingRecord, LeaseRecord
 
 BEAT_SECONDS = 10.0
 LAPSE_SECONDS = 60.0
@@ -35,10 +36,13 @@ _held: set[str] = set()
 
 
 class Lease:
-    """The right to write into a run folder: free or RunError on entering, taken by `take`, given back on leaving."""
+    """The right to write into a run folder: free or RunError on entering, taken by `take`, given back on leaving.
 
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder, self._seen = folder, 0
+    `doing` is asked at every beat what the holder is at, for those who look from elsewhere.
+    """
+
+    def __init__(self, folder: RunFolder, doing: Callable[[], DoingRecord | None] = lambda: None) -> None:
+        self._folder, self._seen, self._doing = folder, 0, doing
         self._record: LeaseRecord | None = None
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._lost = False
@@ -83,7 +87,7 @@ class Lease:
         _held.discard(self._record["driver"])
         with self._lock, suppress(RunError):  # it lapses all the same
             if not self._lost:
-                self._folder.write_json(_name(self._record["token"]), self._record | {"released": True})
+                self._folder.write_json(_name(self._record["token"]), self._record | {"doing": None, "released": True})
         if self._former is not None:
             signal.signal(STOP, self._former)
         if self._lost and isinstance(error, KeyboardInterrupt):
@@ -99,7 +103,11 @@ class Lease:
                     return
                 self._lost = held.lease_is_lost()
                 if not self._lost:
-                    self._record |= {"beat": self._record["beat"] + 1, "last_beat": _now()}
+                    self._record |= {
+                        "beat": self._record["beat"] + 1,
+                        "last_beat": _now(),
+                        "doing": self._doing(),
+                    }
                     held.write_json(_name(held.token), self._record)
             if self._lost:
                 if interrupt:
@@ -111,7 +119,8 @@ def _name(token: int) -> str:
     return f"{LEASES}/{token:08d}.json"
 
 
-def _find(folder: RunFolder) -> LeaseRecord | None:
+def find_lease(folder: RunFolder) -> LeaseRecord | None:
+    """The newest lease, given back or not; None if there never was one."""
     token = folder.last_token()
     record: LeaseRecord | None = folder.read_json(_name(token)) if token else None
     return record
@@ -119,7 +128,7 @@ def _find(folder: RunFolder) -> LeaseRecord | None:
 
 def _wait_until_free(folder: RunFolder) -> int:
     """Token of the last lease, given back or lapsed; RunError if its holder lives."""
-    first = _find(folder)
+    first = find_lease(folder)
     if first is None or first["released"]:
         return folder.last_token()
     if first["process"].rpartition("/")[0] == _process(0).rpartition("/")[0]:  # a process that this one can see
@@ -131,7 +140,7 @@ def _wait_until_free(folder: RunFolder) -> int:
     began = time.monotonic()
     while age < CLOCKS_DIFFER_SECONDS and time.monotonic() - began < LAPSE_SECONDS:
         time.sleep(min(1.0, LAPSE_SECONDS / 10))
-        now = _find(folder)
+        now = find_lease(folder)
         if now is None or now["released"]:
             return folder.last_token()
         if (now["token"], now["beat"]) != (first["token"], first["beat"]):

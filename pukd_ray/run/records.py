@@ -412,6 +412,35 @@ class StageMarker(TypedDict):
     """What its result depends on, by config key."""
 
 
+class DoingRecord(TypedDict):
+    """What a driver is at."""
+
+    stage: str
+    seconds: float
+    """Since it began with the stage."""
+    part: str
+    """Of the stage: what `done` counts; empty before there is anything to count."""
+    done: float
+    total: float | None
+    """Null while it is not known."""
+    unit: str
+    """Images, steps or others."""
+    seconds_left: float | None
+    """Of the stage; null where neither what is done nor an estimate tells."""
+    seconds_left_in_all: float | None
+    """Of all stages; null without `pukd estimate`."""
+
+
+class AttemptsRecord(TypedDict):
+    """`markers/<stage>.attempts.json`: what the attempts at a stage took, and why the last of them failed."""
+
+    seconds: float
+    error: NotRequired[str | None]
+    """One line; null of an attempt that did not fail."""
+    failed: NotRequired[str | None]
+    """ISO 8601, UTC."""
+
+
 class LeaseRecord(TypedDict):
     """`markers/lease/<token>.json`: who writes into the folder, or did."""
 
@@ -427,6 +456,8 @@ class LeaseRecord(TypedDict):
     beat: int
     """Goes up every few seconds while the process lives."""
     last_beat: str
+    doing: NotRequired[DoingRecord | None]
+    """At the last beat; leases of earlier versions do not say."""
     released: bool
     """Given back: the folder is free."""
 

@@ -4,27 +4,100 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from tqdm import tqdm
 
+from pukd_ray.run.ahead import duration
+from pukd_ray.run.records import DoingRecord
+from pukd_ray.runtime.colour import coloured
 from pukd_ray.runtime.metrics import record
 from pukd_ray.storage import redact
 
 
 def say(text: str) -> None:
     """One line for the user, at once."""
-    tqdm.write(redact(text), file=sys.stdout)
+    tqdm.write(coloured(redact(text), sys.stdout), file=sys.stdout)
     sys.stdout.flush()
 
 
+@dataclass
+class Now:
+    """What this driver is at: a stage, and the last of its bars."""
+
+    stage: str = ""
+    began: float = 0.0
+    """Of `time.monotonic`, as all times here."""
+    expected: float | None = None
+    """Seconds that the stage takes by the estimate; None without."""
+    later: float | None = None
+    """Those of the stages after it."""
+    bar: _Bar | None = None
+
+    def seconds_left(self) -> float | None:
+        """Of the stage: at the rate of its bar so far, or else by the estimate."""
+        bar, elapsed = self.bar, time.monotonic() - self.began
+        # A bar of another name is of a part of the stage: it says nothing of the others.
+        if bar is not None and bar.stage == self.stage and bar.total and bar.n > bar.initial:
+            return (time.monotonic() - bar.began) * (bar.total - bar.n) / (bar.n - bar.initial)
+        return None if self.expected is None else max(0.0, self.expected - elapsed)
+
+    def seconds_left_in_all(self) -> float | None:
+        """Of this stage and those after it; None without an estimate."""
+        left = self.seconds_left()
+        return None if left is None or self.later is None else left + self.later
+
+    def record(self) -> DoingRecord | None:
+        """For those who look from elsewhere; None between runs."""
+        if not self.stage:
+            return None
+        bar, left, in_all = self.bar, self.seconds_left(), self.seconds_left_in_all()
+        return {
+            "stage": self.stage,
+            "seconds": round(time.monotonic() - self.began, 1),
+            "part": bar.stage if bar else "",
+            "done": float(bar.n) if bar else 0.0,
+            "total": float(bar.total) if bar and bar.total is not None else None,
+            "unit": bar.unit.strip() if bar else "",
+            "seconds_left": left if left is None else round(left, 1),
+            "seconds_left_in_all": in_all if in_all is None else round(in_all, 1),
+        }
+
+
+_now = Now()
+
+
+@contextmanager
+def at_stage(stage: str, expected: float | None, later: float | None) -> Iterator[None]:
+    """While the body runs a stage; `expected` and `later` as of `Now`."""
+    global _now
+    _now = Now(stage, time.monotonic(), expected, later)
+    try:
+        yield
+    finally:
+        _now = Now()
+
+
+def doing() -> DoingRecord | None:
+    """What this driver is at; None between stages."""
+    return _now.record()
+
+
 class _Bar(tqdm):  # type: ignore[type-arg]  # generic for type checkers only
-    """A bar that is seen by Prometheus too."""
+    """A bar that is seen by Prometheus too, and by the run's lease."""
 
     stage = ""
+    began = 0.0
+
+    @property
+    def format_dict(self) -> Any:
+        left = _now.seconds_left_in_all() if _now.stage else None
+        return {**super().format_dict, "in_all": "" if left is None else f", {duration(left)} in all"}
 
     def update(self, n: float | None = 1) -> bool | None:
         shown = super().update(n)
@@ -57,9 +130,12 @@ def progress(stage: str, total: int | None, unit: str, done: int = 0) -> Iterato
         leave=False,
         ascii=not terminal,
         delay=0 if terminal else 5,
-        bar_format=None if terminal else "{desc} {n_fmt}/{total_fmt}{unit}  {rate_fmt}  {remaining} left\n",
+        bar_format="{l_bar}{bar}{r_bar}{in_all}"
+        if terminal
+        else "{desc} {n_fmt}/{total_fmt}{unit}  {rate_fmt}  {remaining} left{in_all}\n",
     ) as bar:
-        bar.stage = stage
+        bar.stage, bar.began = stage, time.monotonic()
+        _now.bar = bar
         yield bar
 
 

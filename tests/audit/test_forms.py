@@ -15,7 +15,16 @@ import pytest
 from PIL import Image
 from record_types import faults_of
 
-from pukd_ray.audit.forms import CSV_COLUMNS, Example, csv_text, parse_labels, picture, read_labels, render_page
+from pukd_ray.audit.forms import (
+    CSV_COLUMNS,
+    INTERFACE_XML,
+    Example,
+    csv_text,
+    parse_labels,
+    picture,
+    read_labels,
+    render_page,
+)
 from pukd_ray.audit.record import SAMPLE_SCHEMA, audit_id, is_current, save_audit
 from pukd_ray.corpus.pixels import encode_png
 from pukd_ray.errors import RunError
@@ -98,11 +107,21 @@ def from_studio(audit: str, labels: dict[str, str]) -> str:
     return json.dumps(tasks)
 
 
+def from_fiftyone(audit: str, labels: dict[str, str]) -> str:
+    numbers = {"yes": 0, "no": 1, "unsure": 2}
+    named = {f"{audit}-{k:05d}": numbers[labels[i]] if i in labels else None for k, i in enumerate(IDS, 1)}
+    return json.dumps({"classes": list(numbers), "labels": named})
+
+
 FORMATS = {
     "page": from_page,
     "csv": from_csv,
     "csv of a spreadsheet": lambda audit, labels: from_csv(audit, labels, ";"),
     "label studio": from_studio,
+    "fiftyone": from_fiftyone,
+    "fiftyone without classes": lambda audit, labels: json.dumps(
+        {"classes": None, "labels": {f"data/{audit}-{IDS.index(i) + 1}.png": label for i, label in labels.items()}}
+    ),
 }
 
 
@@ -113,6 +132,24 @@ def test_labels_come_back_from_every_form(tmp_path: Path, name: str) -> None:
         file = tmp_path / "labels"
         file.write_text(FORMATS[name](audit, labels), encoding="utf-8", newline="")
         assert read_labels(folder, str(file)) == labels
+
+
+def test_label_studio_takes_the_interface_the_tasks_and_the_annotations(tmp_path: Path) -> None:
+    pytest.importorskip("label_studio_sdk", reason="label-studio-sdk is not installed (pip install label-studio-sdk)")
+    from label_studio_sdk.converter import Converter
+    from label_studio_sdk.label_interface import LabelInterface
+
+    interface = LabelInterface(INTERFACE_XML)
+    interface.validate()
+    for image_id in IDS:
+        interface.validate_task({"data": {"audit": "a", "image_id": image_id, "image": picture(PNG)}})
+    exported = json.loads(from_studio("a", ANSWERS))
+    assert all(interface.validate_annotation(annotation) for task in exported for annotation in task["annotations"])
+    (tmp_path / "in.json").write_text(json.dumps(exported))
+    Converter(INTERFACE_XML, str(tmp_path)).convert_to_json(
+        str(tmp_path / "in.json"), str(tmp_path / "out"), is_dir=False
+    )
+    assert parse_labels((tmp_path / "out/result.json").read_text(), IDS, "a") == ANSWERS
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -215,3 +215,18 @@ def test_a_corpus_that_is_gone_costs_its_pictures_not_the_page(run: tuple[RunFol
     assert all(p.uri for p in (*first.top, *second.top, *second.borderline))  # kept bytes need no corpus
     assert [p.uri is None for p in first.borderline] == [False] * 4 + [True] * 4
     assert all(p.uri is None for p in first.rejected)
+
+
+@pytest.mark.parametrize(
+    ("source", "link"),
+    [
+        ("/lake/a b/x#1.JPG", "file:///lake/a%20b/x%231.JPG"),
+        ("https://lake/x.png", "https://lake/x.png"),
+        ("/lake/part-0.parquet", None),
+        ("s3://lake/x.png", None),
+        ("javascript:alert(1)//x.png", None),
+        ("", None),
+    ],
+)
+def test_pictures_link_to_what_a_browser_can_open(source: str, link: str | None) -> None:
+    assert gallery.Picture("i", 0.0, 0.5, None, False, None, source, 3).link == link

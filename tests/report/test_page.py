@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,21 @@ def test_names_ids_and_warnings_are_escaped(tmp_path: Path) -> None:
     assert "Set selector.prior &amp; &lt;i&gt;look&lt;/i&gt;." in html
     assert "$x_$" in html  # no formula
     assert Tags(html).open == []
+
+
+def test_a_picture_tells_its_id_its_source_and_what_shows_more(folder: RunFolder, config: RunConfig) -> None:
+    picture = Picture("it's <b>#3", 1.25, 0.8125, None, True, None, "/lake/it's <b>.jpg", 3)
+    html = render(folder, config, make_gallery(picture))
+    tags = Tags(html)
+    assert tags.open == []
+    assert "it's <b>#3/lake/it's <b>.jpg row 3P(relevant) 0.8125, logit 1.25, selected" in tags.text
+    command = next(line for line in tags.text.splitlines() if "pukd show" in line).partition("pukd show ")[2]
+    assert shlex.split(command)[:2] == [folder.display, "it's <b>#3"]
+    assert tags.links.count("file:///lake/it%27s%20%3Cb%3E.jpg") == 6
+    opened = re.findall(r'popovertarget="([^"]+)"', html)
+    assert len(opened) == 6
+    assert set(opened) <= set(tags.ids)
+    assert len(tags.ids) == len(set(tags.ids))
 
 
 AUDIT = {
