@@ -78,8 +78,8 @@ def engine(name: str, autoscales: Literal["auto"] | bool = "auto") -> Iterator[C
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray would otherwise make every worker repeat `uv run`, environment set-up included.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    for name, value in KEEP_MEMORY.items():
-        os.environ.setdefault(name, value)  # the processes of a private cluster have them from here
+    for variable, value in KEEP_MEMORY.items():
+        os.environ.setdefault(variable, value)  # the processes of a private cluster have them from here
     started = not ray.is_initialized()
     if started:
         address = os.environ.get("RAY_ADDRESS", "local")
