@@ -10,6 +10,7 @@ import json
 import shutil
 import statistics
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,31 @@ def verdicts(entries: Sequence[dict[str, Any]]) -> list[tuple[str, bool]]:
     """(what was found, whether it is as it should be) of all sizes together."""
     rates = [entry_rate(entry) for entry in entries]
     runs = [run["said"] for entry in entries for run in entry["runs"]]
-    alike = min(rates) / max(rates)
+    alike, price = min(rates) / max(rates), marginal(entries)
     growth = max(said["driver_mib"][2] - said["driver_mib"][1] for said in runs)
     spilled = sum(said["spilled_mib"] for said in runs)
     return [
         (f"the slowest size has {alike:.2f} of the rate of the fastest", alike >= ALIKE),
+        (
+            f"1,000 further images take the workers {' and '.join(f'{s:.3f}' for s in price)} s of CPU, size by size",
+            max(price, default=1.0) * ALIKE <= min(price, default=1.0),
+        ),
         (f"the driver grew by {growth:,.0f} MiB at most", growth < GROWTH_MIB),
         (f"{spilled:,.0f} MiB were spilled", spilled == 0),
+    ]
+
+
+def worker_cpu(entry: dict[str, Any]) -> float:
+    """CPU seconds of the processes that score, in the median run."""
+    return float(statistics.median(sum(v for k, v in run["cpu"].items() if "score" in k) for run in entry["runs"]))
+
+
+def marginal(entries: Sequence[dict[str, Any]]) -> list[float]:
+    """CPU seconds per 1,000 images that a size has more than the one before: imports, which each run pays once, fall
+    out, and nearly so does other work on the machine, which takes time but little CPU."""
+    return [
+        (worker_cpu(large) - worker_cpu(small)) / (large["images"] - small["images"]) * 1000
+        for small, large in pairwise(entries)
     ]
 
 

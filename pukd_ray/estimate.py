@@ -35,8 +35,6 @@ SMALLER = 4
 LEAST_ERROR = 0.15
 """Relative half-width of a stage's interval, at least: what repeated runs on a quiet machine differ by."""
 
-SELECTOR_PARTS = ("features", "prior", "fits", "evidence")
-"""Of the stage `selector`: features, the grid of priors, the trainings after it, and all that is between them."""
 PARALLEL = ("plan", "features", "score", "select", "evaluate")
 """Parts that take half the time on a cluster twice as large; the trainings do not, while `resources.train_workers` is
 as it is."""

@@ -59,23 +59,29 @@ def test_the_fake_accelerator_takes_its_time_and_leaves_the_rows_of_a_pass(tmp_p
     assert done.column("unit").to_pylist() == ["u", "u"]
 
 
-def size(images: int, seconds: float, grown: float = 10.0, spilled: float = 0.0) -> dict[str, Any]:
+def size(images: int, seconds: float, grown: float = 10.0, spilled: float = 0.0, cpu: float = 0) -> dict[str, Any]:
     said = {"computing": seconds, "stage": seconds + 1, "units": 5, "chunks": 1, "spilled_mib": spilled}
     said |= {"driver_mib": [90.0, 100.0, 100.0 + grown]}
-    return {
-        "images": images,
-        "runs": [{"seconds": seconds + 9, "said": said, "peak_mib": {"driver": 120, "workers": 5}}],
+    about = {
+        "peak_mib": {"driver": 120, "workers": 5},
+        "cpu": {"driver": 9, "score + _merge": 6 + 2 * (cpu or seconds)},
     }
+    return {"images": images, "runs": [{"seconds": seconds + 9, "said": said, **about}]}
 
 
 def test_every_target_of_scale_can_be_missed() -> None:
     def met(*sizes: dict[str, Any]) -> list[bool]:
         return [good for _, good in scale.verdicts(sizes)]
 
-    assert met(size(1000, 1), size(10_000, 10.5)) == [True, True, True]
-    assert met(size(1000, 1), size(10_000, 12)) == [False, True, True]
-    assert met(size(1000, 1), size(10_000, 10, grown=250)) == [True, False, True]
-    assert met(size(1000, 1), size(10_000, 10, spilled=1)) == [True, True, False]
+    assert met(size(1000, 1), size(10_000, 10.5)) == [True, True, True, True]
+    assert met(size(1000, 1), size(10_000, 12)) == [False, True, True, True]
+    assert met(size(1000, 1), size(10_000, 10), size(20_000, 20, cpu=22)) == [True, False, True, True]
+    assert met(size(1000, 1), size(10_000, 10, grown=250)) == [True, True, False, True]
+    assert met(size(1000, 1), size(10_000, 10, spilled=1)) == [True, True, True, False]
+
+
+def test_what_a_further_image_costs_leaves_the_start_out() -> None:
+    assert scale.marginal([size(1000, 1), size(10_000, 10)]) == [pytest.approx(2.0)]
 
 
 def test_the_page_of_scale_has_rates_and_memory() -> None:
