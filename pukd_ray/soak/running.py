@@ -52,6 +52,11 @@ class Tally:
     seen: list[tuple[int, int]] = field(default_factory=list)
     """(bytes, open files) of the driver that lives, after each of its runs."""
 
+    @property
+    def wrong(self) -> bool:
+        """Whether a run came out otherwise than the undisturbed one."""
+        return bool(self.lost or self.double or self.different)
+
     def lines(self, minutes: float) -> list[str]:
         """For people."""
 
@@ -92,8 +97,8 @@ def soak(folder: Path, minutes: float, faults: int | None, seed: int) -> Tally:
     if left:
         tally.different.append(f"{len(left)} processes are left: {', '.join(p.name() for p in left)}")
     print("\n".join(tally.lines((time.monotonic() - began) / 60)), flush=True)
-    if tally.different:
-        raise RunError(f"soak: {len(tally.different)} things came out otherwise, see above; runs are kept in {folder}")
+    if tally.wrong:
+        raise RunError(f"soak: not all came out as undisturbed, see above; what did not is kept in {folder}")
     return tally
 
 
