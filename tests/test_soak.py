@@ -15,6 +15,7 @@ from pukd_ray.commands import main
 from pukd_ray.run.folder import SCORES_SCHEMA
 from pukd_ray.run.stages import STAGE_NAMES
 from pukd_ray.soak.faults import FAULTS
+from pukd_ray.soak.running import Tally
 from pukd_ray.soak.task import Difference, Left, compare
 
 ROWS = 4
@@ -101,6 +102,13 @@ def test_what_went_wrong_is_found(tmp_path: Path, spoil: Callable[[Path], None],
     calm = Left.of(tmp_path)
     spoil(tmp_path)
     assert compare(tmp_path, calm) == found
+
+
+def test_whatever_came_out_otherwise_fails_the_soak() -> None:
+    assert not Tally(runs=3, images=24).wrong
+    assert Tally(lost=1).wrong
+    assert Tally(double=1).wrong
+    assert Tally(different=["column pu_logit differs"]).wrong
 
 
 @pytest.mark.timeout(600)

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-FILES, ROWS = 4, 120
+FILES, ROWS = 8, 200
 """Of the corpus; each file is a chunk."""
 POSITIVES_PER_CLASS = 12
 STEPS = 20
@@ -30,7 +30,7 @@ def write_task(folder: Path) -> Path:
     lake = folder / "lake"
     lake.mkdir(parents=True)
     for i in range(FILES):
-        table = pq.read_table(demo / "corpus" / f"part-{i}.parquet").slice(0, ROWS)
+        table = pq.read_table(demo / "corpus" / f"part-{i % 4}.parquet").slice(i // 4 * ROWS, ROWS)
         ids = [f"../../../{i}/<{row}>" for row in range(ROWS)]  # as whoever fills a corpus may like them
         pq.write_table(table.append_column("key", pa.array(ids)), lake / f"part-{i}.parquet")
     config: dict[str, Any] = yaml.safe_load((demo / "demo.yaml").read_text())
@@ -42,9 +42,9 @@ def write_task(folder: Path) -> Path:
         "positives": {"uri": str(demo / "positives.parquet"), "per_class": POSITIVES_PER_CLASS},
         "corpus": {"uri": str(lake), "relevant_column": "relevant", "id_column": "key"},
         "test": {"uri": str(demo / "test.parquet"), "rows": [0, 100]},
-        "selector": {"steps": STEPS, "batch_size": 64, "lr": 0.003, "prior": 0.25, "views": 2},
+        "selector": {"steps": STEPS, "batch_size": 64, "lr": 0.003, "prior": 0.25, "views": 1, "sample": 300},
         "score": {"chunk_images": ROWS},
-        "selection": {"rule": "budget", "budget": FILES * ROWS // 10},
+        "selection": {"rule": "budget", "budget": 50},
         "distill": {"steps": 10 * STEPS, "batch_size": 32, "lr": 0.03, "augment": "none"},
     }
     path = folder / "config.yaml"
