@@ -20,7 +20,7 @@ from benchmarks.corpus_pass import PAGE, busy_seconds
 from pukd_ray.config import ResourcesConfig
 from pukd_ray.corpus.files import BLOCK_BYTES, FileFacts, SourceFile
 from pukd_ray.corpus.units import UNIT_BYTES, UNIT_ROWS, Owner, runs_of_rows
-from pukd_ray.estimate import duration
+from pukd_ray.run.ahead import duration
 from pukd_ray.runtime.devices import rows_per_call
 from pukd_ray.runtime.engine import most_tasks
 from pukd_ray.selection.committing import FILE_ROWS
