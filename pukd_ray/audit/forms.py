@@ -82,10 +82,10 @@ def write_forms(folder: RunFolder, config: RunConfig, sample: pa.Table, audit: s
     tasks = [{"data": {"audit": audit, "image_id": i, "image": p or ""}} for i, p in zip(ids, pictures, strict=True)]
     folder.write_text(TASKS, json.dumps(tasks))
     folder.write_text(INTERFACE, INTERFACE_XML)
-    _write_fiftyone(folder, audit, pictures)
+    write_fiftyone(folder, audit, pictures)
 
 
-def _write_fiftyone(folder: RunFolder, audit: str, pictures: Sequence[str | None]) -> None:
+def write_fiftyone(folder: RunFolder, audit: str, pictures: Sequence[str | None]) -> None:
     """The same pictures as files, without labels; what cannot be shown has none."""
     named: dict[str, bytes] = {}
     for number, shown in enumerate(pictures, 1):

@@ -24,6 +24,7 @@ from pukd_ray.audit.forms import (
     picture,
     read_labels,
     render_page,
+    write_fiftyone,
 )
 from pukd_ray.audit.record import SAMPLE_SCHEMA, audit_id, is_current, save_audit
 from pukd_ray.corpus.pixels import encode_png
@@ -150,6 +151,36 @@ def test_label_studio_takes_the_interface_the_tasks_and_the_annotations(tmp_path
         str(tmp_path / "in.json"), str(tmp_path / "out"), is_dir=False
     )
     assert parse_labels((tmp_path / "out/result.json").read_text(), IDS, "a") == ANSWERS
+
+
+def test_the_pictures_for_fiftyone_are_named_by_audit_and_number(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path))
+    write_fiftyone(folder, "fedc", [picture(PNG), None, picture(PNG)])
+    assert sorted(p.name for p in (tmp_path / "audit/fiftyone/data").iterdir()) == ["fedc-00001.png", "fedc-00003.png"]
+    said = folder.read_json("audit/fiftyone/labels.json")
+    assert said == {"classes": ["yes", "no", "unsure"], "labels": {"fedc-00001": None, "fedc-00003": None}}
+    with Image.open(tmp_path / "audit/fiftyone/data/fedc-00003.png") as opened:
+        assert opened.size == (4, 4)
+
+
+def test_fiftyone_imports_the_pictures_and_exports_labels_that_come_back(tmp_path: Path) -> None:
+    pytest.importorskip("fiftyone", reason="fiftyone is not installed (pip install fiftyone)")
+    import fiftyone as fo
+    from fiftyone.utils.data import (
+        FiftyOneImageClassificationDatasetExporter as Exporter,
+    )
+    from fiftyone.utils.data import (
+        FiftyOneImageClassificationDatasetImporter as Importer,
+    )
+
+    write_fiftyone(RunFolder(str(tmp_path)), "a", [picture(PNG)] * len(IDS))
+    with Importer(dataset_dir=str(tmp_path / "audit/fiftyone")) as samples:
+        paths = [path for path, _, label in samples if label is None]
+    assert len(paths) == len(IDS)
+    with Exporter(export_dir=str(tmp_path / "out"), classes=["yes", "no", "unsure"]) as exporter:
+        for path, label in zip(sorted(paths), ANSWERS.values(), strict=True):
+            exporter.export_sample(path, fo.Classification(label=label))
+    assert parse_labels((tmp_path / "out/labels.json").read_text(), IDS, "a") == ANSWERS
 
 
 @pytest.mark.parametrize("name", FORMATS)
