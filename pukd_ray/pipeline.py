@@ -9,8 +9,8 @@ from typing import Any
 
 from pukd_ray.config import ConfigError, RunConfig
 from pukd_ray.corpus.context import RunContext, Shared
+from pukd_ray.corpus.outline import read_units
 from pukd_ray.corpus.sources import sources_by_role
-from pukd_ray.corpus.units import mark_gone, units_from_table
 from pukd_ray.errors import RunError
 from pukd_ray.estimate import SELECTOR_PARTS, lines_of
 from pukd_ray.preflight import to_yaml
@@ -91,7 +91,7 @@ def _run_stages(folder: RunFolder, config: RunConfig, cluster: Cluster, progress
     expected = _expected_seconds(folder)
     for stage in progress.pending:
         if stage.name != "plan" and not run.units:
-            run = replace(run, units=mark_gone(units_from_table(folder.read_table("plan.parquet")), progress.gone))
+            run = replace(run, units=read_units(folder, progress.gone))
         seconds, counts = _run_stage(stage, run, progress.inputs[stage.name])
         against = f" (estimated {expected[stage.name]:.1f})" if stage.name in expected else ""
         say(f"{stage.name:<9} done in {seconds:5.1f} s{against}: {_shown(counts)}")
