@@ -104,6 +104,7 @@ def main(command: Sequence[str]) -> None:
     for did, seconds in sorted(cost.cpu.items(), key=lambda item: -item[1]):
         print(f"{seconds:8.2f} s  {did}")
     print("peak MiB: " + ", ".join(f"{what} {value:,.0f}" for what, value in sorted(cost.peak_mib.items())))
+    print(json.dumps(cost.said))
 
 
 if __name__ == "__main__":

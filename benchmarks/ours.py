@@ -45,7 +45,8 @@ def main(folder: str, corpus: str, network: str) -> None:
     began = time.time()
     task = Task(Path(folder), Path(corpus), network)
     from pukd_ray.corpus.context import RunContext, Shared
-    from pukd_ray.corpus.plan import list_inputs, measure_units
+    from pukd_ray.corpus.listing import list_inputs
+    from pukd_ray.corpus.plan import measure_units
     from pukd_ray.corpus.sources import sources_by_role
     from pukd_ray.run.folder import RunFolder
     from pukd_ray.runtime.engine import engine

@@ -24,8 +24,9 @@ from benchmarks.corpora import make_corpus
 from benchmarks.corpus_pass import add_corpora, sample_of, sizes_asked
 from benchmarks.task import Task, prepare
 from pukd_ray.corpus.context import RunContext, Shared
+from pukd_ray.corpus.listing import list_inputs
 from pukd_ray.corpus.pixels import pixel_spec
-from pukd_ray.corpus.plan import list_inputs, measure_units
+from pukd_ray.corpus.plan import measure_units
 from pukd_ray.corpus.reading import ReadRequest, read_blocks
 from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.corpus.streaming import Consume, DecodeImages, LedgerPart, Pass

@@ -31,7 +31,8 @@ from benchmarks.corpus_pass import PAGE, about, told
 from benchmarks.fake_accelerator import FakeAccelerator, read_log
 from pukd_ray.config import ResourcesConfig
 from pukd_ray.corpus.context import RunContext, Shared
-from pukd_ray.corpus.plan import list_inputs, measure_units
+from pukd_ray.corpus.listing import list_inputs
+from pukd_ray.corpus.plan import measure_units
 from pukd_ray.corpus.reading import ReadRequest
 from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.corpus.streaming import Pass, stream

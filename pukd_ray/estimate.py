@@ -14,10 +14,11 @@ from dataclasses import asdict, dataclass, replace
 
 from pukd_ray.config import ConfigError, RunConfig
 from pukd_ray.corpus.context import RunContext, Shared
-from pukd_ray.corpus.plan import list_inputs
+from pukd_ray.corpus.listing import list_inputs
+from pukd_ray.corpus.outline import read_units, whole
 from pukd_ray.corpus.reading import content_hash
 from pukd_ray.corpus.sources import sources_by_role
-from pukd_ray.corpus.units import Unit, clip, units_from_table, units_to_table
+from pukd_ray.corpus.units import Unit, clip, units_to_table
 from pukd_ray.run.ahead import duration
 from pukd_ray.run.folder import RunFolder, absolute
 from pukd_ray.run.records import ESTIMATE, SELECTION, CostRecord, EstimateRecord
@@ -150,7 +151,7 @@ def estimate_run(config: RunConfig, prices: Prices, images: int) -> EstimateReco
             watch = Stopwatch()
             STAGES[0].function()(run)
             plan_seconds = watch.seconds
-            units = units_from_table(folder.read_table("plan.parquet"))
+            units = read_units(folder)
             few = images // SMALLER, TRIAL_STEPS // SMALLER
             trials = []
             for name, size, steps in (("first", *few), ("small", *few), ("large", images, TRIAL_STEPS)):
@@ -174,8 +175,8 @@ def take_units(units: Sequence[Unit], images: int, seed: int) -> list[Unit]:
         (unit for unit in units if unit.rows), key=lambda unit: content_hash(f"{seed}/{unit.unit_id}".encode())
     )
     most = max(1, math.ceil(images / min(8, max(1, len(order)))))
-    pieces = [piece for unit in order for piece in clip([unit], 0, most)]
-    return clip(pieces, 0, images)
+    pieces = (piece for unit in order for piece in clip([whole(unit)], 0, most))
+    return list(clip(pieces, 0, images))
 
 
 def make_trial(run: RunContext, units: Sequence[Unit], name: str, images: int, steps: int) -> Trial:

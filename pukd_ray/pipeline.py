@@ -9,8 +9,8 @@ from typing import Any
 
 from pukd_ray.config import ConfigError, RunConfig
 from pukd_ray.corpus.context import RunContext, Shared
+from pukd_ray.corpus.outline import read_units
 from pukd_ray.corpus.sources import sources_by_role
-from pukd_ray.corpus.units import mark_gone, units_from_table
 from pukd_ray.errors import RunError
 from pukd_ray.estimate import lines_of
 from pukd_ray.preflight import to_yaml
@@ -106,7 +106,7 @@ def _run_stages(folder: RunFolder, config: RunConfig, cluster: Cluster, progress
     expected = _expected_seconds(folder)
     for number, stage in enumerate(progress.pending, 1):
         if stage.name != "plan" and not run.units:
-            run = replace(run, units=mark_gone(units_from_table(folder.read_table("plan.parquet")), progress.gone))
+            run = replace(run, units=read_units(folder, progress.gone))
         later = seconds_left((each.name for each in progress.pending[number:]), expected, {})
         with at_stage(stage.name, expected.get(stage.name), later):
             seconds, counts = _run_stage(stage, run, progress.inputs[stage.name])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pukd_ray.config import ConfigError, RunConfig, to_plain
-from pukd_ray.corpus.plan import Drift, Listing, compare_listing, list_inputs
+from pukd_ray.corpus.listing import Drift, Listing, compare_listing, list_inputs, read_files
 from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.run.folder import RunFolder, changed_inputs
 from pukd_ray.run.stages import STAGE_NAMES, STAGES, Stage, stages_from
@@ -95,7 +95,7 @@ def check_progress(
     stale = _changed_keys(folder, config, inputs)
     drift = Drift(0, ())
     if "plan" in done and "plan" not in stale:
-        drift = compare_listing(folder.read_table("files.parquet"), listing.table)
+        drift = compare_listing(read_files(folder), listing.table)
     if drift.faults:
         stale["plan"] = [*stale.get("plan", []), *drift.faults]
     first = next((name for name in STAGE_NAMES if name in stale), None)

@@ -11,7 +11,8 @@ import ray
 
 from pukd_ray.config import SourceConfig, TeacherConfig
 from pukd_ray.corpus.formats import FORMATS
-from pukd_ray.corpus.plan import list_inputs, measure_units
+from pukd_ray.corpus.listing import list_inputs
+from pukd_ray.corpus.plan import measure_units
 from pukd_ray.corpus.reading import ReadRequest, read_rows
 from pukd_ray.corpus.units import Unit
 

@@ -1,18 +1,18 @@
-"""Stage `plan`: list P, U and test, count their rows, cut them into units."""
+"""Stage `plan`: the files of P, U and test counted and cut into units."""
 
 from __future__ import annotations
 
 import struct
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
 from pukd_ray.config import ConfigError, SourceConfig
@@ -20,99 +20,37 @@ from pukd_ray.corpus.context import RunContext
 from pukd_ray.corpus.faults import BROKEN, one_line
 from pukd_ray.corpus.files import FileFacts, SourceFile
 from pukd_ray.corpus.formats import FORMATS
+from pukd_ray.corpus.listing import FILES_SCHEMA, NO_KEYS, numbers, places, read_files
+from pukd_ray.corpus.outline import PLAN
 from pukd_ray.corpus.reading import content_hash, read_rows
 from pukd_ray.corpus.rows import row_id
-from pukd_ray.corpus.sources import list_source, sources_by_role
-from pukd_ray.corpus.units import Measured, Owner, Unit, clip, regroup, units_from_table, units_to_table
-from pukd_ray.errors import PlaceError
+from pukd_ray.corpus.sources import sources_by_role
+from pukd_ray.corpus.tables import conform, pieces, read_groups, spool, write_groups
+from pukd_ray.corpus.units import UNIT_SCHEMA, Measured, Owner, Unit, clip, regroup, units_from_table, units_to_table
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.console import say
 from pukd_ray.runtime.environment import describe_environment
-from pukd_ray.storage import is_local, patiently
+from pukd_ray.storage import is_local
 
 FILES_PER_TASK = 256
 BYTES_PER_TASK = 256 << 20
 """Of formats whose files are read as a whole in order to count them."""
-KINDS_SHOWN = 5
+TASKS_AHEAD = 64
+"""That measure files, beyond the one whose turn it is: what they found waits in the object store."""
+UNITS_AT_ONCE = 64
+"""Made into a table, of sources whose rows are counted."""
+NEWS_TOLD = 5
+"""Of each source, one by one."""
 
-FILES_SCHEMA = pa.schema(
-    [
-        ("role", pa.string()),
-        ("source", pa.int32()),
-        ("format", pa.string()),
-        ("uri", pa.string()),
-        ("relative", pa.string()),
-        ("size", pa.int64()),
-        ("mtime", pa.string()),
-    ]
+_as_units = conform(
+    UNIT_SCHEMA,
+    {
+        "n_files": lambda units: pc.list_value_length(units.column("files")),
+        "first_file": lambda units: pc.list_element(units.column("files"), 0),
+        "lowest_file": lambda units: pa.array(map(min, units.column("files").to_pylist()), pa.string()),
+        "highest_file": lambda units: pa.array(map(max, units.column("files").to_pylist()), pa.string()),
+    },
 )
-
-
-@dataclass(frozen=True)
-class Listing:
-    """All files of all sources as `files.parquet` holds them, and remarks for the user."""
-
-    table: pa.Table
-    remarks: tuple[str, ...]
-
-
-def list_inputs(sources: dict[str, tuple[SourceConfig, ...]]) -> Listing:
-    """List every source. ConfigError with all faults at once."""
-    rows: list[dict[str, object]] = []
-    faults: list[str] = []
-    remarks: list[str] = []
-    for role, many in sources.items():
-        for index, source in enumerate(many):
-            key = role if len(many) == 1 else f"{role}.{index}"
-            try:
-                format_name, files, left_out = patiently(", ".join(source.uris), partial(list_source, source, key))
-            except ConfigError as error:
-                faults += error.faults
-                continue
-            except (ValueError, PlaceError) as error:
-                faults.append(f"{key}.uri: cannot be listed: {error}")
-                continue
-            if left_out:
-                shown = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))[:KINDS_SHOWN]
-                what = ", ".join(f"{n} {suffix[:40]}" for suffix, n in sorted(shown))
-                if len(left_out) > len(shown):
-                    what += f", and {left_out.total() - sum(n for _, n in shown):,} of other names"
-                remarks.append(f"{key}: left out, not {format_name} by name: {what}")
-            rows += [{"role": role, "source": index, "format": format_name, **vars(file)} for file in files]
-    if faults:
-        raise ConfigError(faults)
-    return Listing(pa.Table.from_pylist(rows, schema=FILES_SCHEMA), tuple(remarks))
-
-
-@dataclass(frozen=True)
-class Drift:
-    """How the files differ from those planned."""
-
-    added: int
-    faults: tuple[str, ...]
-    gone: frozenset[str] = frozenset()
-    """URIs of corpus files that are no longer listed."""
-
-
-def compare_listing(planned: pa.Table, listing: pa.Table) -> Drift:
-    """New corpus files are welcome, and some may go; files that changed, and any change of P or test, are faults."""
-
-    def index(table: pa.Table) -> dict[tuple[str, int, str], tuple[int, str]]:
-        return {_file_key(r): (r["size"], r["mtime"]) for r in table.to_pylist()}
-
-    before, now = index(planned), index(listing)
-    faults, gone = [], set()
-    for (role, source, uri), stamp in before.items():
-        current = now.get((role, source, uri))
-        if current is None and role == "corpus":
-            gone.add(uri)
-        elif current is None:
-            faults.append(f"{role}: {uri} was planned and is gone")
-        elif current != stamp:
-            faults.append(f"{role}: {uri} has changed since it was planned")
-    added = now.keys() - before.keys()
-    faults += [f"{role}: {uri} is new" for role, _, uri in sorted(added) if role != "corpus"]
-    return Drift(len(added), tuple(faults), frozenset(gone))
 
 
 def measure(file: SourceFile, format_name: str, source: SourceConfig) -> FileFacts:
@@ -141,12 +79,44 @@ def make_units(role: str, index: int, source: SourceConfig, format_name: str, fi
             units += (owner.unit([m], 0, m[1].rows, error=m[1].error) for m in some if m[1].rows)
         else:
             units += FORMATS[format_name].cut(owner, list(some))
-    return units if source.rows is None else clip(units, *source.rows)
+    return units if source.rows is None else list(clip(units, *source.rows))
 
 
-@ray.remote(num_cpus=0.25)
-def _measure_files(files: list[SourceFile], format_name: str, source: SourceConfig) -> list[FileFacts]:
-    return [measure(file, format_name, source) for file in files]
+@dataclass(frozen=True)
+class _Cut:
+    """What came of some files of a source."""
+
+    units: pa.Table
+    news: list[str]
+    """What there is to say of the first of them."""
+    n_news: int
+    unsupported: str | None
+    """Why the first cannot be read, if none of them can for such a reason."""
+
+
+def _cut_files(files: pa.Table, marked: np.ndarray, role: str, index: int, source: SourceConfig) -> _Cut:
+    """Measure some files of one source, and cut them into units of all of their rows.
+
+    Image ids begin with a file's relative path; of files at `marked`, int64 [n], with a hash of its URI too.
+    """
+    format_name = files.column("format")[0].as_py()
+    columns = (files.column(name).to_pylist() for name in ("uri", "relative", "size", "mtime"))
+    mine = list(map(SourceFile, *columns))
+    names = [file.relative for file in mine]
+    for row in marked.tolist():
+        names[row] += f"~{content_hash(mine[row].uri.encode()) % 2**64:016x}"
+    facts = [measure(file, format_name, source) for file in mine]
+    news = [
+        fact.note or f"{f.uri}: {fact.error}" for f, fact in zip(mine, facts, strict=True) if fact.note or fact.error
+    ]
+    hopeless = all((fact.error or "").startswith("unsupported:") for fact in facts)
+    measured = list(zip(mine, facts, names, strict=True))
+    units = make_units(role, index, replace(source, rows=None), format_name, measured)
+    first = f"{mine[0].uri}: {facts[0].error}" if hopeless else None
+    return _Cut(units_to_table(units), news[:NEWS_TOLD], len(news), first)
+
+
+_cut_in_task = ray.remote(num_cpus=0.25)(_cut_files)
 
 
 def plan_run(run: RunContext) -> dict[str, int]:
@@ -162,118 +132,213 @@ def plan_inputs(
     folder: RunFolder, sources: dict[str, tuple[SourceConfig, ...]], listing: pa.Table, tell: Callable[[str], None]
 ) -> dict[str, int]:
     """Measure the files that are not in `plan.parquet` yet and append their units; returns image counts per role."""
-    known: list[Unit] = []
-    planned: set[tuple[str, int, str]] = set()
-    only: set[tuple[str, int, str]] | None = None
-    if folder.exists("plan.parquet") and folder.exists("files.parquet"):
-        known = units_from_table(folder.read_table("plan.parquet"))
-        before = folder.read_table("files.parquet")
-        planned = {_file_key(r) for r in before.to_pylist()}
-        new = [r for r in listing.to_pylist() if _file_key(r) not in planned]
+    known = UNIT_SCHEMA.empty_table()
+    planned = NO_KEYS
+    grown: set[tuple[str, int]] = set()
+    files = listing
+    if folder.exists(PLAN) and folder.exists("files.parquet"):
+        known = spool(map(_as_units, read_groups(folder, PLAN)), UNIT_SCHEMA)
+        before = read_files(folder)
+        planned = np.sort(numbers(before, "key"))
+        new = spool((p.filter(~places(planned, numbers(p, "key"))[1]) for p in pieces(listing)), FILES_SCHEMA)
         # Planned files stay first, so that their ids stay as they are.
-        listing = pa.concat_tables([before, pa.Table.from_pylist(new, schema=FILES_SCHEMA)])
+        files = spool(chain(pieces(before), pieces(new)), FILES_SCHEMA)
         # `rows` counts over all files of a source, so these are all measured again.
-        grown = {(r["role"], r["source"]) for r in new if sources[r["role"]][r["source"]].rows is not None}
-        only = {_file_key(r) for r in listing.to_pylist() if (r["role"], r["source"]) in grown} | {
-            _file_key(r) for r in new
-        }
-    # What a run wrote that stopped short of `files.parquet` is planned too.
-    planned |= {(unit.role, unit.source, file) for unit in known for file in unit.files}
-    units = known + [u for unit in measure_units(sources, listing, tell, only) for u in _not_planned(unit, planned)]
-    _check_overlap(units)
-    units = _mark_repeated_ids(units, sources)
+        grown = {pair for pair in _sources_of(new) if sources[pair[0]][pair[1]].rows is not None}
+        # What a run wrote that stopped short of `files.parquet` is planned too.
+        planned = np.union1d(planned, np.concatenate([_unit_keys(p) for p in pieces(known)] or [NO_KEYS]))
+    cut = _cut_sources(sources, files, tell, planned, grown)
+    units = _mark_repeated_ids(spool(chain(pieces(known), cut), UNIT_SCHEMA), sources)
+    _check_overlap(units, files, sources)
     counts = Counter[str]()
-    for unit in units:
-        counts[unit.role] += unit.rows
+    for piece in pieces(units):
+        for role, rows in zip(piece.column("role").to_pylist(), piece.column("rows").to_pylist(), strict=True):
+            counts[role] += rows
     for role in sources:
         if not counts[role]:
             raise ConfigError([f"{role}: its files hold no images: check {role}.uri"])
-    folder.write_table("plan.parquet", units_to_table(units))
-    folder.write_table("files.parquet", listing)  # last: without it the plan is made anew
+    write_groups(folder, PLAN, units)
+    write_groups(folder, "files.parquet", files)  # last: without it the plan is made anew
     return dict(counts)
 
 
-def _not_planned(unit: Unit, planned: set[tuple[str, int, str]]) -> list[Unit]:
+def _sources_of(files: pa.Table) -> set[tuple[str, int]]:
+    """(role, number) of the sources that have any of the files."""
+    found = files.select(["role", "source"]).group_by(["role", "source"]).aggregate([])
+    return set(zip(*(column.to_pylist() for column in found.columns), strict=True))
+
+
+def _unit_keys(units: pa.Table) -> np.ndarray:
+    """Keys of the files of units."""
+    columns = (units.column(name).to_pylist() for name in ("role", "source", "files"))
+    units_files = zip(*columns, strict=True)
+    keys = [content_hash(f"{role}/{source}/{uri}".encode()) for role, source, uris in units_files for uri in uris]
+    return np.array(keys, np.int64)
+
+
+def measure_units(
+    sources: dict[str, tuple[SourceConfig, ...]], listing: pa.Table, tell: Callable[[str], None]
+) -> list[Unit]:
+    """Units of the listed files; `tell` hears of files that cannot be read."""
+    return [unit for table in _cut_sources(sources, listing, tell) for unit in units_from_table(table)]
+
+
+def _cut_sources(
+    sources: dict[str, tuple[SourceConfig, ...]],
+    files: pa.Table,
+    tell: Callable[[str], None],
+    planned: np.ndarray = NO_KEYS,
+    grown: Collection[tuple[str, int]] = (),
+) -> Iterator[pa.Table]:
+    """Units of `files`, in order, as tables: but for those whose key is `planned` (sorted).
+
+    Of sources in `grown`, whose `rows` count over all files, the planned ones are counted too.
+    """
+    marked = _same_names(sources, files)
+    for role, many in sources.items():
+        for index, source in enumerate(many):
+            again = (role, index) in grown
+            mine = partial(_files_of, files, role, index, NO_KEYS if again else planned)
+            cut = _cut_source(mine, marked, role, index, source, tell)
+            if source.rows is None:
+                yield from cut
+                continue
+            kept = clip((unit for table in cut for unit in units_from_table(table)), *source.rows)
+            new = (u for unit in kept for u in (_not_planned(unit, planned) if again else [unit]))
+            while some := list(islice(new, UNITS_AT_ONCE)):
+                yield units_to_table(some)
+
+
+def _files_of(files: pa.Table, role: str, index: int, without: np.ndarray) -> Iterator[pa.Table]:
+    """Those of a source, in pieces, whose key is not in `without` (sorted)."""
+    for piece in pieces(files):
+        mine = pc.and_(pc.equal(piece.column("role"), role), pc.equal(piece.column("source"), index))
+        piece = piece.filter(mine)
+        if len(without):
+            piece = piece.filter(~places(without, numbers(piece, "key"))[1])
+        if len(piece):
+            yield piece
+
+
+def _cut_source(
+    files: Callable[[], Iterator[pa.Table]],
+    marked: np.ndarray,
+    role: str,
+    index: int,
+    source: SourceConfig,
+    tell: Callable[[str], None],
+) -> Iterator[pa.Table]:
+    """Units of the files of one source, with all of their rows."""
+    told, news, hopeless = 0, 0, []
+    for cut in _cut_batches(files(), marked, role, index, source):
+        for text in cut.news[: NEWS_TOLD - told]:
+            tell(text)
+            told += 1
+        news += cut.n_news
+        hopeless.append(cut.unsupported)
+        if len(cut.units):
+            yield cut.units
+    if news > told:
+        tell(f"{role}: and {news - told:,} files more of which there is something to say")
+    if hopeless and all(hopeless):
+        raise ConfigError([f"{role}: {hopeless[0]}"])
+
+
+def _cut_batches(
+    files: Iterator[pa.Table], marked: np.ndarray, role: str, index: int, source: SourceConfig
+) -> Iterator[_Cut]:
+    """By tasks, in order, some ahead; single images, which need not be looked at, here if they are few."""
+
+    def rows_of(batch: pa.Table) -> np.ndarray:
+        return np.flatnonzero(places(marked, numbers(batch, "key"))[1])
+
+    waiting: deque[ray.ObjectRef] = deque()
+    batches = _batches(files)
+    first = next(batches, None)
+    if first is None:
+        return
+    second = next(batches, None)
+    if second is None and FORMATS[first.column("format")[0].as_py()].single_images:
+        yield _cut_files(first, rows_of(first), role, index, source)
+        return
+    for batch in chain([first], [second] if second else [], batches):
+        waiting.append(_cut_in_task.remote(batch, rows_of(batch), role, index, source))
+        if len(waiting) > TASKS_AHEAD:
+            yield ray.get(waiting.popleft())
+    while waiting:
+        yield ray.get(waiting.popleft())
+
+
+def _batches(files: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Files for a task each."""
+    for piece in files:
+        form = FORMATS[piece.column("format")[0].as_py()]
+        if form.single_images:
+            yield piece
+            continue
+        start = size = 0
+        for at, more in enumerate(piece.column("size").to_pylist() if form.read_to_count else [0] * len(piece)):
+            if at > start and (at - start >= FILES_PER_TASK or size + more > BYTES_PER_TASK):
+                yield piece.slice(start, at - start)
+                start, size = at, 0
+            size += more
+        yield piece.slice(start)
+
+
+def _not_planned(unit: Unit, planned: np.ndarray) -> list[Unit]:
     """`unit` with its new files only: where `rows` counts again, a group of images may begin with planned ones."""
-    new = [i for i, file in enumerate(unit.files) if (unit.role, unit.source, file) not in planned]
+    keys = np.array([content_hash(f"{unit.role}/{unit.source}/{file}".encode()) for file in unit.files], np.int64)
+    new = np.flatnonzero(~places(planned, keys)[1]).tolist()
     if len(new) == len(unit.files):
         return [unit]
     return [regroup([(unit, i) for i in new])] if new else []
 
 
-def _file_key(row: dict[str, Any]) -> tuple[str, int, str]:
-    return row["role"], row["source"], row["uri"]
-
-
-def measure_units(
-    sources: dict[str, tuple[SourceConfig, ...]],
-    listing: pa.Table,
-    tell: Callable[[str], None],
-    only: set[tuple[str, int, str]] | None = None,
-) -> list[Unit]:
-    """Units of the listed files (of those in `only`, if given); `tell` hears of files that cannot be read."""
-    prefixes = _id_prefixes(listing)
-    units: list[Unit] = []
-    rows = [r for r in listing.to_pylist() if only is None or _file_key(r) in only]
+def _same_names(sources: dict[str, tuple[SourceConfig, ...]], files: pa.Table) -> np.ndarray:
+    """Keys, sorted, of files whose relative path an earlier file of their role has: from another folder."""
+    found = [NO_KEYS]
     for role, many in sources.items():
-        for index, source in enumerate(many):
-            mine = [r for r in rows if r["role"] == role and r["source"] == index]
-            if not mine:
-                continue
-            files = [SourceFile(r["uri"], r["relative"], r["size"], r["mtime"]) for r in mine]
-            facts = _measure_all(files, mine[0]["format"], source)
-            news = [
-                fact.note or f"{file.uri}: {fact.error}"
-                for file, fact in zip(files, facts, strict=True)
-                if fact.note or fact.error
-            ]
-            for text in news[:KINDS_SHOWN]:
-                tell(text)
-            if len(news) > KINDS_SHOWN:
-                tell(f"{role}: and {len(news) - KINDS_SHOWN:,} files more of which there is something to say")
-            if all((fact.error or "").startswith("unsupported:") for fact in facts):
-                raise ConfigError([f"{role}: {files[0].uri}: {facts[0].error}"])
-            ids = [prefixes[role, index, file.uri] for file in files]
-            units += make_units(role, index, source, mine[0]["format"], list(zip(files, facts, ids, strict=True)))
-    return units
-
-
-def _measure_all(files: list[SourceFile], format_name: str, source: SourceConfig) -> list[FileFacts]:
-    if FORMATS[format_name].single_images:
-        return [measure(file, format_name, source) for file in files]  # one row each: nothing to read
-    batches: list[list[SourceFile]] = [[]]
-    size = 0
-    for file in files:
-        size += file.size if FORMATS[format_name].read_to_count else 0
-        if batches[-1] and (len(batches[-1]) >= FILES_PER_TASK or size > BYTES_PER_TASK):
-            batches.append([])
-            size = file.size
-        batches[-1].append(file)
-    return [f for facts in ray.get([_measure_files.remote(b, format_name, source) for b in batches]) for f in facts]
-
-
-def _id_prefixes(listing: pa.Table) -> dict[tuple[str, int, str], str]:
-    """Prefix of each file's image ids: its relative path; if an earlier file has the same, with a hash of its URI."""
-    owner: dict[tuple[str, str], str] = {}
-    prefixes = {}
-    for r in listing.to_pylist():
-        first = owner.setdefault((r["role"], r["relative"]), r["uri"])
-        mark = "" if first == r["uri"] else f"~{content_hash(r['uri'].encode()) % 2**64:016x}"
-        prefixes[_file_key(r)] = r["relative"] + mark
-    return prefixes
-
-
-def _check_overlap(units: list[Unit]) -> None:
-    """Two sources must not hold the same rows: every corpus image counts once."""
-    ends: dict[str, tuple[int, int]] = {}
-    for unit in sorted((u for u in units if u.role == "corpus"), key=lambda u: u.start):
-        for file in unit.files:
-            end, source = ends.get(file, (0, unit.source))
-            if unit.start < end:
-                raise ConfigError(
-                    [f"corpus.{unit.source}: {file} is in corpus.{source} too; use `rows` to keep them apart"]
+        if len(many) > 1 or len(many[0].uris) > 1:
+            names, keys = [NO_KEYS], [NO_KEYS]
+            for piece in pieces(files):
+                piece = piece.filter(pc.equal(piece.column("role"), role))
+                names.append(
+                    np.array([content_hash(n.encode()) for n in piece.column("relative").to_pylist()], np.int64)
                 )
-            ends[file] = (unit.start + max(unit.rows if len(unit.files) == 1 else 1, 1), unit.source)
+                keys.append(numbers(piece, "key"))
+            repeated = np.ones(sum(map(len, names)), bool)
+            repeated[np.unique(np.concatenate(names), return_index=True)[1]] = False
+            found.append(np.concatenate(keys)[repeated])
+    return np.sort(np.concatenate(found))
+
+
+def _check_overlap(units: pa.Table, files: pa.Table, sources: dict[str, tuple[SourceConfig, ...]]) -> None:
+    """Two sources must not hold the same rows: every corpus image counts once."""
+    if len(sources.get("corpus", ())) < 2:
+        return
+    hashes = [NO_KEYS]
+    for piece in pieces(files):
+        uris = piece.filter(pc.equal(piece.column("role"), "corpus")).column("uri").to_pylist()
+        hashes.append(np.array([content_hash(uri.encode()) for uri in uris], np.int64))
+    found, times = np.unique(np.concatenate(hashes), return_counts=True)
+    twice = set(found[times > 1].tolist())
+    if not twice:
+        return
+    shared = [
+        (unit, file)
+        for piece in pieces(units)
+        for unit in units_from_table(piece.filter(pc.equal(piece.column("role"), "corpus")))
+        for file in unit.files
+        if content_hash(file.encode()) in twice
+    ]
+    ends: dict[str, tuple[int, int]] = {}
+    for unit, file in sorted(shared, key=lambda pair: pair[0].start):
+        end, source = ends.get(file, (0, unit.source))
+        if unit.start < end:
+            raise ConfigError(
+                [f"corpus.{unit.source}: {file} is in corpus.{source} too; use `rows` to keep them apart"]
+            )
+        ends[file] = (unit.start + max(unit.rows if len(unit.files) == 1 else 1, 1), unit.source)
 
 
 @ray.remote(num_cpus=0.25)
@@ -298,11 +363,12 @@ def _repeats(*pieces: np.ndarray) -> np.ndarray:
     return table[again][:, 2:]
 
 
-def _mark_repeated_ids(units: list[Unit], sources: dict[str, tuple[SourceConfig, ...]]) -> list[Unit]:
+def _mark_repeated_ids(table: pa.Table, sources: dict[str, tuple[SourceConfig, ...]]) -> pa.Table:
     """Find repeated user ids over the whole corpus by a shuffle on their hashes; pixels are not read."""
-    corpus = sources["corpus"]
+    corpus = sources.get("corpus", ())
     if all(source.id_column is None for source in corpus):
-        return units
+        return table
+    units = units_from_table(table)
     jobs: list[tuple[list[int], SourceConfig]] = []
     for index, source in enumerate(corpus):
         mine = [i for i, u in enumerate(units) if u.role == "corpus" and u.source == index and not u.error]
@@ -314,8 +380,9 @@ def _mark_repeated_ids(units: list[Unit], sources: dict[str, tuple[SourceConfig,
     ]
     columns: Sequence[Sequence[ray.ObjectRef]] = [[h] if parts == 1 else h for h in hashed]
     repeats: dict[int, list[int]] = {}
-    for table in ray.get([_repeats.remote(*(pieces[p] for pieces in columns)) for p in range(parts)]):
+    for table in ray.get([_repeats.remote(*(column[p] for column in columns)) for p in range(parts)]):
         for number, row in table.tolist():
             repeats.setdefault(number, []).append(row)
     # A unit planned by an earlier run keeps its marks: no later one comes before it.
-    return [replace(u, repeated=tuple(sorted({*u.repeated, *repeats.get(i, [])}))) for i, u in enumerate(units)]
+    marked = (replace(u, repeated=tuple(sorted({*u.repeated, *repeats.get(i, [])}))) for i, u in enumerate(units))
+    return units_to_table(marked)

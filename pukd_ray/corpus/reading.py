@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from pukd_ray.config import SourceConfig
 from pukd_ray.corpus.formats import FORMATS
+from pukd_ray.corpus.outline import whole
 from pukd_ray.corpus.rows import ImageRow, failed_rows
 from pukd_ray.corpus.units import GONE, Unit
 from pukd_ray.errors import RunError
@@ -94,6 +95,7 @@ def read_rows(
     asked = np.arange(unit.rows) if positions is None else positions
     if not len(asked):
         return
+    unit = whole(unit)
     error = unit.error or (GONE if unit.gone and not FORMATS[unit.format].single_images else None)
     if error:
         single = FORMATS[unit.format].single_images

@@ -7,9 +7,15 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from pukd_ray.config import ConfigError, RunConfig, SourceConfig
@@ -17,6 +23,7 @@ from pukd_ray.corpus.files import SourceFile, glob_pattern, leads_out
 from pukd_ray.corpus.formats import FORMATS
 from pukd_ray.corpus.huggingface import CARD, choose_split, front_matter
 from pukd_ray.corpus.rows import safe_text
+from pukd_ray.corpus.tables import pieces, spool, spool_rows
 from pukd_ray.storage import is_local, list_files, local_path, open_storage, read_bytes, split_uri
 
 
@@ -33,7 +40,7 @@ def format_of(name: str) -> str | None:
 
 
 def _base(name: str) -> str:
-    return PurePosixPath(name).name.lower()
+    return name.rpartition("/")[2].lower()
 
 
 def _split_glob(uri: str) -> tuple[str, str | None]:
@@ -50,6 +57,8 @@ def _split_glob(uri: str) -> tuple[str, str | None]:
 _BRACES = re.compile(r"\{([^{}]*,[^{}]*|\d+\.\.\d+)\}")
 MANY_SIBLINGS = 8
 """From so many files of one folder on, the folder is listed instead of asking for each."""
+LISTED_AT_ONCE = 16
+"""Folders of remote storage, each with all that is below it."""
 
 
 def expand_braces(uris: Sequence[str]) -> list[str]:
@@ -80,6 +89,29 @@ def _hidden(relative: str, pattern: str | None) -> bool:
 
 
 @dataclass(frozen=True)
+class Files:
+    """Files of a source, in order; however many there are, they take no memory."""
+
+    table: pa.Table
+    """`FOUND_SCHEMA`."""
+
+    def __iter__(self) -> Iterator[SourceFile]:
+        for piece in pieces(self.table.select(FOUND_SCHEMA.names[:4])):
+            yield from map(SourceFile, *(column.to_pylist() for column in piece.columns))
+
+
+FOUND_SCHEMA = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("relative", pa.string()),
+        ("size", pa.int64()),
+        ("mtime", pa.string()),
+        ("kind", pa.string()),  # format that the name stands for
+    ]
+)
+
+
+@dataclass(frozen=True)
 class _Found:
     path: str
     size: int
@@ -93,11 +125,48 @@ def _stamp(info: pafs.FileInfo) -> str:
     return str(info.mtime_ns if info.mtime_ns is not None else "")
 
 
-def _files_below(fs: pafs.FileSystem, folder: str, deep: bool, *, local: bool, follow: bool) -> list[_Found]:
-    """All files of a folder, sorted by path."""
-    if not local:
-        return [_Found(i.path, i.size or 0, _stamp(i)) for i in list_files(fs, folder, recursive=deep)]
-    return sorted(_local_files(folder, deep, (), follow), key=lambda found: found.path)
+def _files_below(fs: pafs.FileSystem, folder: str, deep: bool, *, local: bool, follow: bool) -> Iterator[_Found]:
+    """All files of a folder, sorted by path; no more than some folders of them are held at a time."""
+    if local:
+        yield from _local_files(folder, deep, (), follow)
+    elif deep:
+        yield from _remote_files(fs, folder)
+    else:
+        yield from map(_found, list_files(fs, folder, recursive=False))
+
+
+def _found(info: pafs.FileInfo) -> _Found:
+    return _Found(info.path, info.size or 0, _stamp(info))
+
+
+def _remote_files(fs: pafs.FileSystem, folder: str) -> Iterator[_Found]:
+    """By prefix, some at a time: the first folders on the way down that are enough of them."""
+    files: list[pafs.FileInfo] = []
+    folders = [folder]
+    with ThreadPoolExecutor(LISTED_AT_ONCE) as pool:
+        while folders and len(folders) <= LISTED_AT_ONCE:
+            below = [info for infos in pool.map(partial(_children, fs), folders) for info in infos]
+            files += [info for info in below if info.type == pafs.FileType.File]
+            folders = [info.path for info in below if info.type == pafs.FileType.Directory]
+        # As all paths below a folder begin with its own and a slash, this is the order of all paths.
+        order = sorted([*((info.path, info) for info in files), *((f"{path}/", None) for path in folders)], key=_first)
+        listed = _listed(pool, fs, [path[:-1] for path, info in order if info is None])
+        for _, info in order:
+            yield from map(_found, [info] if info else next(listed))
+
+
+def _listed(pool: ThreadPoolExecutor, fs: pafs.FileSystem, folders: list[str]) -> Iterator[list[pafs.FileInfo]]:
+    """All that is below each."""
+    for start in range(0, len(folders), LISTED_AT_ONCE):
+        yield from pool.map(partial(list_files, fs), folders[start : start + LISTED_AT_ONCE])
+
+
+def _children(fs: pafs.FileSystem, folder: str) -> list[pafs.FileInfo]:
+    found: list[pafs.FileInfo] = fs.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
+    return found
+
+
+_first = itemgetter(0)
 
 
 def _local_files(folder: str, deep: bool, above: tuple[str, ...], follow: bool) -> Iterator[_Found]:
@@ -105,25 +174,35 @@ def _local_files(folder: str, deep: bool, above: tuple[str, ...], follow: bool) 
     real = os.path.realpath(folder)
     if real in above:  # a link to a folder above
         return
+    children: list[tuple[str, os.DirEntry[str], str]] = []
     with os.scandir(folder) as entries:
         for entry in entries:
             path = safe_text(entry.path) if not entry.path.isprintable() else entry.path
+            outside = "" if follow or not entry.is_symlink() else leads_out(entry.path, above[0] if above else real)
             try:
-                if not follow and (target := leads_out(entry.path, above[0] if above else real)):
-                    if deep or not entry.is_dir():
-                        yield _Found(path, 0, "", target)
-                elif entry.is_dir():
-                    if deep:
-                        yield from _local_files(entry.path, deep, (*above, real), follow)
-                elif entry.is_file():
-                    facts = entry.stat()
-                    yield _Found(path, facts.st_size, str(facts.st_mtime_ns) if path == entry.path else "")
-                elif entry.is_symlink():
-                    yield _Found(path, 0, "")
+                is_folder = entry.is_dir()
             except OSError as error:
                 if error.errno != errno.ELOOP:
                     raise
-                yield _Found(path, 0, "")  # a link that leads to itself
+                is_folder = False  # a link that leads to itself
+            if deep or not is_folder:
+                children.append((f"{path}/" if is_folder and not outside else path, entry, outside))
+    for path, entry, outside in sorted(children, key=_first):
+        if path.endswith("/"):
+            yield from _local_files(entry.path, deep, (*above, real), follow)
+            continue
+        try:
+            if outside:
+                yield _Found(path, 0, "", outside)
+            elif entry.is_file():
+                facts = entry.stat()
+                yield _Found(path, facts.st_size, str(facts.st_mtime_ns) if path == entry.path else "")
+            elif entry.is_symlink():
+                yield _Found(path, 0, "")
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            yield _Found(path, 0, "")
 
 
 def _refuse_links(links: dict[str, str], key: str) -> None:
@@ -166,17 +245,63 @@ def check_reachable(uris: Sequence[str], key: str) -> list[str]:
     return faults
 
 
-def list_source(source: SourceConfig, key: str) -> tuple[str, list[SourceFile], Counter[str]]:
+def list_source(source: SourceConfig, key: str) -> tuple[str, Files, Counter[str]]:
     """All files of `source`: (format, files in (uri, path) order, suffixes of files left out with counts).
 
     Raises ConfigError naming `key` when nothing is found or the format cannot be told.
     """
-    found: dict[str, SourceFile] = {}
+    links: dict[str, str] = {}
+    found = spool_rows(_find(source, key, links), FOUND_SCHEMA)
+    kinds = Counter[str]({kind: n for kind, n in _counted(found.column("kind")) if kind is not None})
+    where = ", ".join(source.uris)
+    format_name: str = source.format
+    if format_name == "auto" and len(kinds) == 1:
+        format_name = kinds.most_common(1)[0][0]
+    elif format_name == "auto" and not kinds:
+        what = f"{len(found)} files of no known format" if len(found) else "no files"
+        raise ConfigError([f"{key}.uri: {what} under {where}"])
+    elif format_name == "auto":
+        mix = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
+        raise ConfigError([f"{key}.format: {where} holds several formats ({mix}): name one"])
+    form = FORMATS[format_name]
+    # Files of other names belong to it if the config names it; single images, if all of them have such names.
+    any_name = source.format != "auto" and not (kinds[format_name] and form.single_images)
+    left_out: Counter[str] = Counter()
+
+    def chosen(piece: pa.Table) -> pa.Table:
+        kind = piece.column("kind")
+        mine = pc.equal(kind, format_name).fill_null(False).to_numpy(zero_copy_only=False).copy()
+        others = np.flatnonzero(~mine)
+        for row, name, other in zip(
+            others.tolist(), *(piece.column(c).take(others).to_pylist() for c in ("relative", "kind")), strict=True
+        ):
+            if any_name and other is None and form.any_name(_base(name)):
+                mine[row] = True
+            elif not form.side_file(_base(name)):
+                left_out[PurePosixPath(name).suffix.lower() or PurePosixPath(name).name] += 1
+        return piece.filter(mine)
+
+    files = found if kinds[format_name] == len(found) else spool(map(chosen, pieces(found)), FOUND_SCHEMA)
+    if not len(files):
+        raise ConfigError([f"{key}.uri: no {format_name} files under {where}"])
+    mine = files.column("uri").filter(pc.is_in(files.column("uri"), pa.array(links, pa.string()))).to_pylist()
+    _refuse_links({link: to for link, to in links.items() if link in mine or Path(to).is_dir()}, key)
+    return format_name, Files(files), left_out
+
+
+def _counted(column: pa.ChunkedArray) -> list[tuple[str | None, int]]:
+    """(value, how often it is there), by its first place."""
+    return [(each["values"], each["counts"]) for each in column.value_counts().to_pylist()]
+
+
+def _find(source: SourceConfig, key: str, links: dict[str, str]) -> Iterator[tuple[str, str, int, str, str | None]]:
+    """Rows of `FOUND_SCHEMA` of all that its URIs name, none twice; fills `links` that lead out of a folder."""
     uris = expand_braces(source.uris)
     siblings = Counter(uri.rpartition("/")[0] for uri in uris)
     listed: dict[str, dict[str, pafs.FileInfo]] = {}
-    missing = []
-    links: dict[str, str] = {}
+    missing: list[str] = []
+    several, some = len(uris) > 1, False
+    seen: set[str] = set()
     for uri in uris:
         base, pattern = _split_glob(uri)
         scheme, base_path, query = split_uri(base)
@@ -192,8 +317,9 @@ def list_source(source: SourceConfig, key: str) -> tuple[str, list[SourceFile], 
             missing.append(base)
             continue
         infos: Iterable[_Found]
-        if info.type == pafs.FileType.File:
-            infos, root = [_Found(info.path, info.size or 0, _stamp(info))], folder
+        is_file = info.type == pafs.FileType.File
+        if is_file:
+            infos, root = [_found(info)], folder
         else:
             deep = pattern is None or "/" in pattern or "**" in pattern
             infos = _files_below(fs, path, deep, local=is_local(uri), follow=source.follow_links)
@@ -207,44 +333,20 @@ def list_source(source: SourceConfig, key: str) -> tuple[str, list[SourceFile], 
                 links[item.path] = item.leads_to
             if glob is not None and not glob.fullmatch(relative):
                 continue
-            if info.type != pafs.FileType.File and _hidden(relative, pattern):
+            if not is_file and _hidden(relative, pattern):
                 continue
             if is_local(uri):
                 full = item.path
-            elif info.type == pafs.FileType.File:
+            elif is_file:
                 full = base
             else:
                 full = f"{scheme}{base_path.rstrip('/')}/{relative}{query}"
-            found.setdefault(full, SourceFile(full, relative, item.size, item.mtime))
-    if missing and found:
+            if several:
+                if full in seen:
+                    continue
+                seen.add(full)
+            some = True
+            yield full, relative, item.size, item.mtime, format_of(relative)
+    if missing and some:
         more = f" (and {len(missing) - 1:,} more)" if missing[1:] else ""
         raise ConfigError([f"{key}.uri: no such file or folder: {missing[0]}{more}"])
-    kinds: Counter[str] = Counter(kind for f in found.values() if (kind := format_of(f.relative)))
-    format_name: str = source.format
-    if format_name == "auto" and len(kinds) == 1:
-        format_name = kinds.most_common(1)[0][0]
-    elif format_name == "auto" and not kinds:
-        what = f"{len(found)} files of no known format" if found else "no files"
-        raise ConfigError([f"{key}.uri: {what} under {', '.join(source.uris)}"])
-    elif format_name == "auto":
-        mix = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
-        raise ConfigError([f"{key}.format: {', '.join(source.uris)} holds several formats ({mix}): name one"])
-    files = [f for f in found.values() if format_of(f.relative) == format_name]
-    form = FORMATS[format_name]
-    # Files of other names belong to it if the config names it; single images, if all of them have such names.
-    if source.format != "auto" and not (files and form.single_images):
-        files = [
-            f
-            for f in found.values()
-            if (kind := format_of(f.relative)) == format_name or (kind is None and form.any_name(_base(f.relative)))
-        ]
-    if not files:
-        raise ConfigError([f"{key}.uri: no {format_name} files under {', '.join(source.uris)}"])
-    chosen = {f.uri for f in files}
-    _refuse_links({link: to for link, to in links.items() if link in chosen or Path(to).is_dir()}, key)
-    left_out = Counter(
-        PurePosixPath(f.relative).suffix.lower() or PurePosixPath(f.relative).name
-        for f in found.values()
-        if f.uri not in chosen and not FORMATS[format_name].side_file(_base(f.relative))
-    )
-    return format_name, files, left_out

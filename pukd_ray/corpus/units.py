@@ -5,13 +5,14 @@ A unit is a group of small files, a run of rows of one file, or a whole file; wh
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
 from pukd_ray.corpus.files import FileFacts, SourceFile
+from pukd_ray.run.folder import RunFolder
 
 # A unit is what a crash costs and what one task holds in memory block by block: seconds of work, not minutes.
 UNIT_ROWS = 4096
@@ -20,6 +21,17 @@ UNIT_FILES = 512
 
 Measured = tuple[SourceFile, FileFacts, str]
 """A file, what is known of it, and what its image ids start with."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where `plan.parquet` holds a unit."""
+
+    folder: RunFolder
+    group: int
+    """Of rows."""
+    row: int
+    """In the group."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +45,9 @@ class Unit:
     source: int
     """Index in the role's list of sources."""
     format: str
-    files: tuple[str, ...]
+    files: Sequence[str]
     """Paths or URIs: one, or many single images."""
-    ids: tuple[str, ...]
+    ids: Sequence[str]
     """What image ids of each file start with."""
     start: int
     """First row in the file (0 for single images)."""
@@ -53,6 +65,9 @@ class Unit:
     """Where the rows are in the file (`Spans.pack`), for a format that has no index of its own."""
     gone: tuple[str, ...] = ()
     """Those of `files` that are no longer listed; the plan does not hold it."""
+    stored: Stored | None = None
+    """Of a unit in outline: what it lacks (`index`, `repeated`) or has only when it is looked at (`files`, `ids`) is
+    there (`outline.whole`)."""
 
     def place(self, position: int) -> tuple[str, int]:
         """(file, row in it) of the row at `position`."""
@@ -74,13 +89,24 @@ UNIT_SCHEMA = pa.schema(
         ("error", pa.string()),
         ("repeated", pa.list_(pa.int64())),
         ("index", pa.binary()),
+        # For who has not read the lists: how many files, and the first by order, by name, and the last by name.
+        ("n_files", pa.int32()),
+        ("first_file", pa.string()),
+        ("lowest_file", pa.string()),
+        ("highest_file", pa.string()),
     ]
 )
+_FIELDS = [name for name in UNIT_SCHEMA.names if not name.endswith(("_file", "n_files"))]
 
 
-def units_to_table(units: list[Unit]) -> pa.Table:
-    """Units as `plan.parquet` holds them."""
-    return pa.Table.from_pylist([asdict(u) for u in units], schema=UNIT_SCHEMA)
+def units_to_table(units: Iterable[Unit]) -> pa.Table:
+    """Units, none of them in outline, as `plan.parquet` holds them."""
+    rows = [
+        {name: getattr(u, name) for name in _FIELDS}
+        | {"n_files": len(u.files), "first_file": u.files[0], "lowest_file": min(u.files), "highest_file": max(u.files)}
+        for u in units
+    ]
+    return pa.Table.from_pylist(rows, schema=UNIT_SCHEMA)
 
 
 GONE = "io: no longer listed when its turn came"
@@ -94,8 +120,9 @@ def mark_gone(units: Sequence[Unit], gone: Collection[str]) -> list[Unit]:
 
 def units_from_table(table: pa.Table) -> list[Unit]:
     """Inverse of `units_to_table`."""
-    lists = {f.name for f in fields(Unit) if str(f.type).startswith("tuple")}
-    rows: list[dict[str, Any]] = table.to_pylist()
+    lists = {"files", "ids", "repeated"}
+    names = [name for name in _FIELDS if name in table.column_names]
+    rows: list[dict[str, Any]] = table.select(names).to_pylist()
     return [Unit(**{k: tuple(v) if k in lists else v for k, v in row.items()}) for row in rows]  # type: ignore[arg-type]
 
 
@@ -161,27 +188,28 @@ def groups_of_files(owner: Owner, files: Sequence[Measured]) -> Iterator[Unit]:
         yield owner.unit(group, 0, len(group))
 
 
-def clip(units: Sequence[Unit], start: int, stop: int) -> list[Unit]:
-    """Rows [start, stop), counted over all units."""
-    kept, seen = [], 0
+def clip(units: Iterable[Unit], start: int, stop: int) -> Iterator[Unit]:
+    """Rows [start, stop), counted over all units, none of them in outline."""
+    seen = 0
     for unit in units:
+        if seen >= stop:
+            return
         low, high = max(start - seen, 0), min(stop - seen, unit.rows)
         seen += unit.rows
         if low >= high:
             continue
         if low == 0 and high == unit.rows:
-            kept.append(unit)
+            yield unit
         elif len(unit.files) > 1:
-            kept.append(regroup([(unit, position) for position in range(low, high)]))
+            yield regroup([(unit, position) for position in range(low, high)])
         else:
             first = unit.start + low
             name = _unit_id(unit.role, unit.source, unit.ids[0], first)
-            kept.append(replace(unit, unit_id=name, start=first, rows=high - low))
-    return kept
+            yield replace(unit, unit_id=name, start=first, rows=high - low)
 
 
 def regroup(images: Sequence[tuple[Unit, int]]) -> Unit:
-    """A group of the single images at (unit, position), which belong to one source."""
+    """A group of the single images at (unit, position), which belong to one source; no unit is in outline."""
     files, ids = (tuple(getattr(u, name)[position] for u, position in images) for name in ("files", "ids"))
     first = images[0][0]
     name = _unit_id(first.role, first.source, ids[0], 0)

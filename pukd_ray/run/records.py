@@ -507,7 +507,8 @@ class EstimateRecord(CostRecord):
     trial_images: int
     """Of the corpus, in the larger trial."""
     seconds: dict[str, float]
-    """By part: the stages, `selector` as `features`, `prior` (the grid), `fits` (trained after it), `evidence` (the rest)."""
+    """By part: the stages, `selector` as `features`, `prior` (the grid), `fits` (trained after it), `evidence` (the
+    rest)."""
     total_seconds: float
     interval: Interval
     """Of `total_seconds`."""

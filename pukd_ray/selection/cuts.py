@@ -1,7 +1,7 @@
 """Keys, cuts and counts: the arithmetic that selection rules share. Plain NumPy, no images, no Ray.
 
-The k-th best key of a corpus is found in two steps, counts by the upper half of the key's bits and then the rows of
-one bin (`find_cuts.py`), so no list that grows with the corpus is ever gathered.
+The k-th best key of a corpus is found by counts: of its upper bits, then of the next ones among the rows of one bin,
+until that bin is small (`find_cuts.py`), so no list that grows with the corpus is ever gathered.
 """
 
 from __future__ import annotations
@@ -37,6 +37,17 @@ def ordered_bits(keys: np.ndarray) -> np.ndarray:
     """uint32 [N] that sort as the float32 keys do; -0.0 is 0.0."""
     bits = (np.asarray(keys, np.float32) + np.float32(0)).view(np.uint32)
     return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+
+
+DIGITS = 6
+
+
+def digits(bits: np.ndarray, ties: np.ndarray) -> np.ndarray:
+    """uint16 [DIGITS, N] of `ordered_bits` and tie breakers int64 [N]: as one number it rises as rows are taken."""
+    key = ~np.asarray(bits).astype(np.uint32)
+    tie = np.asarray(ties, np.int64).view(np.uint64) ^ np.uint64(1 << 63)
+    parts = [key >> 16, key, *(tie >> np.uint64(shift) for shift in (48, 32, 16, 0))]
+    return np.stack([part.astype(np.uint16) for part in parts])
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from pukd_ray.config import (
 )
 from pukd_ray.corpus.context import RunContext, Shared
 from pukd_ray.corpus.labelled import index_sources
-from pukd_ray.corpus.units import Unit, units_from_table
+from pukd_ray.corpus.outline import read_units
+from pukd_ray.corpus.units import Unit
 from pukd_ray.distillation.evaluate import measure_accuracy
 from pukd_ray.distillation.supervised import train_teacher
 from pukd_ray.distillation.training import total_steps
@@ -199,7 +200,7 @@ def _jobs_of_run(
 ) -> tuple[list[StudentJob], dict[str, Any]]:
     """The students' trainings, their selections made, and what is known of the run; `teacher` are its inputs."""
     run_folder = RunFolder(run.output)
-    units = units_from_table(run_folder.read_table("plan.parquet"))
+    units = read_units(run_folder)
     positives = positives_of(run_folder, run, units)
     planned = run_folder.marker("plan")
     assert planned is not None
@@ -302,7 +303,7 @@ def _measure_students(
     """{key: result} of the students and `teacher`; test accuracies are added to those that have none."""
     run_config = _run_config(config, folder, config.table.first_seed, config.table.per_class[0])
     run_folder = RunFolder(run_config.output)
-    units = units_from_table(run_folder.read_table("plan.parquet"))
+    units = read_units(run_folder)
     run = RunContext(run_folder, run_config, cluster, weights, units)
     files = {"teacher": "teacher.json"} | {key: f"students/{key}.json" for key in keys}
     results: dict[str, dict[str, Any]] = {name: folder.read_json(file) or {} for name, file in files.items()}

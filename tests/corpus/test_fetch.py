@@ -11,7 +11,7 @@ import pytest
 from small_files import many_formats, units_of
 
 from pukd_ray.corpus import fetch, units
-from pukd_ray.corpus.fetch import fetch_images
+from pukd_ray.corpus.fetch import fetch_images, fetch_rows
 from pukd_ray.corpus.reading import read_rows
 from pukd_ray.corpus.units import units_to_table
 from pukd_ray.run.folder import RunFolder
@@ -50,3 +50,16 @@ def test_images_come_from_their_rows(tmp_path: Path, monkeypatch: pytest.MonkeyP
     one = fetch_images(folder, config, table.slice(1, 1))
     assert one.column("image").to_pylist() == [rows[chosen[1]].image]
     assert len(read) <= 1
+    # Each row without an image comes once, one of no file that was planned too.
+    some = table.append_column("n", pa.array(range(60)))
+    lost = pa.table(
+        {"source": ["nowhere", rows[0].source], "source_row": [0, 99_999], "image": [None, None], "n": [60, 61]}
+    )
+    some = pa.concat_tables([some, lost.cast(some.schema)])
+    blocks_of = list(fetch_rows(folder, config, some))
+    assert (
+        sorted(i for places, _ in blocks_of for i in places) == np.flatnonzero(some.column("image").is_null()).tolist()
+    )
+    found = {i: image for places, images in blocks_of for i, image in zip(places, images, strict=True)}
+    assert (found[60], found[61]) == (None, None)
+    assert len(blocks_of) > 5

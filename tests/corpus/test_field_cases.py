@@ -21,7 +21,8 @@ from pukd_ray.config import ConfigError, SourceConfig, TeacherConfig
 from pukd_ray.corpus import files, units
 from pukd_ray.corpus.formats import parquet
 from pukd_ray.corpus.labelled import LabelError, index_labelled
-from pukd_ray.corpus.plan import list_inputs, measure, measure_units
+from pukd_ray.corpus.listing import list_inputs
+from pukd_ray.corpus.plan import measure, measure_units
 from pukd_ray.corpus.reading import read_rows, to_table
 from pukd_ray.corpus.rows import ImageRow, raw_text, safe_text
 from pukd_ray.corpus.sources import expand_braces, list_source

@@ -17,7 +17,8 @@ from pukd_ray.corpus import files as files_module
 from pukd_ray.corpus.files import beside
 from pukd_ray.corpus.formats import jsonl
 from pukd_ray.corpus.labelled import LabelError, index_labelled
-from pukd_ray.corpus.plan import list_inputs, measure, plan_inputs
+from pukd_ray.corpus.listing import list_inputs
+from pukd_ray.corpus.plan import measure, plan_inputs
 from pukd_ray.corpus.reading import read_rows, to_table
 from pukd_ray.corpus.rows import ImageRow
 from pukd_ray.corpus.sources import list_source

@@ -10,7 +10,8 @@ import pytest
 
 from pukd_ray.config import SourceConfig, TeacherConfig
 from pukd_ray.corpus.labelled import LabelError, Labelled, check_same_names, index_labelled
-from pukd_ray.corpus.plan import list_inputs, measure_units
+from pukd_ray.corpus.listing import list_inputs
+from pukd_ray.corpus.plan import measure_units
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

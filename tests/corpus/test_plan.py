@@ -2,18 +2,23 @@
 
 import os
 import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks import listing as byname
 from pukd_ray.config import ConfigError, SourceConfig
+from pukd_ray.corpus import tables
 from pukd_ray.corpus import units as units_module
+from pukd_ray.corpus.listing import Drift, compare_listing, list_inputs
 from pukd_ray.corpus.pixels import encode_png
-from pukd_ray.corpus.plan import compare_listing, list_inputs, measure_units, plan_inputs
+from pukd_ray.corpus.plan import measure_units, plan_inputs
 from pukd_ray.corpus.reading import read_rows
 from pukd_ray.corpus.rows import ImageRow
 from pukd_ray.corpus.units import Unit, units_from_table
@@ -107,6 +112,29 @@ def test_new_changed_and_vanished_files(tmp_path: Path) -> None:
         f"corpus: {tmp_path}/u/3.png has changed since it was planned",
         f"positives: {tmp_path}/p/2.png is new",
     )
+
+
+def test_a_listing_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec.register_implementation("byname", byname.ByName, clobber=True)
+    monkeypatch.setattr(byname, "PER_FOLDER", 100)
+    monkeypatch.setattr(tables, "PIECE_ROWS", 500)
+    sources: Sources = {"corpus": (source("byname:///lake"),)}
+    monkeypatch.setattr(byname.ByName, "files", 1)
+    list_inputs(sources)  # what is imported for the first time
+    monkeypatch.setattr(byname.ByName, "files", 8_000)
+    tracemalloc.start()
+    arrow = pa.total_allocated_bytes()
+    listing = list_inputs(sources).table
+    drift = compare_listing(listing, list_inputs(sources).table)
+    left, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (len(listing), drift) == (8_000, Drift(0, ()))
+    names = listing.column("uri").to_pylist()
+    assert names == sorted(names)
+    assert len(set(listing.column("key").to_pylist())) == 8_000
+    assert left < 1 << 20
+    assert peak < 6 << 20  # an object a file would be 2 kB each
+    assert pa.total_allocated_bytes() - arrow < 1 << 20
 
 
 # -- measuring --------------------------------------------------------------------------------------------------

@@ -370,7 +370,7 @@ def test_storage_that_stays_away_stops_the_run(
                 list(chain.from_iterable(read_rows(unit, source) for unit in found))
         if format_name != "images":
             with pytest.raises(RunError, match=told):
-                measure(files[0], format_name, source)
+                measure(next(iter(files)), format_name, source)
 
 
 @pytest.mark.parametrize("fault", [FileNotFoundError(2, "gone"), PermissionError(13, "not yours")])
@@ -391,7 +391,7 @@ def test_faults_that_last_stop_the_run_at_once_and_make_no_rows(
         flaky.faults = chain([fault], repeat(None))
         if format_name != "images":
             with pytest.raises(PlaceError, match=rf"^flaky://{tmp_path}/\S+: .* run the same command again"):
-                measure(files[0], format_name, source)
+                measure(next(iter(files)), format_name, source)
 
 
 def test_a_bad_spot_of_a_local_disk_is_waited_for_and_makes_no_row(

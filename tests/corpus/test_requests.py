@@ -14,7 +14,9 @@ from small_files import b64, units_of, write_idx, write_jsonl, write_tar
 
 from pukd_ray.config import SourceConfig
 from pukd_ray.corpus import files
+from pukd_ray.corpus import units as units_module
 from pukd_ray.corpus.reading import read_rows
+from pukd_ray.selection import sampling
 from pukd_ray.storage import open_storage
 
 
@@ -139,3 +141,29 @@ def test_requests_of_raw_images_and_parquet(store: Meter, tmp_path: Any) -> None
     # Row groups that hold wanted rows, whole where pyarrow has put the images into a dictionary.
     list(read_rows(unit, parquet, WANTED))
     assert store.take()[1] <= 5 / 6 * 1.1 * len(sink.getvalue())
+
+
+def test_a_sample_and_a_refetch_read_the_row_groups_that_they_need(
+    store: Meter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units_module, "UNIT_ROWS", 20)
+    monkeypatch.setattr(sampling, "MIN_PER_UNIT", 3)
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"image": IMAGES, "other": IMAGES}), sink, row_group_size=20, compression=None)
+    source = put(store, "sampled.parquet", sink.getvalue())
+    planned = units_of(source)
+    group = sum(map(len, IMAGES[:20]))  # of one column
+    assert len(planned) == 6
+    wanted = sampling.sample_corpus(planned, 6, seed=0)
+    assert [len(request.positions) for request in wanted if request.positions is not None] == [3, 3]
+    store.take()
+    rows = [row for request in wanted for row in read_rows(request.unit, source, request.positions)]
+    assert [row.image for row in rows] == [IMAGES[row.row] for row in rows]
+    _, read = store.take()
+    footers = 6 * 64 << 10
+    assert len(rows) * 3 * group / 20 < read <= 2 * 1.1 * group + footers
+    (row,) = read_rows(planned[4], source, np.array([7]))
+    assert row.image == IMAGES[87]
+    requests, read = store.take()
+    assert read <= 1.1 * group + footers
+    assert requests <= 6

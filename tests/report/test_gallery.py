@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pukd_ray.config import RunConfig, SelectionConfig
+from pukd_ray.corpus.listing import list_inputs
 from pukd_ray.corpus.pixels import PixelSpec, decode, encode_png
-from pukd_ray.corpus.plan import list_inputs, plan_inputs
+from pukd_ray.corpus.plan import plan_inputs
 from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.report import gallery
 from pukd_ray.run.folder import SCORES_SCHEMA, SELECTED_SCHEMA, RunFolder

@@ -14,18 +14,20 @@ import pytest
 import ray
 from pyarrow.dataset import dataset
 from ray.remote_function import RemoteFunction
+from sklearn.metrics import average_precision_score
 
 from pukd_ray.config import RunConfig, SelectionConfig
-from pukd_ray.corpus.plan import list_inputs, plan_inputs
+from pukd_ray.corpus.listing import list_inputs
+from pukd_ray.corpus.plan import plan_inputs
 from pukd_ray.corpus.reading import content_hash
 from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.corpus.units import Unit, units_from_table
 from pukd_ray.errors import RunError
 from pukd_ray.run.folder import SCORES_SCHEMA, SELECTED_SCHEMA, RunFolder
 from pukd_ray.run.records import selection_in
-from pukd_ray.selection import copies, select, writing
+from pukd_ray.selection import average_precision, copies, find_cuts, moving, select
 from pukd_ray.selection.calibration import Calibration, to_json
-from pukd_ray.selection.cuts import share_quota
+from pukd_ray.selection.cuts import digits, ordered_bits, share_quota
 from pukd_ray.selection.scoring import sort_key
 
 CLASSES = 3
@@ -107,12 +109,14 @@ def tasks(monkeypatch: pytest.MonkeyPatch) -> Tasks:
 
 
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a corpus of billions is to the real limits: many tasks, parts, writers and shares."""
+    """As a corpus of billions is to the real limits: many tasks, runs and parts."""
     for module, name, value in (
         (select, "FILES_PER_TASK", 1),
-        (writing, "ROWS_PER_PART", 7),
-        (writing, "PART_BYTES", 6000),
-        (writing, "MAX_WRITERS", 4),
+        (moving, "RUN_BYTES", 6000),
+        (moving, "PART_ROWS", 7),
+        (moving, "PART_BYTES", 6000),
+        (moving, "BUCKET_ROWS", 4),
+        (average_precision, "RANGE_ROWS", 20),
         (copies, "COPY_SHUFFLE_ROWS", 50),
     ):
         monkeypatch.setattr(module, name, value)
@@ -139,6 +143,7 @@ RULES: list[dict[str, Any]] = [
     {"rule": "budget", "budget": 30, "order": "random"},
     {"rule": "quota", "budget": 41},
     {"rule": "precision", "target_precision": 0.8},
+    {"rule": "teacher_confidence", "budget": 37},  # all of the same confidence
     {"rule": "all"},
     {"rule": "truth"},
 ]
@@ -162,6 +167,8 @@ def expected(config: RunConfig, **selection: Any) -> list[int]:
         good = [r for r in good if r["relevant"]]
     if "order" in selection:
         good.sort(key=lambda r: (-(r["key"] % 2**64 >> 40), r["key"]))
+    elif rule == "teacher_confidence":
+        good.sort(key=lambda r: r["key"])
     else:
         good.sort(key=lambda r: (-r["pu_logit"], r["key"]))
     if rule == "quota":
@@ -181,6 +188,8 @@ def test_who_is_taken_does_not_depend_on_the_number_of_tasks(
     plain, whole = selected(run, "whole", **selection)
     assert plain["parts"] == 1
     small(monkeypatch)
+    monkeypatch.setattr(find_cuts, "GATHERED_ROWS", 2)
+    monkeypatch.setattr(find_cuts, "TABLES_AT_ONCE", 3)
     summary, table = selected(run, "small", **selection)
     assert summary["parts"] > 4
     rows = table.column("source_row").to_pylist()
@@ -235,12 +244,10 @@ def test_no_task_is_handed_rows_of_another(run: Run, monkeypatch: pytest.MonkeyP
     hashed = [received(args[2:]) for name, args in tasks if name == "_copies_in"]
     assert len(hashed) == 5  # 216 readable rows, 50 in each
     assert sum(len(piece) for pieces in hashed for piece in pieces) == ROWS * 9 // 10
-    writers = [received(args) for name, args in tasks if name.startswith("_write_part")]
-    assert len(writers) == 4
-    tables = [t for pieces in writers for piece in pieces for t in (piece if isinstance(piece, list) else [piece])]
-    assert sum(t.num_rows for t in tables) == summary["n_selected"]
-    # Fetched before the rows were split: afterwards each would be a read of its own.
-    assert sum(t.column("image").null_count for t in tables) == 0
+    # Of the selection only places: its bytes go by way of storage.
+    written = [received(args) for name, args in tasks if name == "_write_part"]
+    assert len(written) == summary["parts"] > 4
+    assert not [a for name, args in tasks for a in received(args) if name != "_add_counts" and isinstance(a, pa.Table)]
     # A reference within a list is no dependency to Ray: the task would start, and hold a process, before it is there.
     assert not [
         name for name, args in tasks if any(isinstance(a, list) and isinstance(a[0], ray.ObjectRef) for a in args)
@@ -248,18 +255,27 @@ def test_no_task_is_handed_rows_of_another(run: Run, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_task_takes_no_more_images_than_fit_into_its_memory(
-    run: Run, monkeypatch: pytest.MonkeyPatch, tasks: Tasks
-) -> None:
+def test_a_task_holds_no_more_images_than_a_run_or_a_part(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     small(monkeypatch)
-    selected(run, "shares", rule="all")
-    taken: Counter[Any] = Counter()
-    for name, args in tasks:
-        if name == "_take_rows":
-            taken[args[2], args[4]] += 1
-    assert len(taken) > 2 * FILES
-    assert set(taken.values()) == {1}
-    assert max(n for _, (n, _) in taken) == 4  # 27 images of 900 bytes and their headers, 6000 bytes at a time
+    folder, _, _ = run
+    monkeypatch.setattr(RunFolder, "delete_folder", lambda *_: None)  # what the first step leaves stays
+    summary, table = selected(run, "shares", rule="all")
+    (place,) = Path(folder.path("attempts")).iterdir()
+    runs = {
+        file.name: moving._read_buckets(folder, f"attempts/{place.name}/{file.name}", 0, file.stat().st_size)
+        for file in place.iterdir()
+    }
+    assert len(runs) == 2 * FILES
+    for tables in runs.values():
+        # Kept images come as a piece, fetched ones as another: up to 18 of 900 bytes in a score file.
+        assert sum(t.nbytes for t in tables) <= 18 * 1100
+        order = pa.concat_tables(tables).column("order").to_pylist()
+        assert order == sorted(order)
+    rows = [row for tables in runs.values() for t in tables for row in t.column("source_row").to_pylist()]
+    assert sorted(rows) == sorted(table.column("source_row").to_pylist())
+    sizes = [folder.read_table(name).num_rows for name in folder.files("shares")]
+    assert max(sizes) <= 7 + 4  # a bucket is never cut
+    assert summary["parts"] == len(sizes)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -277,26 +293,50 @@ def test_quotas_need_one_pass_whatever_the_number_of_classes(
     assert Counter(name for name, _ in tasks)["_count_keys"] == 3
 
 
-@pytest.mark.parametrize(("parts", "writers"), [(1, 1), (7, 7), (10, 4), (201, 200), (4096, 200)])
-def test_files_are_ranges_of_the_hash_and_writers_ranges_of_files(parts: int, writers: int) -> None:
-    layout = writing.Layout(parts, writers)
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_bin_that_is_too_large_is_counted_again(run: Run, monkeypatch: pytest.MonkeyPatch, tasks: Tasks) -> None:
+    whole = selected(run, "bins", rule="teacher_confidence", budget=37)[1]
+    tasks.clear()
+    monkeypatch.setattr(find_cuts, "GATHERED_ROWS", 100)
+    assert selected(run, "bins", rule="teacher_confidence", budget=37)[1].equals(whole)
+    assert len({args[3].shape for name, args in tasks if name == "_count_keys"}) == 3  # key, key, upper bits of the tie
+    (merged,) = [received(args) for name, args in tasks if name == "_nth_rows"]
+    assert 0 < sum(map(len, merged)) <= 100
+
+
+def test_rows_rise_by_their_digits_in_the_order_in_which_they_are_taken() -> None:
+    rng = np.random.default_rng(0)
+    keys = np.r_[rng.normal(size=300).round(1), [np.inf, -np.inf, 0.0, -0.0]].astype(np.float32)
+    ties = rng.integers(-(2**63), 2**63, len(keys))
+    ties[1] = ties[0]
+    taken = np.lexsort((ties, -keys.astype(np.float64)))
+    found = digits(ordered_bits(keys).astype(np.int64), ties)
+    assert np.lexsort(found[::-1]).tolist() == taken.tolist()
+
+
+def test_average_precision_of_parts_is_that_of_the_whole() -> None:
+    rng = np.random.default_rng(0)
+    keys = rng.normal(size=5000).round(2).astype(np.float32)
+    truth = rng.random(5000) < 1 / (1 + np.exp(-keys))
+    bits = ordered_bits(keys).astype(np.int64)
+    pieces = [average_precision.count_truth(bits[i::7], truth[i::7]) for i in range(7)]
+    counts = average_precision.merge_truth(np.concatenate(pieces))
+    assert (np.diff(counts[:, 0]) > 0).all()
+    low, high = np.split(counts, [150])
+    parts = [(low, tuple(high[:, 1:].sum(0).tolist())), (high, (0, 0))]
+    found = sum(average_precision.precision_sum(part, above) for part, above in parts) / truth.sum()
+    assert found == pytest.approx(average_precision_score(truth, keys), rel=1e-12)
+
+
+def test_parts_are_as_many_buckets_as_the_limits_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moving, "PART_ROWS", 10)
+    monkeypatch.setattr(moving, "PART_BYTES", 100)
+    assert moving.cut_parts(np.array([4, 6, 1, 12, 0, 3]), np.array([10, 20, 10, 10, 0, 95])) == [0, 2, 3, 5]
+    assert moving.cut_parts(np.array([0]), np.array([0])) == [0]
     order = np.sort(np.random.default_rng(0).integers(0, 2**64, 500_000, np.uint64))
     order[-1] = 2**64 - 1  # 2.0**64 as floating point
-    part = layout.part_of(order)
-    assert np.unique(part).tolist() == list(range(parts))
-    assert (np.diff(part) >= 0).all()
-    files = np.bincount(layout.writer_of(np.arange(parts)))
-    assert len(files) == writers
-    assert files.max() - files.min() <= 1
-    assert (np.diff(layout.writer_of(part)) >= 0).all()
-
-
-def test_kept_images_are_measured_by_footers(tmp_path: Path) -> None:
-    folder = RunFolder(str(tmp_path))
-    rows = [score_row(k, tmp_path) | {"image": image_of(k) * 10 if k % 4 == 0 else None} for k in range(30)]
-    folder.write_table("some.parquet", pa.Table.from_pylist(rows, schema=SCORES_SCHEMA))
-    folder.write_table("none.parquet", pa.Table.from_pylist(rows[1:4], schema=SCORES_SCHEMA))
-    folder.write_table("empty.parquet", SCORES_SCHEMA.empty_table())
-    count, size = writing._kept_images(folder, ["some.parquet", "none.parquet", "empty.parquet"]).tolist()
-    assert count == 8
-    assert size == pytest.approx(8 * 9000, rel=0.02)
+    for some in (order, order[: 500_000 // 64]):  # a rule that draws takes a range
+        to = moving.Runs("", 256, (int(some[0]), int(some[-1])), 1)
+        bucket = to.bucket_of(some)
+        assert np.unique(bucket).tolist() == list(range(256))
+        assert (np.diff(bucket) >= 0).all()

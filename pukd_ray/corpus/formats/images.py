@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import PurePosixPath
+from posixpath import splitext
 
 import numpy as np
 
@@ -24,7 +25,7 @@ READ_THREADS = 16  # small files: latency, not bandwidth
 
 
 def _claims(name: str) -> bool:
-    return PurePosixPath(name).suffix in IMAGE_EXTENSIONS
+    return splitext(name)[1] in IMAGE_EXTENSIONS
 
 
 def _may_be_image(name: str) -> bool:
