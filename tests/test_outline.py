@@ -52,7 +52,7 @@ def test_redo_moves_nothing(task: Path, tmp_path: Path, capsys: pytest.CaptureFi
     config = load_config(task, {"output": str(tmp_path / "run")})
     folder = RunFolder(config.output)
     inputs = fingerprints(config, read_file(config.teacher.weights))
-    from pukd_ray.corpus.plan import list_inputs
+    from pukd_ray.corpus.listing import list_inputs
     from pukd_ray.corpus.sources import sources_by_role
 
     for stage in STAGE_NAMES:

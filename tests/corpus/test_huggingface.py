@@ -18,8 +18,9 @@ from hub_server import serve_dataset
 from pukd_ray.config import ConfigError, SourceConfig, TeacherConfig
 from pukd_ray.corpus.huggingface import front_matter, named_columns, split_by_name, splits_of
 from pukd_ray.corpus.labelled import LabelError, Labelled, index_labelled
+from pukd_ray.corpus.listing import list_inputs
 from pukd_ray.corpus.pixels import encode_png
-from pukd_ray.corpus.plan import list_inputs, measure_units
+from pukd_ray.corpus.plan import measure_units
 from pukd_ray.corpus.reading import read_rows
 from pukd_ray.corpus.sources import list_source
 from pukd_ray.run.folder import changed_inputs
