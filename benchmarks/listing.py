@@ -21,8 +21,8 @@ from fsspec import AbstractFileSystem
 
 from pukd_ray.config import SourceConfig
 from pukd_ray.corpus.listing import Drift, compare_listing, list_inputs, read_files
-from pukd_ray.corpus.outline import read_units
 from pukd_ray.corpus.plan import plan_inputs
+from pukd_ray.corpus.stored_units import read_units
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.engine import engine
 

@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, replace
 from pukd_ray.config import ConfigError, RunConfig
 from pukd_ray.corpus.context import RunContext, Shared
 from pukd_ray.corpus.listing import list_inputs
-from pukd_ray.corpus.outline import read_units, whole
 from pukd_ray.corpus.reading import content_hash
 from pukd_ray.corpus.sources import sources_by_role
+from pukd_ray.corpus.stored_units import read_units, whole
 from pukd_ray.corpus.units import Unit, clip, units_to_table
 from pukd_ray.run.ahead import duration
 from pukd_ray.run.folder import RunFolder, absolute

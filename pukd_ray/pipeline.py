@@ -9,8 +9,8 @@ from typing import Any
 
 from pukd_ray.config import ConfigError, RunConfig
 from pukd_ray.corpus.context import RunContext, Shared
-from pukd_ray.corpus.outline import read_units
 from pukd_ray.corpus.sources import sources_by_role
+from pukd_ray.corpus.stored_units import read_units
 from pukd_ray.errors import RunError
 from pukd_ray.estimate import lines_of
 from pukd_ray.preflight import to_yaml

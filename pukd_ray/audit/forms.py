@@ -25,10 +25,10 @@ from PIL import Image
 from pukd_ray.audit.record import Label, load_sample
 from pukd_ray.config import RunConfig
 from pukd_ray.corpus.labelled import index_labelled
-from pukd_ray.corpus.outline import read_units
 from pukd_ray.corpus.pixels import PixelSpec, Unreadable, decode, encode_png
 from pukd_ray.corpus.reading import ReadRequest, read_blocks
 from pukd_ray.corpus.sources import sources_by_role
+from pukd_ray.corpus.stored_units import read_units
 from pukd_ray.errors import RunError
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.engine import IO_CPUS

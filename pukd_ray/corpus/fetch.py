@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from pukd_ray.config import RunConfig
-from pukd_ray.corpus.outline import units_holding
 from pukd_ray.corpus.reading import ReadRequest, read_blocks
+from pukd_ray.corpus.stored_units import units_holding
 from pukd_ray.run.folder import RunFolder
 
 

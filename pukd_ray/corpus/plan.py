@@ -21,10 +21,10 @@ from pukd_ray.corpus.faults import BROKEN, one_line
 from pukd_ray.corpus.files import FileFacts, SourceFile
 from pukd_ray.corpus.formats import FORMATS
 from pukd_ray.corpus.listing import FILES_SCHEMA, NO_KEYS, numbers, places, read_files
-from pukd_ray.corpus.outline import PLAN
 from pukd_ray.corpus.reading import content_hash, read_rows
 from pukd_ray.corpus.rows import row_id
 from pukd_ray.corpus.sources import sources_by_role
+from pukd_ray.corpus.stored_units import PLAN
 from pukd_ray.corpus.tables import conform, pieces, read_groups, spool, write_groups
 from pukd_ray.corpus.units import UNIT_SCHEMA, Measured, Owner, Unit, clip, regroup, units_from_table, units_to_table
 from pukd_ray.run.folder import RunFolder

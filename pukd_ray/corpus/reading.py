@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from pukd_ray.config import SourceConfig
 from pukd_ray.corpus.formats import FORMATS
-from pukd_ray.corpus.outline import whole
 from pukd_ray.corpus.rows import ImageRow, failed_rows
+from pukd_ray.corpus.stored_units import whole
 from pukd_ray.corpus.units import GONE, Unit
 from pukd_ray.errors import RunError
 from pukd_ray.runtime.engine import task_attempt

@@ -95,6 +95,9 @@ class Files:
     table: pa.Table
     """`FOUND_SCHEMA`."""
 
+    def __len__(self) -> int:
+        return len(self.table)
+
     def __iter__(self) -> Iterator[SourceFile]:
         for piece in pieces(self.table.select(FOUND_SCHEMA.names[:4])):
             yield from map(SourceFile, *(column.to_pylist() for column in piece.columns))
@@ -217,10 +220,11 @@ def _refuse_links(links: dict[str, str], key: str) -> None:
         )
 
 
-def _of_split(infos: list[_Found], root: str, fs: pafs.FileSystem, split: str | None, key: str) -> list[_Found]:
-    """The files of one split, if a folder is a data set of Hugging Face or `split` says so; else all."""
-    readme = next((item.path for item in infos if item.path == f"{root}/{CARD}"), None)
-    card = front_matter(read_bytes(fs, readme).decode(errors="replace")) if readme else None
+def _of_split(infos: Iterable[_Found], root: str, fs: pafs.FileSystem, split: str | None, key: str) -> Iterable[_Found]:
+    """The files of one split, if a folder is a data set of Hugging Face or `split` says so; else all, unseen."""
+    readme = f"{root}/{CARD}"
+    there = fs.get_file_info(readme).type == pafs.FileType.File
+    card = front_matter(read_bytes(fs, readme).decode(errors="replace")) if there else None
     if card is None and split is None:
         return infos
     relative = {item.path[len(root) :].lstrip("/"): item for item in infos}
@@ -325,8 +329,8 @@ def _find(source: SourceConfig, key: str, links: dict[str, str]) -> Iterator[tup
             infos = _files_below(fs, path, deep, local=is_local(uri), follow=source.follow_links)
             root = path
         glob = None if pattern is None else glob_pattern(pattern)
-        if pattern is None and info.type != pafs.FileType.File:
-            infos = _of_split(list(infos), root, fs, source.split, key)
+        if pattern is None and not is_file:
+            infos = _of_split(infos, root, fs, source.split, key)
         for item in infos:
             relative = item.path[len(root) :].lstrip("/")
             if item.leads_to and not _hidden(relative, pattern):

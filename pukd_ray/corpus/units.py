@@ -67,7 +67,7 @@ class Unit:
     """Those of `files` that are no longer listed; the plan does not hold it."""
     stored: Stored | None = None
     """Of a unit in outline: what it lacks (`index`, `repeated`) or has only when it is looked at (`files`, `ids`) is
-    there (`outline.whole`)."""
+    there (`stored_units.whole`)."""
 
     def place(self, position: int) -> tuple[str, int]:
         """(file, row in it) of the row at `position`."""

@@ -15,7 +15,7 @@ from pukd_ray.config import (
 )
 from pukd_ray.corpus.context import RunContext, Shared
 from pukd_ray.corpus.labelled import index_sources
-from pukd_ray.corpus.outline import read_units
+from pukd_ray.corpus.stored_units import read_units
 from pukd_ray.corpus.units import Unit
 from pukd_ray.distillation.evaluate import measure_accuracy
 from pukd_ray.distillation.supervised import train_teacher

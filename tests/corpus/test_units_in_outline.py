@@ -11,12 +11,12 @@ import pytest
 from small_files import PNG, many_formats, units_of
 
 from pukd_ray.config import SourceConfig
-from pukd_ray.corpus import outline, tables, units
+from pukd_ray.corpus import stored_units, tables, units
 from pukd_ray.corpus.fetch import fetch_images
 from pukd_ray.corpus.listing import compare_listing, list_inputs, read_files
-from pukd_ray.corpus.outline import PLAN, read_units, whole
 from pukd_ray.corpus.plan import plan_inputs
 from pukd_ray.corpus.reading import read_rows
+from pukd_ray.corpus.stored_units import PLAN, read_units, whole
 from pukd_ray.corpus.units import Unit, units_from_table, units_to_table
 from pukd_ray.run.folder import RunFolder
 
@@ -40,7 +40,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunFolder, Sou
 def groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Groups of rows of plans that are read."""
     read: list[int] = []
-    outline._group.cache_clear()
+    stored_units._group.cache_clear()
     actual = pq.ParquetFile.read_row_group
 
     def spy(self: Any, group: int, *more: Any, **options: Any) -> pa.Table:
