@@ -119,7 +119,9 @@ def open_storage(uri: str) -> tuple[pafs.FileSystem, str]:
         try:
             fs, path = fsspec.core.url_to_fs(uri)
         except (ValueError, ImportError) as error:
-            raise ValueError(f"{uri}: {error}") from error
+            raise ValueError(
+                f"{uri}: {error}; name a path or a scheme that an installed library serves, such as s3://"
+            ) from error
         filesystem = pafs.PyFileSystem(_Fsspec(fs))
     return filesystem, path.rstrip("/")
 

@@ -49,7 +49,7 @@ def draw_sample(folder: RunFolder, config: RunConfig, images: int, seed: int) ->
     try:
         strata = plan_strata(_bins(chosen), _bins(rest), images)
     except ValueError as error:
-        raise RunError(f"audit: {error}") from error
+        raise RunError(f"audit: {error}: draw more (--images)") from error
     table = _draw(folder, seed, strata, scored, taken)
     table = table.take(np.argsort([_key(seed, "order", i) for i in table.column("image_id").to_pylist()]))
     table = _with_images(folder, config, table)
@@ -256,5 +256,8 @@ def _with_images(folder: RunFolder, config: RunConfig, table: pa.Table) -> pa.Ta
     fetched = pa.concat_tables(ray.get([_fetched.remote(folder, config, part) for part in parts])).sort_by("place")
     if fetched.column("image").null_count:
         lost = fetched.filter(fetched.column("image").is_null()).column("source")[0].as_py()
-        raise RunError(f"{lost}: {fetched.column('image').null_count} images of the sample are not there any more")
+        raise RunError(
+            f"{lost}: {fetched.column('image').null_count} images of the sample are not there any more: bring the file "
+            "back, or draw again"
+        )
     return fetched.select(SAMPLE_SCHEMA.names).cast(SAMPLE_SCHEMA)

@@ -202,9 +202,9 @@ def read_labels(folder: RunFolder, path: str) -> dict[str, Label]:
     try:
         text = read_bytes(*open_storage(path)).decode("utf-8-sig")
     except FileNotFoundError as error:
-        raise RunError(f"{path}: there is no such file") from error
+        raise RunError(f"{path}: there is no such file: name the one with the labels") from error
     except UnicodeDecodeError as error:
-        raise RunError(f"{path}: is no text in UTF-8") from error
+        raise RunError(f"{path}: is no text in UTF-8: save it as such") from error
     return parse_labels(text, sample.column("image_id").to_pylist(), design["audit"], path)
 
 
@@ -215,17 +215,20 @@ def parse_labels(text: str, ids: Sequence[str], audit: str, path: str = "labels"
     labels: dict[str, Label] = {}
     for of_audit, image_id, value in found:
         if of_audit != audit:
-            raise RunError(f"{path}: holds labels of audit {of_audit!r}, but the run folder's is {audit}")
+            raise RunError(
+                f"{path}: holds labels of audit {of_audit!r}, but the run folder's is {audit}: name the file that was "
+                "made for this one, or the config of the other run"
+            )
         if image_id not in known:
-            raise RunError(f"{path}: image {image_id!r} is not in the sample")
+            raise RunError(f"{path}: image {image_id!r} is not in the sample: leave that line out")
         label = next((known for known in LABELS if known == value), None)
         if label is None:
             raise RunError(f"{path}: image {image_id!r} has label {value!r}, not one of {', '.join(LABELS)}")
         if image_id in labels:
-            raise RunError(f"{path}: image {image_id!r} is there twice")
+            raise RunError(f"{path}: image {image_id!r} is there twice: leave one of them")
         labels[image_id] = label
     if not labels:
-        raise RunError(f"{path}: no image is labelled")
+        raise RunError(f"{path}: no image is labelled: label some, in the order shown, and save")
     return labels
 
 
@@ -241,7 +244,7 @@ def _read_csv(text: str, ids: Sequence[str], path: str) -> _Found:
     if missing := {"audit", "number", "image_id", "label"} - set(reader.fieldnames or ()):
         raise RunError(
             f"{path}: is neither a file of the page, nor a JSON export of Label Studio or FiftyOne, nor the CSV file "
-            f"(no column {sorted(missing)[0]})"
+            f"(no column {sorted(missing)[0]}): name the one with the labels"
         )
     for row in reader:
         if not (value := (row["label"] or "").strip().lower()):
@@ -264,7 +267,8 @@ def _read_json(text: str, ids: Sequence[str], path: str) -> _Found:
         return [entry for task in content for entry in _of_task(task)]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise RunError(
-            f"{path}: is neither a file of the page nor a JSON export of Label Studio or FiftyOne ({error!r})"
+            f"{path}: is neither a file of the page nor a JSON export of Label Studio or FiftyOne ({error!r}): name "
+            "the one with the labels"
         ) from error
 
 

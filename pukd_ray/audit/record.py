@@ -97,7 +97,7 @@ def audit_id(sample: pa.Table) -> str:
 def load_sample(folder: RunFolder) -> tuple[pa.Table, Design]:
     """The sample that was drawn; RunError if none was."""
     if not folder.exists(SAMPLE):
-        raise RunError(f"{folder.display} holds no audit: draw one first")
+        raise RunError(f"{folder.display} holds no audit: draw one first (`pukd audit draw`)")
     return folder.read_table(SAMPLE), folder.read_json(DESIGN)
 
 

@@ -113,9 +113,11 @@ def _read_weights(uri: str) -> tuple[Mapping[str, Any] | None, list[str]]:
         return None, [f"teacher.weights: cannot read {uri}: {error}"]
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return None, [f"teacher.weights: {uri} is not a state_dict that loads with weights_only=True: {reason}"]
+    except Exception as error:  # whose text advises to load it otherwise, and so to run what is in it
+        return None, [
+            f"teacher.weights: {uri} is not a state_dict that loads with weights_only=True ({type(error).__name__}): "
+            "write one with torch.save(model.state_dict(), ...)"
+        ]
     if not isinstance(state, Mapping):
         return None, [f"teacher.weights: {uri} holds a {type(state).__name__}, not a state_dict"]
     return state, []

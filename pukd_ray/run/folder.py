@@ -156,7 +156,9 @@ class RunFolder:
         """Content of a file whose fields are known; FileNotFoundError if the stage that writes it has not run."""
         record = self.find_record(file)
         if record is None:
-            raise FileNotFoundError(f"{self.display}/{file.name} is not there: the stage that writes it is not done")
+            raise FileNotFoundError(
+                f"{self.display}/{file.name} is not there: the stage that writes it is not done, run it first"
+            )
         return record
 
     def find_record(self, file: RecordFile[T]) -> T | None:

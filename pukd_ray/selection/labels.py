@@ -83,7 +83,10 @@ def load_labels(folder: RunFolder, images: int) -> Labels:
     able = [r for r in records if r["prior"] is not None]
     if not able:
         raise ConfigError(
-            [f"selector.prior: the labels in {folder.display}/{LABELS} do not tell the prior: {records[-1]['reason']}"]
+            [
+                f"selector.prior: the labels in {folder.display}/{LABELS} do not tell the prior: "
+                f"{records[-1]['reason']}; label more of them, and `pukd audit read` again"
+            ]
         )
     sizes = {r["audit"]: r["images"] for r in able}
     current = [r for r in able if sizes[r["audit"]] == images]

@@ -160,8 +160,12 @@ def _score(run: RunConfig, students: list[TableStudent]) -> None:
         run_pipeline(run, until="score" if _any_selects([s.row for s in students]) else "plan")
     except StaleResultsError as error:
         # Its own advice is `--redo`, which a table does not have.
-        advice = f"output: {run.output} was made before that: delete that folder, or choose another output"
-        raise ConfigError([*error.changed, advice]) from error
+        raise ConfigError(
+            [
+                *error.changed,
+                f"output: {run.output} was made before that: delete that folder, or choose another output",
+            ]
+        ) from error
 
 
 def _any_selects(rows: list[TableRow]) -> bool:
