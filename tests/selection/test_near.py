@@ -13,9 +13,10 @@ from record_types import faults_of
 from synthetic import corpus, labelled
 
 from pukd_ray.config import RunConfig, SelectionConfig
+from pukd_ray.corpus.listing import list_inputs
 from pukd_ray.corpus.perceptual import hash_column, perceptual_hashes
 from pukd_ray.corpus.pixels import decode, encode_png, pixel_spec
-from pukd_ray.corpus.plan import list_inputs, plan_inputs
+from pukd_ray.corpus.plan import plan_inputs
 from pukd_ray.corpus.reading import content_hash
 from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.corpus.units import units_from_table
