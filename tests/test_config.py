@@ -115,7 +115,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
 
 def test_every_key_is_documented() -> None:
     kinds = {n: k for n, k in (vars(run_module) | vars(table_module)).items() if n.endswith("Config")}
-    assert len(kinds) == 15
+    assert len(kinds) == 16
     for kind in kinds.values():
         properties = TypeAdapter(kind).json_schema()["properties"]
         nested = {"selector", "score", "selection", "student", "distill", "resources", "tracking", "teacher", "table"}
