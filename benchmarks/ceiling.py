@@ -56,6 +56,7 @@ def work(rank: int, world: int, task: Task, out: str) -> None:
     import pyarrow.parquet as pq
     import torch
 
+    from pukd_ray.corpus.perceptual import hash_column, perceptual_hashes
     from pukd_ray.corpus.pixels import decode_batch, pixel_spec
     from pukd_ray.run.folder import SCORES_SCHEMA
 
@@ -69,7 +70,8 @@ def work(rank: int, world: int, task: Task, out: str) -> None:
             pixels, errors = decode_batch(encoded, spec)
             good = np.array([p is not None for p in pixels])
             with torch.inference_mode():
-                features, logits = teacher(np.stack([p for p in pixels if p is not None]))
+                seen = np.stack([p for p in pixels if p is not None])
+                features, logits = teacher(seen)
                 z = head(features.half().float()).numpy()
                 p = logits.softmax(1)
                 entropy = -(p * p.clamp_min(1e-30).log()).sum(1).numpy()
@@ -97,6 +99,7 @@ def work(rank: int, world: int, task: Task, out: str) -> None:
                 "teacher_entropy": column(entropy),
                 "relevant": pa.nulls(len(encoded), pa.bool_()),
                 "image": [d if g and next(kept) else None for d, g in zip(encoded, good, strict=True)],
+                "perceptual_hash": hash_column(*perceptual_hashes(seen), good),
             }
             tables.append(pa.table(columns, schema=SCORES_SCHEMA))
             row += len(encoded)

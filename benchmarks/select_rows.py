@@ -61,6 +61,7 @@ def score_file(first: int, count: int, image_bytes: int) -> pa.Table:
         "teacher_entropy": np.zeros(count, np.float32),
         "relevant": rng.random(count) < 1 / (1 + np.exp(-logit)),
         "image": pa.array(images, pa.binary()),
+        "perceptual_hash": pa.nulls(count, pa.binary(16)),
     }
     return pa.table(columns).cast(SCORES_SCHEMA)
 

@@ -32,6 +32,10 @@ Positive = Annotated[Float, Field(gt=0)]
 Count = Annotated[Int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
 
+RENORMALISING = ("googlenet", "inception_v3")
+"""Networks of torchvision with `transform_input`, which presumes these:"""
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 
 class ConfigError(ValueError):
     """A config that cannot run; `faults` has one line per fault, each naming its key."""
@@ -69,7 +73,8 @@ class TeacherConfig:
     """lenet5 | lenet5_half | resnet20_cifar (or 8, 32, 44, 56, 110; resnet20_cifar_b: with projections) |
     resnet18_cifar | resnet34_cifar | any torchvision classifier | timm:NAME | package.module:factory."""
     weights: Text
-    """state_dict, or a checkpoint with one in it (path or URI); loaded with weights_only=True, and all of it fits."""
+    """state_dict, or a checkpoint with one in it, of torch or safetensors (path or URI); only tensors are loaded, and
+    all of it fits."""
     num_classes: Annotated[Int, Field(ge=2)]
     """Classes the teacher tells apart."""
     classes: Listed(str) | str | None = None  # type: ignore[valid-type]
@@ -86,11 +91,32 @@ class TeacherConfig:
     """How other shapes become square: crop (short side, centre), squash, or pad; bilinear, antialiased."""
     taps: Listed(str) | None = None  # type: ignore[valid-type]
     """Node names of the multi-scale features; null: by table, else automatic."""
+    transform_input: Bool | None = None
+    """torchvision's switch of googlenet and inception_v3, which no state_dict holds: true if the network renormalised
+    its input by it in training, as torchvision's own of ImageNet did. null: false, with a warning for these two."""
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """Names in teacher order, or None; a file of names was read when the config was loaded."""
         return None if self.classes is None or isinstance(self.classes, str) else self.classes
+
+    @property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """(mean, std) that the network sees pixels in [0, 1] by: those given, and `transform_input`."""
+        if not self.transform_input:
+            return self.mean, self.std
+        # torchvision: x * (std / 0.5) + (mean - 0.5) / 0.5 of the normalised x, with ImageNet's mean and std.
+        std = tuple(s * 0.5 / imagenet for s, imagenet in zip(self.std, IMAGENET_STD, strict=True))
+        shifts = ((0.5 - m) / 0.5 for m in IMAGENET_MEAN)
+        return tuple(m + shift * s for m, shift, s in zip(self.mean, shifts, std, strict=True)), std
+
+    @field_validator("transform_input")
+    @classmethod
+    def _needs_colour(cls, value: bool | None, info: ValidationInfo) -> bool | None:
+        arch = info.data.get("arch", RENORMALISING[0])  # absent if it is at fault itself
+        if value and (arch not in RENORMALISING or info.data.get("channels") == 1):
+            raise ValueError(f"true is for {' and '.join(RENORMALISING)} in three channels")
+        return value
 
     @field_validator("mean", "std")
     @classmethod
@@ -287,8 +313,9 @@ class SelectionConfig:
     """Which of the positives a budget takes."""
     target_precision: Annotated[Share | None, Field(validate_default=True)] = None
     """For rule `precision`."""
-    deduplicate: Literal["exact", "none"] = "exact"
-    """exact: of images with the same bytes one is kept; copies of P and of test images are always dropped."""
+    deduplicate: Literal["exact", "near", "none"] = "exact"
+    """exact: of images with the same bytes one is kept; copies of P and of test images are always dropped. near: so
+    are images that look alike (docs/method.md, "Near-copies"); pairs across P, corpus and test set are shown."""
 
     @field_validator(*NEEDED_BY_RULES)
     @classmethod
@@ -354,6 +381,30 @@ class DistillConfig:
     """positives: a second student, trained on P alone for the same number of steps, to compare with."""
     memory_gib: Positive = 4.0
     """Decoded images up to this size are held in each worker's memory; larger sets are streamed."""
+
+
+ExportFormat = Literal["onnx", "onnx_int8", "torch"]
+_ONNX = ("onnx", "onnxscript", "onnxruntime")
+NEEDED_BY_FORMATS: dict[ExportFormat, tuple[str, ...]] = {"onnx": _ONNX, "onnx_int8": _ONNX, "torch": ()}
+"""Packages of the extra `export`; `pukd_ray.export.formats` has an entry for each format."""
+
+
+@dataclass(frozen=True, kw_only=True, config=OPTIONS)
+class ExportConfig:
+    """The student as files that run without this package (docs/export.md)."""
+
+    formats: Listed(ExportFormat) = ("onnx", "torch")  # type: ignore[valid-type]
+    """onnx: for ONNX Runtime and what reads ONNX. onnx_int8: the same, quantised, calibrated on P and the selection.
+    torch: a program of `torch.export`."""
+    input: Literal["uint8", "float32"] = "uint8"
+    """Type of the pixels, 0 to 255, that go in."""
+
+    @field_validator("formats")
+    @classmethod
+    def _some_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or len(set(value)) != len(value):
+            raise ValueError("is empty, or repeats a format")
+        return value
 
 
 @dataclass(frozen=True, kw_only=True, config=OPTIONS)
@@ -431,6 +482,8 @@ class RunConfig:
     selection: SelectionConfig = SelectionConfig()
     student: StudentConfig = StudentConfig()
     distill: DistillConfig = DistillConfig()
+    export: ExportConfig | None = None
+    """`{}` exports the student in the default formats; null: no such stage."""
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
 

@@ -60,6 +60,8 @@ def _stages(folder: RunFolder, progress: Progress) -> Iterator[str]:
         if stage.name not in pending and marker is not None:
             yield f"{stage.name:<9} done in {duration(marker['seconds'])}: skipped"
             continue
+        if stage.name not in pending:  # not asked for
+            continue
         seconds = f", estimated {duration(expected[stage.name])}" if stage.name in expected else ""
         yield f"{stage.name:<9} to do{seconds}: leaves {', '.join(stage.outputs)}"
 

@@ -13,7 +13,7 @@ from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.run.folder import RunFolder, changed_inputs
 from pukd_ray.run.stages import STAGE_NAMES, STAGES, Stage, stages_from
 from pukd_ray.runtime.console import say
-from pukd_ray.selection.chunks import missing_column, missing_columns, rules_of_pass
+from pukd_ray.selection.chunks import lacks_hashes, missing_column, missing_columns, rules_of_pass
 from pukd_ray.storage import read_file
 
 
@@ -47,13 +47,15 @@ def fingerprints(config: RunConfig, weights: bytes) -> dict[str, dict[str, Any]]
     inputs: dict[str, dict[str, Any]] = {}
     known: dict[str, Any] = {}
     for stage in STAGES:
-        for key in stage.depends_on:
-            flat = _flatten(key, _lookup(plain, key))
-            known |= {k: v for k, v in flat.items() if k not in stage.except_for}
+        if not stage.is_asked(config):
+            continue
+        mine = {k: v for key in stage.depends_on for k, v in _flatten(key, _lookup(plain, key)).items()}
+        mine = {k: v for k, v in mine.items() if k not in stage.except_for}
         if "teacher" in stage.depends_on:
-            known["teacher.weights"] = hashlib.sha256(weights).hexdigest()
-        known[f"format.{stage.name}"] = stage.format_version
-        inputs[stage.name] = dict(known)
+            mine["teacher.weights"] = hashlib.sha256(weights).hexdigest()
+        inputs[stage.name] = known | mine | {f"format.{stage.name}": stage.format_version}
+        if stage.asked_by is None:
+            known = inputs[stage.name]
     return inputs
 
 
@@ -128,7 +130,12 @@ def check_progress(
                 f"them {_move(folder, grown, take, dry)}"
             )
         done -= {"plan", "score", *(stage.name for stage in grown)}
-    pending = tuple(stage for stage in stages if stage.name not in done)
+    for stage in stages:
+        later = stages_from(stage.name)[1:]
+        if stage.asked_by and stage.is_asked(config) and stage.name not in done and done & {s.name for s in later}:
+            say(f"          {stage.name} is new to this run: the page without it {_move(folder, later, take, dry)}")
+            done -= {s.name for s in later}
+    pending = tuple(stage for stage in stages if stage.name not in done and stage.is_asked(config))
     return Progress(pending, inputs, listing, weights, gone)
 
 
@@ -155,6 +162,8 @@ def _changed_keys(folder: RunFolder, config: RunConfig, inputs: dict[str, dict[s
     """By stage: the keys in which what it was made with, or began with, differs from what it would be made with."""
     changed = {}
     for stage in STAGES:
+        if stage.name not in inputs:
+            continue
         marker = folder.marker(stage.name)
         before = marker["inputs"] if marker is not None else None
         if before is None and stage.resumable:
@@ -164,6 +173,9 @@ def _changed_keys(folder: RunFolder, config: RunConfig, inputs: dict[str, dict[s
     for rule in missing_columns(folder, rules_of_pass(config)):  # columns that are there and not asked for do no harm
         key = "selection.rule" if rule == config.selection.rule else "score.also"
         changed.setdefault("score", []).append(f"{key}: {missing_column(folder, rule)}")
+    if config.selection.deduplicate == "near" and lacks_hashes(folder):
+        lack = f"the scores in {folder.display}, of an earlier version, have no hashes to find near-copies by"
+        changed.setdefault("score", []).append(f"selection.deduplicate: {lack}: --redo score makes them")
     return changed
 
 

@@ -15,7 +15,7 @@ from ray.job_submission import JobStatus
 from ray.util.state import list_nodes, list_tasks
 from synthetic import write_config, write_task
 
-from pukd_ray.run.stages import STAGE_NAMES
+from pukd_ray.run.stages import EVERY_RUN
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -56,7 +56,7 @@ def story(seen: list[Seen]) -> str:
     changed = [b for a, b in pairwise(seen) if (a.done, a.cpu, a.gpu) != (b.done, b.cpu, b.gpu)]
     return "\n".join(
         f"{s.second:4.0f} s: {s.cpu} CPU nodes, {s.gpu} GPU nodes; "
-        f"done: {' '.join(x for x in STAGE_NAMES if x in s.done)}"
+        f"done: {' '.join(x for x in EVERY_RUN if x in s.done)}"
         for s in changed
     )
 

@@ -82,6 +82,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "deduplicate": "exact",
     }
     assert plain["student"] == {"arch": "resnet18_cifar"}
+    assert plain["export"] is None
     distill = ("epochs", "steps", "batch_size", "class_weights", "epsilon", "adversary")
     assert [plain["distill"][k] for k in distill] == [30, None, 256, "soft", 0.1, "l2_sum_zero"]
     assert plain["resources"] == {
@@ -114,7 +115,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
 
 def test_every_key_is_documented() -> None:
     kinds = {n: k for n, k in (vars(run_module) | vars(table_module)).items() if n.endswith("Config")}
-    assert len(kinds) == 15
+    assert len(kinds) == 16
     for kind in kinds.values():
         properties = TypeAdapter(kind).json_schema()["properties"]
         nested = {"selector", "score", "selection", "student", "distill", "resources", "tracking", "teacher", "table"}

@@ -23,6 +23,7 @@ ORDER = (
     "selection",
     "audit",
     "distillation",
+    "export",
     "report",
     "resume",
     "estimate",

@@ -17,7 +17,7 @@ from pukd_ray.corpus.files import SourceFile
 from pukd_ray.outline import count_images, outline_run
 from pukd_ray.resume import fingerprints
 from pukd_ray.run.folder import RunFolder
-from pukd_ray.run.stages import STAGE_NAMES
+from pukd_ray.run.stages import EVERY_RUN
 from pukd_ray.storage import read_file
 
 
@@ -36,7 +36,7 @@ def test_a_run_that_has_not_begun(task: Path, capsys: pytest.CaptureFixture[str]
     assert said["positives"].endswith(": 80 images")
     assert said["networks"] == "teacher lenet5, student lenet5_half"
     assert said["plan"] == "to do: leaves plan.parquet, files.parquet, environment.json"
-    assert set(STAGE_NAMES) <= said.keys()
+    assert set(EVERY_RUN) <= said.keys()
     assert said["resources"].startswith("gpus_per_actor auto, score_actors 1 to 4, train_workers 1; on a private Ray")
     assert said["cost"].startswith("not estimated")
     assert sorted(task.parent.rglob("*")) == before
@@ -55,11 +55,11 @@ def test_redo_moves_nothing(task: Path, tmp_path: Path, capsys: pytest.CaptureFi
     from pukd_ray.corpus.listing import list_inputs
     from pukd_ray.corpus.sources import sources_by_role
 
-    for stage in STAGE_NAMES:
+    for stage in EVERY_RUN:
         folder.finish(stage, inputs[stage], 1.0, {"corpus": 29, "positives": 80, "test": 80} if stage == "plan" else {})
     folder.write_table("files.parquet", list_inputs(sources_by_role(config)).table)
     said = outline_run(folder, config)
-    assert sum("done in 1 s: skipped" in line for line in said) == len(STAGE_NAMES)
+    assert sum("done in 1 s: skipped" in line for line in said) == len(EVERY_RUN)
     assert any(line.startswith("corpus") and line.endswith("29 images, as planned") for line in said)
     said = outline_run(folder, config, "distill")
     assert sum("to do: leaves" in line for line in said) == 3

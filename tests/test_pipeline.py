@@ -18,13 +18,14 @@ from synthetic import labelled, write_config, write_task
 
 from pukd_ray import ConfigError, RunConfig, RunError, load_config, load_student, run_pipeline
 from pukd_ray.commands import main
+from pukd_ray.corpus.perceptual import perceptual_hashes
 from pukd_ray.corpus.pixels import decode, pixel_spec
 from pukd_ray.networks.selector import SelectorHead
 from pukd_ray.networks.teacher import Teacher
 from pukd_ray.report.status import status_lines
 from pukd_ray.run import records
 from pukd_ray.run.folder import SCORES_SCHEMA, SELECTED_SCHEMA, RunFolder
-from pukd_ray.run.stages import STAGE_NAMES
+from pukd_ray.run.stages import EVERY_RUN
 from pukd_ray.selection.blend import Blend, Nearness
 from pukd_ray.selection.features import as_half
 
@@ -91,7 +92,7 @@ def test_the_records_of_a_run_are_as_typed(finished: Path) -> None:
         (records.METRICS, records.MetricsRecord),
     )
     assert [f for file, kind in kinds for f in faults_of(run.read_record(file), kind, file.name)] == []
-    assert [f for stage in STAGE_NAMES for f in faults_of(run.marker(stage), records.StageMarker, stage)] == []
+    assert [f for stage in EVERY_RUN for f in faults_of(run.marker(stage), records.StageMarker, stage)] == []
     chunks = run.files("markers/score")
     assert len(chunks) > 1
     assert [f for name in chunks for f in faults_of(run.read_json(name), records.ChunkMarker, name)] == []
@@ -144,6 +145,7 @@ def test_the_folder_holds_what_the_contract_names(finished: Path) -> None:
         "class_weights.json",
         "meta.json",
         "student.pt",
+        "student.safetensors",
         "training.json",
     }
     chunks = [json.loads(p.read_text()) for p in sorted((finished / "markers" / "score").iterdir())]
@@ -162,7 +164,7 @@ def test_a_finished_run_is_looked_at_from_its_folder_alone(
 ) -> None:
     lines = status_lines(RunFolder(str(finished)))
     assert lines[1].startswith("driver    none; the last was process ")
-    assert [" done in " in line for line in lines[2:]] == [True] * len(STAGE_NAMES)
+    assert [" done in " in line for line in lines[2:]] == [True] * len(EVERY_RUN)
     assert main(["show", str(finished), "part-0.parquet#404", "part-0.parquet#400", "--pictures", str(tmp_path)]) == 0
     assert "  unreadable    empty" in capsys.readouterr().out
     (picture,) = tmp_path.iterdir()
@@ -185,6 +187,47 @@ def test_the_student_loads_and_is_as_good_as_the_metrics_say(task: Path, finishe
     with pytest.raises(ValueError, match="image 1: not_an_image"):
         student([test.column("image")[0].as_py(), b"hello"])
     assert student([]).shape == (0, 4)
+
+
+def test_a_finished_run_gains_an_export_and_a_page_that_shows_it(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run = copy_of(finished, tmp_path, **{"export.formats": ["torch"]})
+    before = {p: p.stat().st_mtime_ns for p in (run / "student").iterdir()}
+    run_pipeline(config)
+    assert before == {p: p.stat().st_mtime_ns for p in (run / "student").iterdir()}
+    record = RunFolder(str(run)).read_record(records.EXPORT)
+    assert faults_of(record, records.ExportRecord, "export.json") == []
+    student = json.loads((run / "metrics.json").read_text())["student"]
+    assert (record["images"], record["role"]) == (80, "test")
+    assert record["files"]["torch"]["top1"] == record["pytorch"]["top1"] == student["top1"]
+    assert record["files"]["torch"]["agreement"] == 1.0
+    assert "export/student.pt2" in (run / "report.html").read_text()
+    assert "export" not in (finished / "report.html").read_text().partition("<h2>Config")[0]
+    assert list((run / "old").rglob("report.html"))
+    assert "export" in json.loads((run / "metrics.json").read_text())["seconds"]
+    capsys.readouterr()
+    run_pipeline(config)
+    assert "nothing to do" in capsys.readouterr().out
+    other = load_config(
+        finished.parent / "config.yaml", {"output": str(run), "export": {"formats": ["torch"], "input": "float32"}}
+    )
+    with pytest.raises(ConfigError, match=r"export\.input: has changed since stage export .*\n.*--redo export"):
+        run_pipeline(other)
+    run_pipeline(other, redo="export")
+    assert RunFolder(str(run)).read_record(records.EXPORT)["input"]["type"] == "float32"
+    run_pipeline(load_config(finished.parent / "config.yaml", {"output": str(run)}))  # not asked for: left as it is
+    assert (run / "export/student.pt2").exists()
+
+
+def test_every_readable_image_has_the_hash_of_what_the_teacher_sees(task: Path, finished: Path) -> None:
+    table = scores(finished)
+    readable = pa.compute.is_null(table.column("error"))
+    assert pa.compute.is_valid(table.column("perceptual_hash")).to_pylist() == readable.to_pylist()
+    kept = table.filter(pa.compute.is_valid(table.column("image")))
+    spec = pixel_spec(load_config(task / "config.yaml").teacher)
+    hashes, _ = perceptual_hashes(np.stack([decode(image, spec) for image in kept.column("image").to_pylist()]))
+    assert kept.column("perceptual_hash").to_pylist() == [h.tobytes() for h in hashes]
 
 
 def test_selected_rows_are_the_rule_and_in_hash_order(finished: Path) -> None:

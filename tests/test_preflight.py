@@ -1,8 +1,16 @@
 """What a user hears of a config before anything starts: all faults in one go, one line each, the key first."""
 
+import argparse
+import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Annotated, Any
 
+import fsspec
 import pytest
 import torch
 import yaml
@@ -12,6 +20,7 @@ from pydantic.dataclasses import dataclass
 from pukd_ray import RunError, load_config
 from pukd_ray.cli import run_job
 from pukd_ray.config import OPTIONS, ConfigError, Listed, RunConfig
+from pukd_ray.networks.teacher import dump_safetensors
 from pukd_ray.networks.zoo import build_network
 from pukd_ray.preflight import load_teacher_training, parse_value, to_yaml
 from pukd_ray.preflight.faults import validate
@@ -303,6 +312,70 @@ def test_weights_that_are_none(home: Path) -> None:
         assert fault.startswith(f"teacher.weights: {home}/{name} is not a state_dict that loads with weights_only=True")
     (fault,) = faults(home, {"teacher.weights": "folder.pt"})
     assert fault.startswith(f"teacher.weights: cannot read {home}/folder.pt: ")
+
+
+def test_weights_from_elsewhere_and_what_is_taken_of_them(
+    home: Path, weights: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sink = io.BytesIO()
+    torch.save({"state_dict": weights, "args": argparse.Namespace(lr=0.1)}, sink)
+    fsspec.filesystem("memory").pipe("/found/last.ckpt", sink.getvalue())
+    assert load(home, teacher__weights="memory://found/last.ckpt").teacher.weights == "memory://found/last.ckpt"
+    said = "memory://found/last.ckpt: taken its 'state_dict'; not made: objects of argparse.Namespace"
+    assert said in capsys.readouterr().out
+    (home / "t.safetensors").write_bytes(dump_safetensors(weights, {}))
+    with served(home) as address:  # over HTTP, as from a hub
+        load(home, teacher__weights=f"{address}/t.safetensors")
+        (fault,) = faults(home, {"teacher.weights": f"{address}/none.safetensors"})
+    assert fault.startswith("teacher.weights: ")
+    assert "none.safetensors" in fault
+    assert capsys.readouterr().out == ""
+    (home / "t.safetensors").write_bytes(dump_safetensors(weights, {})[:-8])
+    (fault,) = faults(home, {"teacher.weights": "t.safetensors"})
+    assert fault.startswith(f"teacher.weights: {home}/t.safetensors is no whole file of safetensors: ")
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The files of a folder, at an address of this machine."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_switch_that_no_weights_tell_is_warned_of(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shape = {"num_classes": 5, "channels": 3, "input_size": 64}
+    torch.save(build_network("googlenet", **shape).state_dict(), home / "g.pt")
+    teacher = {"arch": "googlenet", "weights": "g.pt", "mean": [0.5] * 3, "std": [0.5] * 3, **shape}
+    write(home, teacher=teacher)
+    load(home)
+    assert "warning: teacher.transform_input is not set, and googlenet has such a switch" in capsys.readouterr().out
+    for value in (True, False):
+        assert load(home, teacher__transform_input=value).teacher.transform_input is value
+        assert capsys.readouterr().out == ""
+    assert faults(home, {"teacher.transform_input": True, "teacher.arch": "resnet18", "teacher.weights": "teacher.pt"})[
+        0
+    ].startswith("teacher.transform_input: true is for googlenet and inception_v3 in three channels")
+
+
+def test_what_an_export_needs_is_known_before(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(home, export={"formats": ["torch"]}).export.formats == ("torch",)  # type: ignore[union-attr]
+    monkeypatch.setattr("pukd_ray.preflight.files.find_spec", lambda name: None if name == "onnxscript" else name)
+    assert faults(home, {"export": {}}) == [
+        "export.formats: needs onnxscript, not installed here: pip install 'pukd_ray[export]'"
+    ]
+    assert faults(home, {"export.formats": []}) == ["export.formats: is empty, or repeats a format"]
+    assert faults(home, {"export.formats": ["tflite"]})[0].startswith("export.formats.0: ")
 
 
 def test_weights_of_another_number_of_classes(home: Path) -> None:

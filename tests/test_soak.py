@@ -13,7 +13,7 @@ import torch
 
 from pukd_ray.commands import main
 from pukd_ray.run.folder import SCORES_SCHEMA
-from pukd_ray.run.stages import STAGE_NAMES
+from pukd_ray.run.stages import EVERY_RUN
 from pukd_ray.soak.faults import FAULTS
 from pukd_ray.soak.running import Tally
 from pukd_ray.soak.task import Difference, Left, compare
@@ -129,4 +129,4 @@ def test_faults_of_all_kinds_in_all_stages_lose_nothing(tmp_path: Path, capfd: p
     print(shown)
     lines = {line.partition(" ")[0]: line for line in shown.splitlines()}
     assert all(f"{fault.name} " in lines["faults"] for fault in FAULTS)
-    assert all(f"{stage} " in lines["stages"] for stage in STAGE_NAMES)
+    assert all(f"{stage} " in lines["stages"] for stage in EVERY_RUN)

@@ -45,6 +45,7 @@ COMMANDS = (
     Command("coverage-study", "measure how often the intervals hold", "pukd_ray.commands.coverage_study:main"),
     Command("make-pools", "write the pools that the studies measure on", "pukd_ray.commands.make_pools:main"),
     Command("make-demo-data", "make the bundled demo data anew", "pukd_ray.commands.make_demo_data:main"),
+    Command("measure-near", "how well near-copies are found", "pukd_ray.commands.measure_near:main"),
     Command("measure-decoding", "the CPUs that a GPU needs beside it", "pukd_ray.commands.measure_decoding:main"),
     Command("soak", "disturb small runs on purpose; nothing may be lost", "pukd_ray.commands.soak:main"),
 )

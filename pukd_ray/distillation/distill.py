@@ -6,20 +6,34 @@ from typing import Any
 
 import numpy as np
 
+from pukd_ray.config import TeacherConfig
 from pukd_ray.corpus.context import RunContext
 from pukd_ray.distillation.training import effective_classes
 from pukd_ray.distillation.training_set import positives_of
 from pukd_ray.distillation.worker import CHECKPOINT, Arm, train_loop
-from pukd_ray.run.records import SELECTION, SELECTOR, STUDENT, StudentRecord
+from pukd_ray.run.records import SELECTION, SELECTOR, STUDENT, Preprocessing, StudentRecord
 from pukd_ray.runtime.console import remote_progress
 from pukd_ray.runtime.engine import CPU_ACTOR_CPUS, decoder_cpus
 from pukd_ray.runtime.timing import covered_seconds
 from pukd_ray.runtime.train_group import train_group
 
 
+def preprocessing_of(teacher: TeacherConfig) -> Preprocessing:
+    """How pixels become the input of the teacher, and of its students."""
+    mean, std = teacher.normalisation
+    return {
+        "input_size": teacher.input_size,
+        "channels": teacher.channels,
+        "mean": list(mean),
+        "std": list(std),
+        "resize": teacher.resize,
+    }
+
+
 def distill_student(run: RunContext) -> dict[str, Any]:
     """Run the stage; returns its counts. An interrupted training goes on from its last checkpoint."""
-    folder, config, t = run.folder, run.config, run.config.teacher
+    folder, config = run.folder, run.config
+    classes = folder.read_record(SELECTOR)["classes"]
     positives = positives_of(folder, config, run.units)
     images = positives.with_selected("selected", folder.read_record(SELECTION)["n_selected"])
     streamed = not images.fits_memory(config)
@@ -28,13 +42,19 @@ def distill_student(run: RunContext) -> dict[str, Any]:
     arms = [Arm("student", images, streamed)]
     if config.distill.baseline == "positives":
         arms.append(Arm("baseline_positives", positives))
+    about = {
+        "arch": config.student.arch,
+        "num_classes": config.teacher.num_classes,
+        "classes": classes,
+        "preprocessing": preprocessing_of(config.teacher),
+    }
     with remote_progress("distill") as counter:
         setup = {"folder": folder, "config": config, "weights": run.weights, "arms": arms, "counter": counter}
+        setup["about"] = about
         datasets = {"student": images.stream(config, decoder_cpus(run.cluster))} if streamed else None
         report = train_group(train_loop, setup, folder, "student", config.resources, run.cluster, share, datasets)
     student = report["arms"]["student"]
     done = {name: student[name] for name in ("steps", "images")}
-    classes = folder.read_record(SELECTOR)["classes"]
     folder.write_json(
         "student/class_weights.json",
         {
@@ -50,16 +70,10 @@ def distill_student(run: RunContext) -> dict[str, Any]:
     )
     record: StudentRecord = {
         "arch": config.student.arch,
-        "num_classes": t.num_classes,
+        "num_classes": config.teacher.num_classes,
         "classes": classes,
-        "preprocessing": {
-            "input_size": t.input_size,
-            "channels": t.channels,
-            "mean": list(t.mean),
-            "std": list(t.std),
-            "resize": t.resize,
-        },
-        "teacher": t.arch,
+        "preprocessing": preprocessing_of(config.teacher),
+        "teacher": config.teacher.arch,
         "steps": student["steps"],
         "images": student["images"],
     }

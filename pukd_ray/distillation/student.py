@@ -55,12 +55,16 @@ def load_student(folder: str, device: str = "cpu") -> Student:
     Raises FileNotFoundError if one of them is not there, ValueError if they do not fit each other.
     """
     meta: StudentRecord = json.loads(read_bytes(*open_storage(f"{folder}/meta.json")))
+    weights = read_bytes(*open_storage(f"{folder}/student.pt"))
+    return assemble_student(meta, weights, f"{folder}/student.pt", torch.device(device))
+
+
+def assemble_student(meta: StudentRecord, weights: bytes, what: str, device: torch.device) -> Student:
+    """The student of such a record and its weights, which messages call `what`. ValueError if they do not fit."""
     classes = tuple(meta["classes"] or map(str, range(meta["num_classes"])))
     teacher = TeacherConfig(
         arch=meta["arch"], weights="student.pt", num_classes=meta["num_classes"], **meta["preprocessing"]
     )
-    place = torch.device(device)
-    weights = read_bytes(*open_storage(f"{folder}/student.pt"))
-    network = load_network(teacher.arch, teacher, weights, place, what=f"{folder}/student.pt")
+    network = load_network(teacher.arch, teacher, weights, device, what=what)
     spec = PixelSpec(teacher.input_size, teacher.channels, teacher.resize)
-    return Student(network, Normalise(teacher).to(place), spec, classes)
+    return Student(network, Normalise(teacher).to(device), spec, classes)

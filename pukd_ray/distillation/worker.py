@@ -13,7 +13,7 @@ import torch
 from pukd_ray.config import RunConfig
 from pukd_ray.distillation.training import Distillation, distil, frozen_teacher, measure_classes, total_steps
 from pukd_ray.distillation.training_set import TrainingSet
-from pukd_ray.networks.teacher import dump_state, load_state
+from pukd_ray.networks.teacher import dump_safetensors, dump_state, load_state
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.devices import Worker, spare_threads, use_threads
 
@@ -72,6 +72,8 @@ def train_loop(setup: dict[str, Any]) -> dict[str, Any] | None:
         if worker.rank == 0:
             for suffix, state in students.items():
                 folder.write_bytes(f"student/{arm.name}{suffix}.pt", dump_state(state))
+            if arm is arms[0]:
+                folder.write_bytes("student/student.safetensors", dump_safetensors(students[""], setup["about"]))
     return {"arms": report, "span": (began, time.time())} if worker.rank == 0 else None
 
 

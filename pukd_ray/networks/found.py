@@ -1,14 +1,102 @@
-"""Weights as they are found: the entries of a checkpoint that are a network's, whatever lies around them."""
+"""Weights as they are found: files of tensors, and the entries of them that are a network's, whatever lies around."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 NESTING = 3  # mappings in mappings that are looked into
+
+# Names in files of torchvision that it changes while it loads them: a Transformer's since 0.13, DenseNet's since 0.2.
+_OLD_NAMES = (
+    (re.compile(r"\.mlp\.linear_1\."), ".mlp.0."),
+    (re.compile(r"\.mlp\.linear_2\."), ".mlp.3."),
+    (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\."), r"\1\2."),
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds."""
+
+    content: Mapping[str, Any]
+    """Mappings of mappings of tensors and of plain values."""
+    skipped: tuple[str, ...] = ()
+    """Classes of the Python objects in it, which were not made."""
+
+
+class _Inert:
+    """Stands for an object of a file that is not made: whatever its pickle calls and sets, nothing happens."""
+
+    def __new__(cls, *_args: Any, **_options: Any) -> _Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *_args: Any, **_options: Any) -> None:
+        pass
+
+    def __setstate__(self, _state: Any) -> None:
+        pass
+
+
+def read_checkpoint(data: bytes) -> Checkpoint:
+    """A file of torch or of safetensors. Nothing in it is executed: objects that are no tensors are skipped.
+
+    ValueError with one line if there are no named tensors in it.
+    """
+    if data[8:9] == b"{":  # after the length of its header
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        try:
+            return Checkpoint(load(data))
+        except SafetensorError as error:
+            raise ValueError(f"is no whole file of safetensors: {error}") from error
+    skipped: list[str] = []
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:
+        skipped = _foreign(data)
+        content = _load_without(data, skipped)
+        if not isinstance(content, Mapping):
+            reason = f"it holds objects of {', '.join(skipped[:3])}: save the network's state_dict()" * bool(skipped)
+            raise ValueError(
+                f"is not a state_dict that loads with weights_only=True: {reason or _plain(error)}"
+            ) from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"holds a {type(content).__name__}, not a state_dict")
+    return Checkpoint(content, tuple(skipped))
+
+
+def _foreign(data: bytes) -> list[str]:
+    """Names of what is not tensors or plain values in a file that is whole, as torch has written them since 1.6."""
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data)))
+    except Exception:
+        return []
+
+
+def _load_without(data: bytes, skipped: list[str]) -> Any:
+    """The file with something inert in their places; None if it cannot be read so."""
+    if not skipped:
+        return None
+    try:
+        with torch.serialization.safe_globals([(_Inert, name) for name in skipped]):
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception:
+        return None
+
+
+def _plain(error: Exception) -> str:
+    """A loader's reason in one line: without torch's advice to switch the check off, and without colours."""
+    text = re.sub(r"\x1b\[[\d;]*m", "", str(error))
+    said = re.search(r"WeightsUnpickler error: (.+)", text)
+    return (said[1] if said else next(iter(text.splitlines()), "")) or type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -31,9 +119,12 @@ def parts_that_fit(shapes: Mapping[str, list[int]], checkpoint: Mapping[str, Any
     only a training uses, may be left over. Files older than PyTorch 0.4.1 lack BatchNorm's counters.
     """
     found = []
+    renames = [(old, new) for old, new in _OLD_NAMES if not any(map(old.search, shapes))]
     for path, mapping in _mappings(checkpoint):
         tensors = {
-            name: value for name, value in mapping.items() if isinstance(name, str) and isinstance(value, Tensor)
+            _as_now(name, renames): value
+            for name, value in mapping.items()
+            if isinstance(name, str) and isinstance(value, Tensor)
         }
         for prefix in _prefixes(shapes, tensors):
             inside = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
@@ -53,6 +144,12 @@ def _mappings(checkpoint: Mapping[str, Any], path: str = "", depth: int = 0) -> 
         for key, value in checkpoint.items():
             if isinstance(value, Mapping):
                 yield from _mappings(value, f"{path}.{key}" if path else str(key), depth + 1)
+
+
+def _as_now(name: str, renames: Sequence[tuple[re.Pattern[str], str]]) -> str:
+    for old, new in renames:
+        name = old.sub(new, name)
+    return name
 
 
 def _prefixes(shapes: Mapping[str, list[int]], tensors: Mapping[str, Tensor]) -> list[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
+from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from pukd_ray.config import TeacherConfig
 from pukd_ray.networks.features import MultiScaleExtractor
+from pukd_ray.networks.found import read_checkpoint
 from pukd_ray.networks.zoo import build_network, load_weights
 from pukd_ray.runtime.devices import Precision, autocast, for_inference, set_up
 
@@ -19,16 +22,30 @@ WIDEST_GRID = 4096  # features per image, 8 KB in the cache, up to which grid `a
 
 
 def load_state(data: bytes) -> Mapping[str, Tensor]:
-    """A state_dict from bytes: tensors only, nothing executed."""
-    state: Mapping[str, Tensor] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    """A state_dict from bytes: tensors only, nothing executed. ValueError if there is none."""
+    state: Mapping[str, Tensor] = read_checkpoint(data).content
     return state
 
 
 def dump_state(state: Mapping[str, Tensor]) -> bytes:
     """Inverse of `load_state`."""
+    kept = OrderedDict((k, v.detach().cpu()) for k, v in state.items())
+    if versions := getattr(state, "_metadata", None):  # of the layers; torchvision's MNASNet loads nothing without
+        kept.__dict__["_metadata"] = versions
     sink = io.BytesIO()
-    torch.save({k: v.detach().cpu() for k, v in state.items()}, sink)
+    torch.save(kept, sink)
     return sink.getvalue()
+
+
+def dump_safetensors(state: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
+    """The state_dict as safetensors; `about` and what torch keeps beside the tensors (`_metadata`) go into its header,
+    each value as JSON."""
+    from safetensors.torch import save
+
+    header = {"format": "pt"} | {name: json.dumps(value) for name, value in about.items()}
+    header["_metadata"] = json.dumps(getattr(state, "_metadata", {}))
+    # Clones: safetensors refuses tensors that share their memory.
+    return save({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}, header)
 
 
 def new_network(arch: str, teacher: TeacherConfig) -> nn.Module:
@@ -53,7 +70,7 @@ class Normalise(nn.Module):
 
     def __init__(self, teacher: TeacherConfig) -> None:
         super().__init__()
-        mean, std = (torch.tensor(v, dtype=torch.float32).view(1, -1, 1, 1) for v in (teacher.mean, teacher.std))
+        mean, std = (torch.tensor(v, dtype=torch.float32).view(1, -1, 1, 1) for v in teacher.normalisation)
         self.register_buffer("scale", 1 / (255 * std))
         self.register_buffer("shift", -mean / std)
 

@@ -90,7 +90,12 @@ def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], *, what: str) 
         found = find_weights(model, checkpoint)
     except ValueError as fault:
         raise ValueError(f"{what}: {fault}") from None
-    model.load_state_dict(found.state, assign=any(tensor.is_meta for tensor in model.parameters()))
+    # Names and shapes are those of the network as it is now, so its own versions of the layers hold, which checkpoints
+    # often lack; so do the counters of BatchNorm that files older than PyTorch 0.4.1 lack.
+    state = model.state_dict()
+    state.update({name: torch.zeros((), dtype=torch.long) for name in state.keys() - found.state.keys()})
+    state.update(found.state)
+    model.load_state_dict(state, assign=any(tensor.is_meta for tensor in model.parameters()))
     return found.taken
 
 

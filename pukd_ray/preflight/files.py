@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs as pafs
 
-from pukd_ray.config import StudentConfig
+from pukd_ray.config import NEEDED_BY_FORMATS, RENORMALISING, ExportConfig, StudentConfig
 from pukd_ray.corpus.sources import check_reachable
 from pukd_ray.storage import is_local, local_path, open_storage, read_bytes
+
+if TYPE_CHECKING:
+    from pukd_ray.networks.found import Checkpoint
 
 
 def resolve_paths(raw: dict[str, Any], base: Path, source_keys: Sequence[str]) -> dict[str, Any]:
@@ -65,6 +68,14 @@ def weights_exist(uri: str) -> bool:
         return True
 
 
+def export_faults(export: ExportConfig) -> list[str]:
+    """Packages of its formats that are not installed."""
+    needed = dict.fromkeys(name for chosen in export.formats for name in NEEDED_BY_FORMATS[chosen])
+    if missing := [name for name in needed if find_spec(name) is None]:
+        return [f"export.formats: needs {', '.join(missing)}, not installed here: pip install 'pukd_ray[export]'"]
+    return []
+
+
 def file_faults(
     raw: dict[str, Any], at_fault: set[str], source_keys: Sequence[str], *, writes_teacher: bool, has_student: bool
 ) -> list[str]:
@@ -88,22 +99,27 @@ def file_faults(
                 faults += check_reachable(tuple(uri) if isinstance(uri, list) else (uri,), key)
     teacher: Any = raw.get("teacher")
     student: Any = raw.get("student", {})
-    state = None
+    checkpoint = None
     if not writes_teacher and sound(teacher, "teacher", "weights"):
-        state, weights_faults = _read_weights(teacher["weights"])
+        checkpoint, weights_faults = _read_weights(teacher["weights"])
         faults += weights_faults
     if not sound(teacher, "teacher", "num_classes", "channels", "input_size"):
         return faults
     numbers = {k: teacher.get(k, 3) for k in ("num_classes", "channels", "input_size")}  # channels has a default
     if sound(teacher, "teacher", "arch"):
-        faults += _network_faults("teacher", teacher["arch"], numbers, state, teacher.get("weights", ""))
+        faults += _network_faults("teacher", teacher["arch"], numbers, checkpoint, teacher.get("weights", ""))
+        if checkpoint and teacher["arch"] in RENORMALISING and teacher.get("transform_input") is None:
+            _tell(
+                f"warning: teacher.transform_input is not set, and {teacher['arch']} has such a switch, which weights "
+                "do not tell: true if they were trained with it, as torchvision's own of ImageNet; taken for false"
+            )
     if has_student and sound(student, "student", "arch"):
         faults += _network_faults("student", student.get("arch", StudentConfig().arch), numbers)
     return faults
 
 
-def _read_weights(uri: str) -> tuple[Mapping[str, Any] | None, list[str]]:
-    import torch  # takes seconds: only once there is something to check
+def _read_weights(uri: str) -> tuple[Checkpoint | None, list[str]]:
+    from pukd_ray.networks.found import read_checkpoint  # torch takes seconds: only once there is something to check
 
     try:
         data = read_bytes(*open_storage(uri))
@@ -112,33 +128,35 @@ def _read_weights(uri: str) -> tuple[Mapping[str, Any] | None, list[str]]:
     except (OSError, ValueError) as error:
         return None, [f"teacher.weights: cannot read {uri}: {error}"]
     try:
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # whose text advises to load it otherwise, and so to run what is in it
-        return None, [
-            f"teacher.weights: {uri} is not a state_dict that loads with weights_only=True ({type(error).__name__}): "
-            "write one with torch.save(model.state_dict(), ...)"
-        ]
-    if not isinstance(state, Mapping):
-        return None, [f"teacher.weights: {uri} holds a {type(state).__name__}, not a state_dict"]
-    return state, []
+        return read_checkpoint(data), []
+    except ValueError as error:
+        return None, [f"teacher.weights: {uri} {error}"]
 
 
-def _network_faults(section: str, arch: str, numbers: dict[str, int], state: Any = None, uri: str = "") -> list[str]:
-    """Faults of a network and, if there is a `state`, of weights that are to fit it; says what is taken of them."""
+def _network_faults(
+    section: str, arch: str, numbers: dict[str, int], checkpoint: Checkpoint | None = None, uri: str = ""
+) -> list[str]:
+    """Faults of a network and, if there is a `checkpoint`, of weights that are to fit it; says what is taken of it."""
     from pukd_ray.networks.zoo import find_weights, outline_network
 
     try:
         network = outline_network(arch, **numbers)
     except ValueError as error:
         return [f"{section}.arch: {error}"]
-    if state is None:
+    if checkpoint is None:
         return []
     try:
-        found = find_weights(network, state)
+        found = find_weights(network, checkpoint.content)
     except ValueError as fault:
         return [f"{section}.weights: {uri}, arch {arch}: {fault}"]
-    if found.taken:
-        from pukd_ray.runtime.console import say  # imports Ray
-
-        say(f"weights   {uri}: taken {found.taken}")
+    said = [f"taken {found.taken}"] * bool(found.taken)
+    said += [f"not made: objects of {', '.join(checkpoint.skipped[:3])}"] * bool(checkpoint.skipped)
+    if said:
+        _tell(f"weights   {uri}: {'; '.join(said)}")
     return []
+
+
+def _tell(line: str) -> None:
+    from pukd_ray.runtime.console import say  # imports Ray
+
+    say(line)

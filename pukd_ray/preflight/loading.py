@@ -20,7 +20,7 @@ from pukd_ray.config import (
 )
 from pukd_ray.preflight.document import apply_overrides, parse_document, read_document
 from pukd_ray.preflight.faults import validate
-from pukd_ray.preflight.files import file_faults, read_class_names, resolve_paths
+from pukd_ray.preflight.files import export_faults, file_faults, read_class_names, resolve_paths
 from pukd_ray.preflight.secrets import secret_faults
 from pukd_ray.run.folder import RunFolder
 
@@ -106,6 +106,8 @@ def load(
     if isinstance(config, RunConfig):
         faults += _tracking_faults(config.tracking)
     faults += file_faults(raw, at_fault, source_keys, writes_teacher=writes_teacher(raw), has_student=is_run)
+    if isinstance(config, RunConfig) and config.export:
+        faults += export_faults(config.export)
     if faults or config is None:
         raise ConfigError(list(dict.fromkeys(faults)))
     return config

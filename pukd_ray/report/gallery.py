@@ -230,9 +230,14 @@ def _merge(pieces: list[ray.ObjectRef], classes: list[int], cuts: np.ndarray, ra
 def thumbnail(data: bytes | None, spec: PixelSpec) -> str | None:
     """data: URI of a PNG of an encoded image, or None."""
     try:
-        return "data:image/png;base64," + b64encode(encode_png(decode(data, spec))).decode()
+        return png_uri(encode_png(decode(data, spec)))
     except Unreadable:
         return None
+
+
+def png_uri(data: bytes | None) -> str | None:
+    """data: URI of a PNG."""
+    return None if data is None else "data:image/png;base64," + b64encode(data).decode()
 
 
 def thumbnail_spec(config: RunConfig) -> PixelSpec:

@@ -14,10 +14,11 @@ from markupsafe import Markup
 from pukd_ray.config import RunConfig, SelectionConfig, to_plain
 from pukd_ray.corpus.context import RunContext
 from pukd_ray.report import plots
-from pukd_ray.report.gallery import MAX_CLASSES, ClassGallery, Gallery, collect_gallery, takes_highest
+from pukd_ray.report.gallery import MAX_CLASSES, ClassGallery, Gallery, collect_gallery, png_uri, takes_highest
 from pukd_ray.report.summary import NAMES, audited
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.run.records import (
+    EXPORT,
     METRICS,
     PRIOR,
     SELECTION,
@@ -31,6 +32,7 @@ from pukd_ray.run.stages import STAGE_NAMES
 from pukd_ray.runtime.templates import load_templates
 from pukd_ray.selection.calibration import carry_over, from_json
 from pukd_ray.selection.drift import describe_drift
+from pukd_ray.selection.near import NEAR_FILE
 from pukd_ray.selection.rules import RULES
 
 REPORT = "report.html"
@@ -145,9 +147,12 @@ def _content(folder: RunFolder, config: RunConfig, gallery: Gallery) -> dict[str
         "prior": prior,
         "meta": meta,
         "flow": _flow(metrics),
+        "near": summary.get("near"),
+        "near_pairs": _near_pairs(folder) if summary.get("near") else [],
         "classes": _classes(metrics, meta, summary, weights, names),
         "many_classes": config.teacher.num_classes > MANY_CLASSES,
         "arms": [NAMES[k] for k in NAMES if k in metrics],
+        "export": folder.find_record(EXPORT),
         "effective_classes": weights["effective_classes"],
         "weights_kind": weights["kind"],
         "gallery": [_gallery(c, names, summary["class_counts"]) for c in gallery.classes],
@@ -243,6 +248,12 @@ def _warnings(
             f"{metrics['n_rejected'] / metrics['n_corpus']:.0%} of the corpus could not be read: the reasons stand "
             "below, each image's own in the column error of scores/."
         )
+    near = summary.get("near")
+    if near is not None and near["positives_in_test"]:
+        warnings.append(
+            f"{near['positives_in_test']:,} pairs of an image of P and one of the test set look alike: the student is "
+            "tested on what it learnt, and its accuracy is too high. They are shown below; mend positives or test."
+        )
     if metrics.get("n_test_rejected"):
         warnings.append(f"{metrics['n_test_rejected']:,} test images could not be read and do not count: mend them.")
     rival = metrics.get("baseline_positives", {}).get("top1")
@@ -268,6 +279,21 @@ def _flow(metrics: MetricsRecord) -> list[dict[str, Any]]:
     ]
     total = max(metrics["n_corpus"], 1)
     return [{"name": name, "count": count, "share": count / total, "kind": kind} for name, count, kind in rows]
+
+
+def _near_pairs(folder: RunFolder) -> list[dict[str, Any]]:
+    """Pairs of near-copies to show, the worst first: of P and the test set, then of the corpus and both."""
+    rows = folder.read_table(NEAR_FILE).to_pylist()
+    return [
+        {
+            "bits": row["bits"],
+            "images": [
+                (row[one].partition("/")[0], row[one].partition("/")[2], png_uri(row[f"{one}_picture"]))
+                for one in ("other", "image")
+            ],
+        }
+        for row in rows
+    ]
 
 
 def _classes(

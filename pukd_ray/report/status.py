@@ -35,6 +35,8 @@ def status_lines(folder: RunFolder) -> list[str]:
     for stage in STAGES:
         against = f", estimated {duration(expected[stage.name])}" if stage.name in expected else ""
         marker = markers[stage.name]
+        if stage.asked_by and marker is None and not (doing and doing["stage"] == stage.name):
+            continue  # not asked for, or not begun
         if marker is not None:
             text = f"done in {duration(marker['seconds'])}{against}: {_counts(marker)}".rstrip(": ")
         else:

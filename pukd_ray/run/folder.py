@@ -54,6 +54,7 @@ SCORES_SCHEMA = pa.schema(
         pa.field("teacher_entropy", pa.float32()),
         pa.field("relevant", pa.bool_()),
         pa.field("image", pa.binary()),
+        pa.field("perceptual_hash", pa.binary(16)),
     ]
 )
 

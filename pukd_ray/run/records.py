@@ -180,6 +180,19 @@ class SelectionCounts(TypedDict):
     """Files of `selected/`."""
 
 
+class NearRecord(TypedDict):
+    """Near-copies that were found (`selection.deduplicate: near`), beyond images with the same bytes."""
+
+    bits: int
+    """Of a perceptual hash."""
+    radius: int
+    """In which near-copies may differ."""
+    dropped: dict[str, int]
+    """Images of the corpus, by what they are near to, the first that holds: `test`, `positives`, `corpus`."""
+    positives_in_test: int
+    """Pairs of an image of P and one of the test set."""
+
+
 class SelectionRecord(SelectionCounts):
     """`selection.json`: what the rule took, and what that is worth."""
 
@@ -187,6 +200,8 @@ class SelectionRecord(SelectionCounts):
     rule: str
     selection: dict[str, Any]
     """The config's section."""
+    near: NotRequired[NearRecord | None]
+    """Null if they were not looked for; runs of earlier versions lack it."""
 
 
 class SelectionTruth(TypedDict):
@@ -269,6 +284,59 @@ class Preprocessing(TypedDict):
     mean: list[float]
     std: list[float]
     resize: Literal["crop", "squash", "pad"]
+
+
+# -- export -----------------------------------------------------------------------------------------------------
+
+
+class CheckedRecord(TypedDict):
+    """A student's file on the check images, against PyTorch."""
+
+    file: str
+    """Of the run folder."""
+    runtime: str
+    """What ran it."""
+    bytes: int
+    top1: float | None
+    """Null where the images have no labels."""
+    agreement: float
+    """Share of the images to which it gives the class that PyTorch gives."""
+    largest_difference: float
+    """Of a probability."""
+    milliseconds: float
+    """Of one image at a time on one thread, the median."""
+
+
+class TensorRecord(TypedDict):
+    """An input or output of a graph."""
+
+    name: str
+    type: str
+    shape: list[str | int]
+    """`N`: any number of images."""
+    range: NotRequired[list[int]]
+
+
+class ExportRecord(TypedDict):
+    """`export/export.json`: the student as files that run without this package."""
+
+    arch: str
+    classes: list[str]
+    """In the order of the outputs; numbers as text where the run had no names."""
+    input: TensorRecord
+    output: TensorRecord
+    preprocessing: Preprocessing
+    """`resize` is the caller's part; `mean` and `std` are in the graph."""
+    images: int
+    """On which the files were checked."""
+    role: Literal["test", "selected"]
+    """What they are: selected ones, without labels, where the run has no test set."""
+    calibration_images: int
+    """That int8 ranges were taken from."""
+    cpu: str
+    pytorch: CheckedRecord
+    files: dict[str, CheckedRecord]
+    """By format."""
 
 
 # -- metrics ----------------------------------------------------------------------------------------------------
@@ -471,7 +539,7 @@ class ChunkMarker(TypedDict):
     files: list[str]
     """Of the run folder, that hold their rows."""
     columns: NotRequired[list[str]]
-    """Rules that have a column of their own in these files; of older runs none."""
+    """Of these files: `perceptual_hash`, and rules that have a column of their own; of older runs none."""
     n_rows: int
     rejected_by_reason: dict[str, int]
     new: NotRequired[TallyRecord | None]
@@ -535,6 +603,7 @@ PRIOR = RecordFile[PriorRecord]("selector/prior.json")
 SELECTOR = RecordFile[SelectorRecord]("selector/meta.json")
 SELECTION = RecordFile[SelectionRecord]("selection.json", older=("selected/summary.json",))
 STUDENT = RecordFile[StudentRecord]("student/meta.json")
+EXPORT = RecordFile[ExportRecord]("export/export.json")
 METRICS = RecordFile[MetricsRecord]("metrics.json")
 ESTIMATE = RecordFile[EstimateRecord]("estimate.json")
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from pukd_ray.config import RunConfig
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -27,6 +29,12 @@ class Stage:
     """Raised when its files change meaning: older runs are then redone, never misread."""
     resumable: bool = False
     """It goes on with what an interrupted attempt left, chunks or checkpoints: never under other settings."""
+    asked_by: str | None = None
+    """Config key without which a run has no such stage; nothing but the page shows what it leaves."""
+
+    def is_asked(self, config: RunConfig) -> bool:
+        """Whether a run of this config has it."""
+        return self.asked_by is None or getattr(config, self.asked_by) is not None
 
     def function(self) -> Callable[[Any], dict[str, Any]]:
         """What runs it."""
@@ -57,7 +65,12 @@ STAGES = (
         resumable=True,
     ),
     # `rows` has the selections of the paper's table.
-    Stage("select", "pukd_ray.selection.select:run_select", ("selected", "selection.json", "rows"), ("selection",)),
+    Stage(
+        "select",
+        "pukd_ray.selection.select:run_select",
+        ("selected", "selection.json", "rows", "near.parquet"),
+        ("selection",),
+    ),
     Stage(
         "distill",
         "pukd_ray.distillation.distill:distill_student",
@@ -67,10 +80,13 @@ STAGES = (
         resumable=True,
     ),
     Stage("evaluate", "pukd_ray.distillation.evaluate:evaluate_run", ("metrics.json",)),
+    Stage("export", "pukd_ray.export.stage:export_student", ("export",), ("export",), asked_by="export"),
     Stage("report", "pukd_ray.report.page:write_report", ("report.html",)),
 )
 
 STAGE_NAMES = tuple(stage.name for stage in STAGES)
+EVERY_RUN = tuple(stage.name for stage in STAGES if stage.asked_by is None)
+"""Those that a run has whatever its config asks for."""
 
 
 def stages_from(first: str) -> tuple[Stage, ...]:

@@ -9,6 +9,7 @@ from pukd_ray.config import RunConfig
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.selection.rules import RULES
 
+HASH_COLUMN = "perceptual_hash"
 CHUNK_SECONDS = 600.0
 """Of a chunk's work, where `score.chunk_images` does not say how many images it has."""
 
@@ -32,6 +33,11 @@ def missing_columns(folder: RunFolder, rules: Iterable[str]) -> list[str]:
     """Those of `rules` whose column some finished chunk lacks: it was made for other rules."""
     there = [marker.get("columns", ()) for marker in chunk_markers(folder)]
     return [rule for rule in rules if RULES[rule].scorer and not all(rule in columns for columns in there)]
+
+
+def lacks_hashes(folder: RunFolder) -> bool:
+    """Whether some finished chunk was made before images had perceptual hashes."""
+    return any(HASH_COLUMN not in marker.get("columns", ()) for marker in chunk_markers(folder))
 
 
 def missing_column(folder: RunFolder, rule: str) -> str:

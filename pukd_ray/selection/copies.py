@@ -28,7 +28,7 @@ def find_copies(job: SelectJob, groups: list[list[str]], units: Sequence[Unit]) 
     n_scored = int(sum(ray.get([_count_readable.remote(job.folder, g) for g in groups])))
     parts = 1 + n_scored // COPY_SHUFFLE_ROWS
     hashed = [_hash_rows.options(num_returns=parts).remote(job, group, t, parts) for t, group in enumerate(groups)]
-    exact = job.config.selection.deduplicate == "exact"
+    exact = job.config.selection.deduplicate != "none"
     return [_copies_in.remote(known, exact, *pieces) for pieces in by_part(hashed)], n_scored
 
 

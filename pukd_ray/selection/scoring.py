@@ -14,6 +14,7 @@ import ray
 
 from pukd_ray.config import RunConfig, TeacherConfig
 from pukd_ray.corpus.context import RunContext, Shared
+from pukd_ray.corpus.perceptual import hash_column, perceptual_hashes
 from pukd_ray.corpus.reading import ReadRequest, content_hash
 from pukd_ray.corpus.streaming import Pass, scatter_rows, stream
 from pukd_ray.corpus.units import Unit
@@ -25,7 +26,7 @@ from pukd_ray.runtime.devices import Precision
 from pukd_ray.runtime.timing import Stopwatch, covered_seconds
 from pukd_ray.selection.blend import Blend, Nearness
 from pukd_ray.selection.calibration import Calibration, from_json, rescale_logits
-from pukd_ray.selection.chunks import CHUNK_SECONDS, chunk_markers, rules_of_pass
+from pukd_ray.selection.chunks import CHUNK_SECONDS, HASH_COLUMN, chunk_markers, rules_of_pass
 from pukd_ray.selection.committing import ATTEMPTS, ChunkLedger, WriteScores, delete_unfinished, merge_attempt
 from pukd_ray.selection.drift import describe_drift, drift_of_chunks, load_reference
 from pukd_ray.selection.features import load_last_tap
@@ -92,7 +93,7 @@ class ScoreImages(TeacherActor):
 
     def work(self, table: pa.Table) -> pa.Table:
         """Same rows, with scores or the reason why there are none."""
-        table, readable, _, found = self.forward(table)
+        table, readable, pixels, found = self.forward(table)
         pu_logit = self.logits(found)
         probability = self._calibration(pu_logit).astype(np.float32)
         columns = {
@@ -101,6 +102,7 @@ class ScoreImages(TeacherActor):
             "teacher_label": scatter_rows(found["teacher_label"], readable, pa.int32()),
             "teacher_confidence": scatter_rows(found["teacher_confidence"], readable, pa.float32()),
             "teacher_entropy": scatter_rows(found["teacher_entropy"], readable, pa.float32()),
+            "perceptual_hash": hash_column(*perceptual_hashes(pixels), readable),
             **{rule: scatter_rows(self._scores(rule, found), readable, pa.float32()) for rule in self._fitted},
         }
         kept = np.zeros(len(readable), bool)
@@ -195,7 +197,7 @@ def score_corpus(run: RunContext) -> dict[str, Any]:
                 "chunk": name,
                 "units": [u.unit_id for u in chunk],
                 "files": merge_attempt(folder, name, chunk, ledger, rules),
-                "columns": list(rules),
+                "columns": [HASH_COLUMN, *rules],
                 "n_rows": ledger.rows.total(),
                 "rejected_by_reason": dict(ledger.reasons),
                 "new": None if new is None else new.to_json(),

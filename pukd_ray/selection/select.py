@@ -21,6 +21,7 @@ from pukd_ray.selection.chunks import missing_column, missing_columns, score_fil
 from pukd_ray.selection.copies import find_copies
 from pukd_ray.selection.find_cuts import find_cuts
 from pukd_ray.selection.histogram import bin_edges, estimate_selection
+from pukd_ray.selection.near import find_near
 from pukd_ray.selection.rows import SelectJob
 from pukd_ray.selection.writing import write_selected
 
@@ -58,6 +59,8 @@ def select_images(
     job = SelectJob(folder, config, bin_edges(logits), into)
     with progress("select", 3 * len(groups), "tasks") as bar:
         dropped, n_scored = find_copies(job, groups, units)
+        near_places, near = find_near(job, groups, units, dropped, n_scored)
+        dropped += near_places
         bar.update(len(groups))
         cuts = find_cuts(job, groups, dropped, n_scored)
         bar.update(len(groups))
@@ -79,6 +82,7 @@ def select_images(
         "estimated": estimated,
         "rule": config.selection.rule,
         "selection": to_plain(config.selection),
+        "near": near,
     }
     if summary["n_selected"] == 0:
         raise RunError(

@@ -18,7 +18,7 @@ import psutil
 
 from pukd_ray.errors import RunError
 from pukd_ray.run.folder import RunFolder
-from pukd_ray.run.stages import STAGE_NAMES, stages_from
+from pukd_ray.run.stages import EVERY_RUN, stages_from
 from pukd_ray.soak.driver import Driver
 from pukd_ray.soak.faults import FAULTS, GONE_SECONDS, Fault, Nodes, Scene
 from pukd_ray.soak.task import Left, attempts, compare, manifests, write_task
@@ -109,8 +109,8 @@ def soak(folder: Path, minutes: float, faults: int | None, seed: int) -> Tally:
 
 def _where(tally: Tally, rng: Random) -> str:
     """A stage that has been struck least."""
-    fewest = min(tally.stages[name] for name in STAGE_NAMES)
-    return rng.choice([name for name in STAGE_NAMES if tally.stages[name] == fewest])
+    fewest = min(tally.stages[name] for name in EVERY_RUN)
+    return rng.choice([name for name in EVERY_RUN if tally.stages[name] == fewest])
 
 
 @contextmanager
@@ -169,7 +169,7 @@ class _Stage:
         if answer is None or answer["error"]:
             raise RunError(f"soak: the undisturbed run failed, see {self._folder / 'drivers.log'}: {answer}")
         self.calm = Left.of(run)
-        return {name: json.loads((run / "markers" / f"{name}.json").read_text())["seconds"] for name in STAGE_NAMES}
+        return {name: json.loads((run / "markers" / f"{name}.json").read_text())["seconds"] for name in EVERY_RUN}
 
     def disturb(self, fault: Fault, stage: str, rng: Random, seconds: dict[str, float], tally: Tally) -> None:
         """Strike a run while it is in `stage`, finish it, compare it."""
@@ -215,7 +215,7 @@ class _Stage:
 
     def _begin(self, run: Path, stage: str) -> None:
         """What comes before the stage is taken over from the undisturbed run, to save time."""
-        if STAGE_NAMES.index(stage) < STAGE_NAMES.index(FIRST_TO_TAKE_OVER):
+        if EVERY_RUN.index(stage) < EVERY_RUN.index(FIRST_TO_TAKE_OVER):
             return
         shutil.copytree(self._folder / "calm", run, ignore=shutil.ignore_patterns("lease"))
         RunFolder(str(run)).retire(stages_from(stage))
@@ -239,12 +239,12 @@ class _Stage:
 
 def _stage_of(run: Path) -> str:
     """The first that is not done."""
-    return next((name for name in STAGE_NAMES if not (run / "markers" / f"{name}.json").exists()), DONE)
+    return next((name for name in EVERY_RUN if not (run / "markers" / f"{name}.json").exists()), DONE)
 
 
 def _wait_for(run: Path, stage: str, seconds: float, driver: Driver) -> None:
     """Until the driver has been in the stage, or before it, for so long, or the run has ended."""
-    before = STAGE_NAMES[: STAGE_NAMES.index(stage)]
+    before = EVERY_RUN[: EVERY_RUN.index(stage)]
     signs = [run / "markers" / "lease", *(run / "markers" / f"{name}.json" for name in before)]
     while not all(sign.exists() for sign in signs) and not driver.answered:
         time.sleep(0.02)

@@ -75,6 +75,7 @@ def test_the_schemas_are_those_of_the_contract() -> None:
         ("teacher_entropy", "float"),
         ("relevant", "bool"),
         ("image", "binary"),
+        ("perceptual_hash", "fixed_size_binary[16]"),
     ]
     assert scores_schema([]) == SCORES_SCHEMA
     more = scores_schema(["some_rule"])  # nullable, and at the end

@@ -1,0 +1,1 @@
+"""The student as files that run on devices: formats, each checked against PyTorch."""
