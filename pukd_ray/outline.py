@@ -7,13 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pukd_ray.config import RunConfig, SourceConfig
 from pukd_ray.corpus.files import SourceFile
 from pukd_ray.corpus.formats import FORMATS
 from pukd_ray.corpus.plan import measure
 from pukd_ray.corpus.sources import sources_by_role
+from pukd_ray.corpus.tables import pieces
 from pukd_ray.estimate import lines_of
 from pukd_ray.resume import Progress, check_progress
 from pukd_ray.run.ahead import duration, expected_seconds
@@ -42,7 +45,7 @@ def outline_run(folder: RunFolder, config: RunConfig, redo: str | None = None) -
         + (f"the cluster at {cluster}" if cluster else f"a private Ray on this machine ({os.cpu_count()} CPUs)")
     )
     estimate = folder.find_record(ESTIMATE)
-    lines += lines_of(estimate) if estimate else ["cost      not estimated: `pukd estimate` makes two small trials"]
+    lines += lines_of(estimate) if estimate else ["cost      not estimated: `pukd estimate` makes small trials"]
     return lines
 
 
@@ -70,42 +73,41 @@ def _inputs(folder: RunFolder, config: RunConfig, progress: Progress) -> Iterato
     """A line for each source: files, bytes, images."""
     plan = folder.marker("plan")
     planned: Mapping[str, int] = plan["counts"] if plan and all(s.name != "plan" for s in progress.pending) else {}
-    listing = progress.listing.table
     for role, sources in sources_by_role(config).items():
         for index, source in enumerate(sources):
-            mine = listing.filter(
-                (pa.compute.field("role") == role) & (pa.compute.field("source") == index)
-            ).to_pylist()
-            files = [SourceFile(r["uri"], r["relative"], r["size"], r["mtime"]) for r in mine]
-            form = mine[0]["format"]
-            images = (
-                f"{planned[role]:,} images, as planned"
-                if role in planned and len(sources) == 1
-                else count_images(files, form, source)
-            )
-            size = sum(file.size for file in files) / 2**20
+            is_mine = (pc.field("role") == role) & (pc.field("source") == index)
+            mine = [piece.filter(is_mine) for piece in pieces(progress.listing.table)]
+            files, size = sum(map(len, mine)), sum(pc.sum(piece.column("size")).as_py() or 0 for piece in mine)
+            form = next(piece.column("format")[0].as_py() for piece in mine if len(piece))
+            if role in planned and len(sources) == 1:
+                images = f"{planned[role]:,} images, as planned"
+            else:
+                images = count_images(mine, form, source)
             key = role if len(sources) == 1 else f"{role}.{index}"
-            yield f"{key:<9} {len(files):,} files of {form}, {size:,.1f} MiB: {images}"
+            yield f"{key:<9} {files:,} files of {form}, {size / 2**20:,.1f} MiB: {images}"
 
 
-def count_images(files: Sequence[SourceFile], form: str, source: SourceConfig) -> str:
-    """Images of a source, for people: counted where footers or names tell, concluded from sizes where files are many.
-
-    What must be read to be counted is not.
-    """
+def count_images(files: Sequence[pa.Table], form: str, source: SourceConfig) -> str:
+    """Images of a source's files, for people: counted where names or footers tell, concluded from sizes where files
+    are many. What must be read to be counted is not."""
     if FORMATS[form].read_to_count:
         return "not counted, since its files must be read for that"
-    chosen = files if FORMATS[form].single_images else files[:: -(-len(files) // FOOTERS)]
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        facts = list(pool.map(partial(measure, format_name=form, source=source), chosen))
-    rows = sum(fact.rows for fact in facts)
-    about = ""
-    if len(chosen) < len(files):
-        rows = round(rows * sum(file.size for file in files) / max(1, sum(file.size for file in chosen)))
-        about = "about "
+    number, size = sum(map(len, files)), sum(pc.sum(piece.column("size")).as_py() or 0 for piece in files)
+    rows, about, fault = number, "", ""
+    if not FORMATS[form].single_images:
+        step, chosen, seen = -(-number // FOOTERS), list[SourceFile](), 0
+        for piece in files:
+            some = piece.take(np.arange(-seen % step, len(piece), step)).select(["uri", "relative", "size", "mtime"])
+            chosen += map(SourceFile, *(column.to_pylist() for column in some.columns))
+            seen += len(piece)
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            facts = list(pool.map(partial(measure, format_name=form, source=source), chosen))
+        rows = sum(fact.rows for fact in facts)
+        if len(chosen) < number:
+            rows, about = round(rows * size / max(1, sum(file.size for file in chosen))), "about "
+        broken = [f"{file.uri}: {fact.error}" for file, fact in zip(chosen, facts, strict=True) if fact.error]
+        fault = f"; {len(broken):,} files cannot be read, such as {broken[0]}" if broken else ""
     if source.rows is not None:
         rows = max(0, min(rows, source.rows[1]) - source.rows[0])
-    broken = [(file, fact.error) for file, fact in zip(chosen, facts, strict=True) if fact.error]
-    fault = f"; {len(broken):,} files cannot be read, such as {broken[0][0].uri}: {broken[0][1]}" if broken else ""
     first = f", of which the first {source.per_class:,} of each class" if source.per_class else ""
     return f"{about}{rows:,} images{first}{fault}"

@@ -13,7 +13,6 @@ from test_cli import imported
 from pukd_ray import load_config
 from pukd_ray.commands import main
 from pukd_ray.config import SourceConfig
-from pukd_ray.corpus.files import SourceFile
 from pukd_ray.outline import count_images, outline_run
 from pukd_ray.resume import fingerprints
 from pukd_ray.run.folder import RunFolder
@@ -71,7 +70,14 @@ def test_redo_moves_nothing(task: Path, tmp_path: Path, capsys: pytest.CaptureFi
 def test_many_files_are_counted_by_their_sizes(tmp_path: Path) -> None:
     for i in range(300):
         pq.write_table(pa.table({"image": [b"x"] * 10}), tmp_path / f"{i:03d}.parquet")
-    files = [SourceFile(str(p), p.name, p.stat().st_size, "1") for p in sorted(tmp_path.iterdir())]
-    assert count_images(files, "parquet", SourceConfig(uri="x")) == "about 3,000 images"
-    assert count_images(files[:60], "parquet", SourceConfig(uri="x", rows=[10, 50])) == "40 images"
-    assert count_images(files, "webdataset", SourceConfig(uri="x")).startswith("not counted")
+    files = pa.Table.from_pylist(
+        [
+            {"uri": str(p), "relative": p.name, "size": p.stat().st_size, "mtime": "1"}
+            for p in sorted(tmp_path.iterdir())
+        ]
+    )
+    source = SourceConfig(uri="x")
+    assert count_images([files.slice(0, 101), files.slice(101)], "parquet", source) == "about 3,000 images"
+    assert count_images([files.slice(0, 60)], "parquet", SourceConfig(uri="x", rows=[10, 50])) == "40 images"
+    assert count_images([files], "webdataset", source).startswith("not counted")
+    assert count_images([files], "images", source) == "300 images"

@@ -6,12 +6,13 @@ import errno
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -220,16 +221,19 @@ def _refuse_links(links: dict[str, str], key: str) -> None:
         )
 
 
-def _of_split(infos: Iterable[_Found], root: str, fs: pafs.FileSystem, split: str | None, key: str) -> Iterable[_Found]:
-    """The files of one split, if a folder is a data set of Hugging Face or `split` says so; else all, unseen."""
-    readme = f"{root}/{CARD}"
-    there = fs.get_file_info(readme).type == pafs.FileType.File
-    card = front_matter(read_bytes(fs, readme).decode(errors="replace")) if there else None
-    if card is None and split is None:
-        return infos
+def _card_of(fs: pafs.FileSystem, folder: str) -> Mapping[str, Any] | None:
+    """What the README of a data set of Hugging Face says; None of other folders."""
+    path = f"{folder}/{CARD}"
+    if fs.get_file_info(path).type != pafs.FileType.File:
+        return None
+    return front_matter(read_bytes(fs, path).decode(errors="replace"))
+
+
+def _of_split(infos: Iterable[_Found], root: str, card: Mapping[str, Any], split: str | None, key: str) -> list[_Found]:
+    """The files of one split of a data set, which are few."""
     relative = {item.path[len(root) :].lstrip("/"): item for item in infos}
     data = [name for name in relative if not _hidden(name, None) and format_of(name) is not None]
-    return [relative[name] for name in choose_split(card or {}, data, split, key)]
+    return [relative[name] for name in choose_split(card, data, split, key)]
 
 
 def check_reachable(uris: Sequence[str], key: str) -> list[str]:
@@ -328,9 +332,10 @@ def _find(source: SourceConfig, key: str, links: dict[str, str]) -> Iterator[tup
             deep = pattern is None or "/" in pattern or "**" in pattern
             infos = _files_below(fs, path, deep, local=is_local(uri), follow=source.follow_links)
             root = path
+            card = _card_of(fs, path) if pattern is None else None
+            if card is not None or (source.split is not None and pattern is None):
+                infos = _of_split(infos, root, card or {}, source.split, key)
         glob = None if pattern is None else glob_pattern(pattern)
-        if pattern is None and not is_file:
-            infos = _of_split(infos, root, fs, source.split, key)
         for item in infos:
             relative = item.path[len(root) :].lstrip("/")
             if item.leads_to and not _hidden(relative, pattern):

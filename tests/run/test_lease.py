@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from record_types import faults_of
 
 from pukd_ray.errors import RunError
 from pukd_ray.run import lease as module
 from pukd_ray.run.folder import LEASES, RunFolder
 from pukd_ray.run.lease import Lease
+from pukd_ray.run.records import LeaseRecord
 from pukd_ray.storage import create_file, open_storage
 
 FIRST = f"{LEASES}/00000001.json"
@@ -248,3 +250,19 @@ def test_a_file_is_created_once(tmp_path: Path) -> None:
         with fs.open_input_stream(path) as file:
             assert file.read() == b"one"
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["b", "d"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_beat_says_what_its_holder_is_at(run: RunFolder) -> None:
+    doing: Any = {
+        "stage": "score", "seconds": 1.0, "part": "score", "done": 3.0, "total": None, "unit": "images",
+        "seconds_left": None, "seconds_left_in_all": 7.5,
+    }  # fmt: skip
+    with Lease(run, lambda: doing) as lease:
+        lease.take()
+        until = time.monotonic() + 20
+        while not run.read_json(FIRST).get("doing") and time.monotonic() < until:
+            time.sleep(0.02)
+        assert run.read_json(FIRST)["doing"] == doing
+        assert faults_of(run.read_json(FIRST), LeaseRecord) == []
+    assert run.read_json(FIRST)["doing"] is None
