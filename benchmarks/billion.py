@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 import tracemalloc
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ from benchmarks.corpora import DISTINCT
 from benchmarks.corpus_pass import PAGE, busy_seconds
 from pukd_ray.config import ResourcesConfig
 from pukd_ray.corpus.files import BLOCK_BYTES, FileFacts, SourceFile
-from pukd_ray.corpus.units import UNIT_BYTES, UNIT_ROWS, Owner, runs_of_rows
+from pukd_ray.corpus.outline import PLAN, read_units
+from pukd_ray.corpus.units import UNIT_BYTES, UNIT_ROWS, Owner, runs_of_rows, units_to_table
 from pukd_ray.run.ahead import duration
+from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.devices import rows_per_call
 from pukd_ray.runtime.engine import most_tasks
 from pukd_ray.selection.committing import FILE_ROWS
@@ -152,18 +155,20 @@ def costs(images: float, kept: float, efficiency: float, by: SetUp, figures: Fig
 
 
 def unit_bytes(count: int = 10_000) -> float:
-    """Memory of a unit in the driver, of a file with a name of a usual length."""
-    tracemalloc.start()
-    owner = Owner("corpus", 0, "parquet")
-    files = [(f"s3://bucket/lake/photos/part-{n:08d}.parquet", f"photos/part-{n:08d}.parquet") for n in range(count)]
-    before, _ = tracemalloc.get_traced_memory()
-    facts = FileFacts(((1500, UNIT_BYTES),))
-    units = [
-        u for uri, name in files for u in runs_of_rows(owner, [(SourceFile(uri, name, UNIT_BYTES, "1"), facts, name)])
-    ]
-    after, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    return (after - before) / len(units)
+    """Memory of a unit in the driver: of so many in outline, of files with names of a usual length."""
+    owner, facts = Owner("corpus", 0, "parquet"), FileFacts(((1500, UNIT_BYTES),))
+    files = [f"photos/part-{number:08d}.parquet" for number in range(count)]
+    sources = [SourceFile(f"s3://bucket/lake/{name}", name, UNIT_BYTES, "1") for name in files]
+    with tempfile.TemporaryDirectory() as place:
+        folder = RunFolder(place)
+        measured = zip(sources, files, strict=True)
+        units = [unit for file, name in measured for unit in runs_of_rows(owner, [(file, facts, name)])]
+        folder.write_table(PLAN, units_to_table(units))
+        tracemalloc.start()
+        outlined = read_units(folder)
+        size, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    return size / len(outlined)
 
 
 def page(images: float, kept: float, efficiency: float, figures: Figures, prices: Prices) -> str:

@@ -147,7 +147,7 @@ def test_a_billion_is_what_its_parts_cost() -> None:
 def test_the_page_of_a_billion_says_what_it_is_from() -> None:
     text = billion.page(1e9, 0.02, 0.9, FIGURES, PRICES)
     assert "1,000 times fewer" in text
-    assert "it feeds 8 cards" in text
+    assert "one driver feeds 8 cards" in text
     assert max(map(len, text.splitlines())) < 250
 
 
