@@ -11,7 +11,8 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -57,7 +58,13 @@ class Site:
     code: str
 
 
-def sites() -> Iterator[Site]:
+@cache
+def sites() -> tuple[Site, ...]:
+    """All in the package that must be on the page."""
+    return tuple(_sites())
+
+
+def _sites() -> Iterator[Site]:
     for file in sorted(PACKAGE.rglob("*.py")):
         module = str(file.relative_to(PACKAGE))
         for node in ast.walk(ast.parse(file.read_text())):
@@ -83,6 +90,7 @@ def raised(into: set[tuple[str, int]]) -> Iterator[None]:
     def look(frame: FrameType, event: str, argument: Any) -> Callable[..., Any] | None:
         if not frame.f_code.co_filename.startswith(str(PACKAGE)):
             return None
+        frame.f_trace_lines = False
         if event == "exception" and argument[2].tb_next is None:
             into.add((frame.f_code.co_filename, frame.f_lineno))
         return look
@@ -113,11 +121,12 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     """(lines of the page by heading, where errors were raised)."""
     page: dict[str, list[str]] = {}
     places: set[tuple[str, int]] = set()
+    config = load_config(DEMO_CONFIG)
     for heading, triggers in TRIGGERS.items():
         lines: list[str] = []
         for trigger in triggers:
             path = tmp_path_factory.mktemp("home")
-            home = Home(path, load_config(DEMO_CONFIG, {"output": str(path / "run")}))
+            home = Home(path, replace(config, output=str(path / "run")))
             with pytest.raises(Exception) as caught, in_this_process(), raised(places):  # noqa: PT011
                 trigger(home)
             error = caught.value
@@ -152,7 +161,7 @@ def test_every_error_has_a_trigger(seen: Seen) -> None:
 
 
 def test_what_is_seen_elsewhere_is() -> None:
-    all_sites = list(sites())
+    all_sites = sites()
     for part in (*ELSEWHERE, *ALARMS):
         assert sum(listed(site, [part]) is not None for site in all_sites) == 1, part
     for test in ELSEWHERE.values():

@@ -22,6 +22,7 @@ import pytest
 import ray
 import torch
 import yaml
+from small_files import units_of
 
 from pukd_ray import RunConfig, load_config, storage
 from pukd_ray.audit.drawing import check_selection
@@ -32,7 +33,8 @@ from pukd_ray.commands import coverage_study, soak
 from pukd_ray.config import SourceConfig
 from pukd_ray.corpus.huggingface import choose_split
 from pukd_ray.corpus.labelled import Labelled, check_same_names, index_sources
-from pukd_ray.corpus.plan import FILES_SCHEMA, list_inputs, measure_units, plan_inputs
+from pukd_ray.corpus.listing import FILES_SCHEMA, list_inputs
+from pukd_ray.corpus.plan import plan_inputs
 from pukd_ray.corpus.reading import read_rows
 from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.corpus.units import Unit
@@ -84,9 +86,9 @@ class Home:
         return SourceConfig(uri=str(self.path / "data" / "a.parquet"))
 
     def unit(self) -> tuple[Unit, SourceConfig]:
-        source = {"corpus": (self.images(),)}
-        (unit,) = measure_units(source, list_inputs(source).table, print)
-        return unit, source["corpus"][0]
+        source = self.images()
+        (unit,) = units_of(source)
+        return unit, source
 
 
 Trigger = Callable[[Home], object]
@@ -557,6 +559,7 @@ ELSEWHERE = {
 """What takes a run to see, by a part of it: the test that sees it."""
 
 ALARMS = (
+    "has changed while a run read it",
     "selected images were written: start again",
     "selected/ holds images that scores/ does not",
     "the strata hold fewer images than were counted",
