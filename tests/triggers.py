@@ -39,6 +39,7 @@ from pukd_ray.corpus.reading import read_rows
 from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.corpus.units import Unit
 from pukd_ray.estimate import Prices, estimate_run
+from pukd_ray.export.formats import trace
 from pukd_ray.networks.zoo import build_network, find_weights, load_weights
 from pukd_ray.pipeline import _check_cluster, open_folder, run_pipeline
 from pukd_ray.preflight import config_of_run
@@ -55,6 +56,7 @@ from pukd_ray.selection import guards
 from pukd_ray.selection.committing import ChunkLedger, merge_attempt
 from pukd_ray.selection.features import load_last_tap
 from pukd_ray.selection.labels import load_labels
+from pukd_ray.selection.near import find_near
 from pukd_ray.selection.scoring import _check_rejected
 from pukd_ray.selection.select import select_images
 from pukd_ray.storage import patiently, read_file
@@ -141,6 +143,8 @@ several(
     with_keys(output="s3://KEY:SECRET@bucket/run"),
     with_keys(teacher__mean=[0.1, 0.2]),
     with_keys(teacher__std=[0.0]),
+    with_keys(teacher__transform_input=True),
+    with_keys(export__formats=[]),
     with_keys(teacher__classes=["a"]),
     with_keys(teacher__classes=["a", "a", "b", "c", "d"]),
     with_keys(teacher__classes="HOME/classes.txt"),
@@ -348,6 +352,22 @@ def rows_that_were_not_merged(home: Home) -> None:
 def a_rule_without_its_column(home: Home) -> None:
     home.run.write_json("markers/score/00000.json", {"columns": [], "files": [], "units": []})
     select_images(home.run, replace(home.config, selection=replace(home.config.selection, rule="knn", budget=9)), [])
+
+
+@under("Scores and selection")
+def too_many_for_near_copies(home: Home) -> None:
+    near = replace(home.config, selection=replace(home.config.selection, deduplicate="near"))
+    find_near(cast(Any, SimpleNamespace(config=near)), [], [], [], 10**9)
+
+
+class Untraceable(torch.nn.Module):
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        raise TypeError(f"{pixels.dim()} dimensions, and it goes by the hour of the day")
+
+
+@under("Training and export")
+def a_student_without_a_graph(_: Home) -> None:
+    trace(Untraceable(), np.zeros((2, 1), np.float32), np.zeros((2, 1), np.float32), {})
 
 
 # -- audit ------------------------------------------------------------------------------------------------------
@@ -559,6 +579,7 @@ ELSEWHERE = {
 """What takes a run to see, by a part of it: the test that sees it."""
 
 ALARMS = (
+    "differ by up to",
     "has changed while a run read it",
     "selected images were written: start again",
     "selected/ holds images that scores/ does not",

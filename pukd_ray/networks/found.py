@@ -96,7 +96,8 @@ def _plain(error: Exception) -> str:
     """A loader's reason in one line: without torch's advice to switch the check off, and without colours."""
     text = re.sub(r"\x1b\[[\d;]*m", "", str(error))
     said = re.search(r"WeightsUnpickler error: (.+)", text)
-    return (said[1] if said else next(iter(text.splitlines()), "")) or type(error).__name__
+    plain = said[1] if said else next(iter(text.splitlines()), "")
+    return plain if plain and "weights_only" not in plain else type(error).__name__
 
 
 @dataclass(frozen=True)
