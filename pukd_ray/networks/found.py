@@ -64,9 +64,10 @@ def read_checkpoint(data: bytes) -> Checkpoint:
         skipped = _foreign(data)
         content = _load_without(data, skipped)
         if not isinstance(content, Mapping):
-            reason = f"it holds objects of {', '.join(skipped[:3])}: save the network's state_dict()" * bool(skipped)
+            reason = f"it holds objects of {', '.join(skipped[:3])}" if skipped else _plain(error)
             raise ValueError(
-                f"is not a state_dict that loads with weights_only=True: {reason or _plain(error)}"
+                f"is not a state_dict that loads with weights_only=True ({reason}): write one with "
+                "torch.save(model.state_dict(), ...)"
             ) from error
     if not isinstance(content, Mapping):
         raise ValueError(f"holds a {type(content).__name__}, not a state_dict")

@@ -20,7 +20,7 @@ from pukd_ray.config import NEEDED_BY_FORMATS, ExportConfig, ExportFormat, Teach
 from pukd_ray.corpus.pixels import PixelSpec, decode
 from pukd_ray.errors import RunError
 from pukd_ray.export import stage
-from pukd_ray.export.formats import FORMATS
+from pukd_ray.export.formats import FORMATS, trace
 from pukd_ray.networks.teacher import dump_safetensors, dump_state, new_network
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.run.records import ExportRecord
@@ -124,6 +124,16 @@ def test_a_file_that_says_something_else_stops_the_run(colour: RunFolder, monkey
     ):
         stage.write_files(colour, ExportConfig(formats=["torch"]), check.pixels, check)
     assert not colour.exists("export/student.pt2")
+
+
+class Undecided(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1) if x.sum() > 0 else -x.flatten(1)
+
+
+def test_a_network_without_a_graph_is_named() -> None:
+    with pytest.raises(RunError, match=r"torch\.export cannot make a graph of student\.arch \(.*choose another"):
+        trace(Undecided(), np.zeros((2, 1, 4, 4), np.float32), np.zeros((2, 1, 4, 4), np.float32), {})
 
 
 def blocks() -> list[str]:
