@@ -1,4 +1,4 @@
-"""A Ray head of a test's own: dashboard, jobs, metrics, in its own process group and without tokens."""
+"""A Ray head of a test's own: dashboard, jobs, metrics, in its own process group, with this user's token."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
+from ray._private.authentication.authentication_token_setup import (
+    enable_token_auth_by_default,
+    ensure_token_if_auth_enabled,
+)
+from ray._raylet import AuthenticationTokenLoader
 from ray.job_submission import JobStatus, JobSubmissionClient
 from ray.util.state import list_tasks
 from ray.util.state.common import TaskState
@@ -40,6 +44,8 @@ class Head:
 
     dashboard: str
     metrics: str
+    gcs: int
+    """Port of the head itself."""
     uploads: bool
     """Whether jobs run in a copy of the repository. Nodes of one machine share that copy, and each node that starts
     unpacks it anew, under the feet of the others' workers."""
@@ -109,6 +115,13 @@ def own_labels(labels: dict[str, Any]) -> list[str]:
     return [labels[k] for k in ("network", "reason", "stage") if k in labels]
 
 
+def own_token() -> str:
+    """Of this user, made if there is none, as `ray.init` does it; from here on this process's clients send it."""
+    enable_token_auth_by_default()
+    ensure_token_if_auth_enabled()
+    return str(AuthenticationTokenLoader.instance().get_raw_token())
+
+
 NodeTypes = Mapping[str, tuple[dict[str, int], int]]
 """By name: resources of a node, and how many there may be."""
 
@@ -161,31 +174,58 @@ def start_head(folder: Path, cpus: int, node_types: NodeTypes | None = None) -> 
 
     With `node_types` it has an autoscaler.
     """
-    sockets = [socket.socket() for _ in range(5)]
-    for s in sockets:
-        s.bind(("127.0.0.1", 0))
-    gcs, dashboard, client, agent, metrics = (s.getsockname()[1] for s in sockets)
-    for s in sockets:
-        s.close()
+    gcs, dashboard, client, agent, metrics = free_ports(5)
     command = [
         str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--num-cpus={cpus}", f"--port={gcs}",
         f"--dashboard-port={dashboard}", f"--ray-client-server-port={client if client > 20000 else 24321}",
         "--include-dashboard=true", "--disable-usage-stats", f"--metrics-export-port={metrics}",
         f"--dashboard-agent-listen-port={agent}",  # its default is taken where another Ray runs
     ]  # fmt: skip
-    env = environment(RAY_AUTH_MODE="disabled", HOME=str(folder), RAY_metrics_report_interval_ms="1000")
+    env = environment(RAY_AUTH_MODE="token", HOME=str(folder), RAY_metrics_report_interval_ms="1000")
+    (folder / ".ray").mkdir()
+    (folder / ".ray" / "auth_token").write_text(own_token())
     if node_types:
         (folder / "cluster.json").write_text(json.dumps(autoscaling(gcs, node_types)))
         command.append(f"--autoscaling-config={folder / 'cluster.json'}")
         env |= AUTOSCALER
-    with (folder / "head.log").open("wb") as log:
-        process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+    with running(command, env, folder / "head.log"):
+        yield Head(f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}/metrics", gcs, not node_types)
+
+
+@contextmanager
+def start_node(head: Head, folder: Path, cpus: int) -> Iterator[None]:
+    """One more node of `start_head(folder, ...)`; lost at the end, without a word."""
+    agent, metrics = free_ports(2)
+    command = [
+        str(Path(sys.executable).parent / "ray"), "start", f"--address=127.0.0.1:{head.gcs}", "--block",
+        f"--num-cpus={cpus}", "--disable-usage-stats", f"--metrics-export-port={metrics}",
+        f"--dashboard-agent-listen-port={agent}",
+    ]  # fmt: skip
+    env = environment(RAY_AUTH_MODE="token", HOME=str(folder))
+    with running(command, env, folder / "node.log", signal.SIGKILL):
+        yield
+
+
+def free_ports(count: int) -> list[int]:
+    """That nobody listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    for s in sockets:
+        s.bind(("127.0.0.1", 0))
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+@contextmanager
+def running(command: list[str], env: dict[str, str], log: Path, end: signal.Signals = signal.SIGTERM) -> Iterator[None]:
+    """The command in a process group of its own, ended at the end with all it started."""
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, env=env, stdout=out, stderr=out, start_new_session=True)
     try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("RAY_AUTH_MODE", "disabled")  # of the clients in this process
-            yield Head(f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}/metrics", not node_types)
+        yield
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, end)
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from heads import start_head, wait_for
+from heads import Head, environment, start_head, wait_for
 from ray.job_submission import JobStatus
 from synthetic import write_config, write_task
 
@@ -37,6 +41,21 @@ def write_run(folder: Path) -> Path:
     return write_config(folder, config)
 
 
+def refuse_strangers(head: Head, folder: Path) -> None:
+    """Neither a job nor a driver gets in without the token; jobs with it ran above."""
+    for header, status in ({}, 401), ({"Authorization": "Bearer wrong"}, 403):
+        submit = Request(f"{head.dashboard}/api/jobs/", b'{"entrypoint": "true"}', header, method="POST")
+        with pytest.raises(HTTPError) as refused:
+            urlopen(submit, timeout=30)
+        assert refused.value.code == status
+    script = Path(__file__).parents[1] / "jobs" / "full_pipeline.py"
+    command = [sys.executable, str(script), "--output", str(folder / "strange")]
+    strange = environment(RAY_ADDRESS=f"127.0.0.1:{head.gcs}", RAY_AUTH_TOKEN="wrong")
+    ended = subprocess.run(command, env=strange, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 1
+    assert "asks for its token" in ended.stderr, ended
+
+
 def test_the_demo_passes_as_a_job_on_one_cpu(tmp_path: Path) -> None:
     output = tmp_path / "demo"
     seen: dict[tuple[str, ...], float] = {}
@@ -50,6 +69,7 @@ def test_the_demo_passes_as_a_job_on_one_cpu(tmp_path: Path) -> None:
         logs = head.logs(job)
         assert head.status(job) == JobStatus.SUCCEEDED, logs
         trainings = {name: head.tasks(name) for name in ("train-selector", "train-student")}
+        refuse_strangers(head, tmp_path)
         assert head.exit_status(relative) == 2
         assert "output: runs/x is relative" in head.logs(relative)
     assert logs.splitlines()[-1] == f"report: {output}/report.html"

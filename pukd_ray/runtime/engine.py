@@ -85,7 +85,9 @@ def engine(name: str, autoscales: Literal["auto"] | bool = "auto") -> Iterator[C
         address = os.environ.get("RAY_ADDRESS", "local")
         try:
             ray.init(address=address, namespace=name, log_to_driver=False, logging_level=logging.ERROR)
-        except ray.exceptions.AuthenticationError as error:
+        except (ray.exceptions.AuthenticationError, ConnectionError) as error:
+            if isinstance(error, ConnectionError) and "InvalidAuthToken" not in str(error.__cause__):
+                raise
             raise RunError(
                 f"RAY_ADDRESS: the cluster at {address} asks for its token: set RAY_AUTH_MODE=token, and put the token "
                 "into ~/.ray/auth_token or RAY_AUTH_TOKEN (docs/cluster.md)"
