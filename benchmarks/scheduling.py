@@ -185,8 +185,8 @@ def page(results: dict[str, Any]) -> str:
         always, each = driver_cost(entries)
         lines += [
             "",
-            f"Of the driver's CPU a pass takes {always:.0f} ms in any second and {each:.1f} ms for each batch: with a core "
-            f"of its own it is full at {(1000 - always) / each:.0f} batches a second, whatever the accelerators.",
+            f"Of the driver's CPU a pass takes {always:.0f} ms in any second and {each:.1f} ms for each batch: with a "
+            f"core of its own it is full at {(1000 - always) / each:.0f} batches a second, whatever the accelerators.",
         ]
     for found in results["tasks"]:
         lines += [
