@@ -161,6 +161,15 @@ def requests_of(run: RunContext, count: int) -> list[ReadRequest]:
     return [pieces[i % len(pieces)] for i in range(count)]
 
 
+def driver_cost(passes: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """(CPU ms of the driver in any second of a pass, CPU ms for each batch): a line through two or more passes."""
+    rates = [found["batches_per_second"] for found in passes]
+    each, always = np.polyfit(
+        rates, [found["driver_cpu_ms"] * rate for found, rate in zip(passes, rates, strict=True)], 1
+    )
+    return float(always), float(each)
+
+
 def page(results: dict[str, Any]) -> str:
     """The Markdown."""
     entries = sorted(results["passes"], key=lambda e: (-e["seconds"], e["actors"]))
@@ -172,6 +181,13 @@ def page(results: dict[str, Any]) -> str:
         f"{e['overhead_ms']:.0f} | {e['driver_cpu_ms']:.1f} | {e['cores_busy']:.1f} | {e['start']:.0f} |"
         for e in entries
     ]
+    if len({found["batches_per_second"] for found in entries}) > 1:
+        always, each = driver_cost(entries)
+        lines += [
+            "",
+            f"Of the driver's CPU a pass takes {always:.0f} ms in any second and {each:.1f} ms for each batch: with a "
+            f"core of its own it is full at {(1000 - always) / each:.0f} batches a second, whatever the accelerators.",
+        ]
     for found in results["tasks"]:
         lines += [
             "",

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import billion, estimated, scale
 from benchmarks.fake_accelerator import FakeAccelerator, read_log
-from benchmarks.scheduling import steady
+from benchmarks.scheduling import driver_cost, steady
 from pukd_ray.corpus.reading import ROW_SCHEMA
 from pukd_ray.run.folder import scores_schema
 from pukd_ray.runtime.timing import with_spans
@@ -43,6 +43,11 @@ def test_the_end_of_the_work_is_no_loss() -> None:
 def test_too_few_batches_say_so() -> None:
     with pytest.raises(ValueError, match="too few batches"):
         steady([accelerator(3, 0.0), accelerator(3, 0.0)])
+
+
+def test_the_driver_costs_something_all_the_time_and_something_per_batch() -> None:
+    passes = [{"batches_per_second": rate, "driver_cpu_ms": (30 + 8 * rate) / rate} for rate in (0.5, 4.0, 16.0)]
+    assert driver_cost(passes) == (pytest.approx(30), pytest.approx(8))
 
 
 def test_the_fake_accelerator_takes_its_time_and_leaves_the_rows_of_a_pass(tmp_path: Path) -> None:
