@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import StrictUndefined, Template
-from pukd_ray.corpus.outline import PLAN, read_units
 
 from benchmarks.corpora import DISTINCT
 from benchmarks.corpus_pass import PAGE, busy_seconds
 from benchmarks.scheduling import driver_cost
 from pukd_ray.config import ResourcesConfig
 from pukd_ray.corpus.files import BLOCK_BYTES, FileFacts, SourceFile
+from pukd_ray.corpus.stored_units import PLAN, read_units
 from pukd_ray.corpus.units import UNIT_BYTES, UNIT_ROWS, Owner, runs_of_rows, units_to_table
 from pukd_ray.run.ahead import duration
 from pukd_ray.run.folder import RunFolder
