@@ -82,7 +82,8 @@ def test_all_sources_are_listed_and_all_faults_told(tmp_path: Path) -> None:
         )
     assert caught.value.faults == [
         f"positives.uri: no files under {tmp_path / 'empty'}",
-        "corpus.1.uri: cannot be listed: nope://x: Protocol not known: nope",
+        "corpus.1.uri: cannot be listed: nope://x: Protocol not known: nope; name a path or a scheme that an "
+        "installed library serves, such as s3://",
     ]
 
 
