@@ -191,6 +191,6 @@ def test_unreachable_sources_are_named(tmp_path: Path) -> None:
     assert check_reachable(uris, "corpus.2") == [
         f"corpus.2.uri: no such folder: {tmp_path}/no",
         f"corpus.2.uri: no such file or folder: {tmp_path}/no",
-        "corpus.2.uri: nope://x/y cannot be reached: nope://x/y: Protocol not known: nope; name a path or a scheme that "
-        "an installed library serves, such as s3://",
+        "corpus.2.uri: nope://x/y cannot be reached: nope://x/y: Protocol not known: nope; name a path or a scheme "
+        "that an installed library serves, such as s3://",
     ]
