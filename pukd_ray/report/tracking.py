@@ -30,7 +30,11 @@ EXPERIMENT = "pukd_ray"
 FILES = ("report.html", "metrics.json", "config.yaml")
 _PER_CALL = 500  # MLflow takes at most 1,000 metrics and 100 parameters a call
 _VALUE_CHARS = 500
-_QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+_MLFLOW = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # by default a server that is away is waited for for minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,7 @@ def _texts(run: Tracked, folder: RunFolder) -> Iterator[tuple[str, str]]:
 
 def _mlflow(run: Tracked, folder: RunFolder, tracking: TrackingConfig, known: Any) -> tuple[Any, str]:
     """A run of the experiment `pukd_ray`, taken up again if the server has it still."""
-    for name, value in _QUICK.items():  # by default a server that is away is waited for for minutes
+    for name, value in _MLFLOW.items():
         os.environ.setdefault(name, value)
     from mlflow.entities import Metric, Param
     from mlflow.exceptions import MlflowException
@@ -174,11 +178,12 @@ def _mlflow(run: Tracked, folder: RunFolder, tracking: TrackingConfig, known: An
     run_id = known["run"] if known and known["uri"] == uri else None
     if run_id is not None:
         try:
-            client.update_run(run_id, status="RUNNING")
+            is_there = client.get_run(run_id).info.lifecycle_stage == "active"
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            run_id = None
+            is_there = False
+        run_id = run_id if is_there else None
     if run_id is None:
         experiment = client.get_experiment_by_name(EXPERIMENT)
         number = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)

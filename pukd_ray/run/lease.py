@@ -93,6 +93,13 @@ class Lease:
         if self._lost and isinstance(error, KeyboardInterrupt):
             RunFolder(self._folder.uri, self._record["token"]).check_lease()
 
+    def _told(self) -> DoingRecord | None:
+        """What the holder is at; a fault in telling it must not cost the lease."""
+        try:
+            return self._doing()
+        except Exception:
+            return None
+
     def _beat(self, interrupt: bool) -> None:
         """Say every few seconds that the holder lives; if another has taken over, stop the holder."""
         assert self._record is not None
@@ -106,7 +113,7 @@ class Lease:
                     self._record |= {
                         "beat": self._record["beat"] + 1,
                         "last_beat": _now(),
-                        "doing": self._doing(),
+                        "doing": self._told(),
                     }
                     held.write_json(_name(held.token), self._record)
             if self._lost:

@@ -60,10 +60,10 @@ class Now:
         return {
             "stage": self.stage,
             "seconds": round(time.monotonic() - self.began, 1),
-            "part": bar.stage if bar else "",
-            "done": float(bar.n) if bar else 0.0,
-            "total": float(bar.total) if bar and bar.total is not None else None,
-            "unit": bar.unit.strip() if bar else "",
+            "part": "" if bar is None else bar.stage,  # a bar without a total is neither true nor false
+            "done": 0.0 if bar is None else float(bar.n),
+            "total": None if bar is None or bar.total is None else float(bar.total),
+            "unit": "" if bar is None else bar.unit.strip(),
             "seconds_left": left if left is None else round(left, 1),
             "seconds_left_in_all": in_all if in_all is None else round(in_all, 1),
         }

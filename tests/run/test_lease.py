@@ -253,6 +253,20 @@ def test_a_file_is_created_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_fault_in_telling_what_the_holder_is_at_does_not_cost_the_lease(run: RunFolder) -> None:
+    def broken() -> None:
+        raise TypeError("bool() undefined")
+
+    with Lease(run, broken) as lease:
+        lease.take()
+        until = time.monotonic() + 20
+        while run.read_json(FIRST)["beat"] < 3 and time.monotonic() < until:
+            time.sleep(0.02)
+        assert run.read_json(FIRST)["beat"] >= 3
+        assert run.read_json(FIRST)["doing"] is None
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_beat_says_what_its_holder_is_at(run: RunFolder) -> None:
     doing: Any = {
         "stage": "score", "seconds": 1.0, "part": "score", "done": 3.0, "total": None, "unit": "images",

@@ -34,6 +34,16 @@ def test_time_left_is_of_the_bar_and_of_the_stages_after_it(monkeypatch: pytest.
     assert doing() is None
 
 
+def test_a_bar_that_does_not_know_its_total_yet_is_told() -> None:
+    with at_stage("distill", None, None), progress("distill", None, "steps") as bar:
+        told = doing()
+        assert told is not None
+        assert (told["part"], told["done"], told["total"], told["seconds_left"]) == ("distill", 0.0, None, None)
+        bar.total = 10
+        bar.update(5)
+        assert doing()["total"] == 10.0  # type: ignore[index]
+
+
 def test_a_bar_of_a_part_says_nothing_of_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
