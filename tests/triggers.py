@@ -577,14 +577,11 @@ ELSEWHERE = {
     "draw more (--images)": "tests/audit/test_design.py",
     "no node with a CPU came": "tests/runtime/test_engine.py",
     "scored images: lower selection.threshold": "tests/selection/test_select.py",
-    "selection.deduplicate: near is for": "tests/selection/test_near.py",
-    "torch.export cannot make a graph": "tests/export/test_export.py",
     "computes something else in that format": "tests/export/test_export.py",
 }
 """What takes a run to see, by a part of it: the test that sees it."""
 
 ALARMS = (
-    "differ by up to",
     "has changed while a run read it",
     "selected images were written: start again",
     "selected/ holds images that scores/ does not",
