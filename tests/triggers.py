@@ -150,7 +150,6 @@ several(
     with_keys(teacher__classes="HOME/classes.txt"),
     with_keys(teacher__weights="HOME/none.pt"),
     with_keys(teacher__weights=str(DEMO_CONFIG)),
-    with_keys(teacher__transform_input=True),
     with_keys(teacher__arch="lenet5_half"),
     with_keys(teacher__arch="resnet9999"),
     with_keys(teacher__arch="nowhere.at:all"),
@@ -167,7 +166,6 @@ several(
     with_keys(selection__rule="budget"),
     with_keys(resources__score_actors=[3, 1]),
     with_keys(resources__train_workers=7),
-    with_keys(export={"formats": []}),
 )
 
 
