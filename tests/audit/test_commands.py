@@ -75,7 +75,7 @@ def test_arguments_that_are_faults(arguments: list[str], fault: str, capsys: pyt
     ("action", "fault"),
     [
         (["draw"], "an audit needs finished stages score and select: run the pipeline first"),
-        (["read", "labels.json"], "holds no audit: draw one first"),
+        (["read", "labels.json"], "holds no audit: draw one first (`pukd audit draw`)"),
     ],
 )
 def test_without_a_run_there_is_nothing_to_audit(
