@@ -73,10 +73,11 @@ def test_the_page_compares_with_the_ceiling() -> None:
             "said": {"computing": computing},
         }
 
-    entry = {"kind": "jpeg", "images": 1000, "bytes": 42_000_000, "network": "lenet5"}
+    entry = {"kind": "jpeg", "images": 1000, "bytes": 42_000_000, "network": "lenet5", "command": "x --images"}
     runs = {"ceiling": [run(2, 1), run(4, 2), run(2.5, 1.25)], "ours": [run(5, 2.5), run(5, 1), run(10, 2.5)]}
-    about = {"date": "d", "cpus": 2, "cpu": "c", "python": "3", "versions": {"ray": "2"}, "command": "x", "note": ""}
+    about = {"date": "d", "cpus": 2, "cpu": "c", "python": "3", "versions": {"ray": "2"}, "note": ""}
     lines = page({**about, "comparisons": [{**entry, "runs": runs}]}).splitlines()
+    assert "1,000 images, 42.0 kB each; `x --images`." in lines
     assert "Load average before the runs: 0.2 to 1.0." in lines
     assert "| ceiling | 400 (250 to 500) | 800 (500 to 1,000) | 1.00 | 1.00 | 5.00 | 100, 200, 0 |" in lines
     assert "| ours | 200 (100 to 200) | 400 (400 to 1,000) | 0.50 | 0.50 | 10.00 | 100, 200, 0 |" in lines
