@@ -112,8 +112,8 @@ def check_progress(
         load_labels(folder, 0)
     if redo is not None:
         again = stages_from(redo)
-        if _has_results(folder, again):
-            names = ", ".join(stage.name for stage in again)
+        if there := [stage.name for stage in again if _has_results(folder, [stage])]:
+            names = ", ".join(there)
             say(f"          {names}: earlier results {_move(folder, again, take, dry)}")
         done -= {stage.name for stage in again}
     gone = frozenset[str]() if redo == "plan" else drift.gone
