@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pukd_ray.commands import main
 from pukd_ray.run.folder import SCORES_SCHEMA
 from pukd_ray.run.stages import EVERY_RUN
 from pukd_ray.soak.faults import FAULTS
@@ -111,10 +112,18 @@ def test_whatever_came_out_otherwise_fails_the_soak() -> None:
     assert Tally(different=["column pu_logit differs"]).wrong
 
 
+def soak(*arguments: str) -> str:
+    """What a soak says in a process of its own: it looks after all that its process has started."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "pukd_ray", "soak", *arguments], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
 @pytest.mark.timeout(600)
-def test_a_short_soak_loses_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["soak", "--faults", "2", "--seed", "5", "--folder", str(tmp_path / "soak")]) == 0
-    shown = capfd.readouterr().out
+def test_a_short_soak_loses_nothing(tmp_path: Path) -> None:
+    shown = soak("--faults", "2", "--seed", "5", "--folder", str(tmp_path / "soak"))
     assert " 2 faults, " in shown
     assert "lost 0, double 0, otherwise different 0" in shown
     assert [p.name for p in (tmp_path / "soak").iterdir()] == ["drivers.log"]
@@ -123,9 +132,8 @@ def test_a_short_soak_loses_nothing(tmp_path: Path, capfd: pytest.CaptureFixture
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_faults_of_all_kinds_in_all_stages_lose_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["soak", "--faults", "28", "--folder", str(tmp_path / "soak")]) == 0
-    shown = capfd.readouterr().out
+def test_faults_of_all_kinds_in_all_stages_lose_nothing(tmp_path: Path) -> None:
+    shown = soak("--faults", "28", "--folder", str(tmp_path / "soak"))
     print(shown)
     lines = {line.partition(" ")[0]: line for line in shown.splitlines()}
     assert all(f"{fault.name} " in lines["faults"] for fault in FAULTS)
