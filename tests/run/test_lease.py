@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from record_types import faults_of
 
+from pukd_ray import storage
 from pukd_ray.errors import RunError
 from pukd_ray.run import lease as module
 from pukd_ray.run.folder import LEASES, RunFolder
@@ -103,7 +104,10 @@ def test_the_lease_of_a_process_that_was_killed_is_free_at_once(run: RunFolder, 
     assert run.read_json(f"{LEASES}/00000002.json")["released"] is True
 
 
-def test_a_process_whose_storage_failed_at_the_end_takes_its_folder_again(run: RunFolder) -> None:
+def test_a_process_whose_storage_failed_at_the_end_takes_its_folder_again(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0.2)
     leases = Path(run.root) / LEASES
     with Lease(run) as lease:
         lease.take()
