@@ -32,7 +32,7 @@ def test_the_notebook_is_the_page() -> None:
     assert kinds.count("code") > 8
 
 
-@pytest.mark.slow  # two minutes
+@pytest.mark.slow  # some minutes
 @pytest.mark.timeout(400)
 def test_every_block_runs(tmp_path: Path) -> None:
     pytest.importorskip("timm", reason="the tutorial's teacher is timm's")
