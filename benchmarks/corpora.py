@@ -104,14 +104,13 @@ def make_corpus(cache: Path, kind: str, count: int, seed: int = 0) -> Path:
         rows = ROWS_PER_FILE[kind]
         images = _all(kind, seed, count)
         for start in range(0, count, rows):
-            part = [images[n % len(images)] for n in range(start, min(start + rows, count))]
-            twin = half / f"part-{start % DISTINCT // rows:05d}.parquet"
-            if start >= DISTINCT and len(part) == rows:
-                (half / f"part-{start // rows:05d}.parquet").hardlink_to(twin)
+            end, target = min(start + rows, count), half / f"part-{start // rows:05d}.parquet"
+            if start >= DISTINCT and end - start == rows:
+                target.hardlink_to(half / f"part-{start % DISTINCT // rows:05d}.parquet")
                 continue
-            table = pa.table({"image": pa.array(part, pa.binary())})
+            table = pa.table({"image": pa.array([images[n % len(images)] for n in range(start, end)], pa.binary())})
             # Encoded images do not compress; row groups as datasets on the Hub have them.
-            pq.write_table(table, half / f"part-{start // rows:05d}.parquet", row_group_size=1024, compression="none")
+            pq.write_table(table, target, row_group_size=1024, compression="none")
     half.rename(folder)
     return folder
 

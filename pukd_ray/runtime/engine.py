@@ -146,7 +146,7 @@ def _restarts(actor: str) -> int:
 
 def inspect_cluster(autoscales: Literal["auto"] | bool = "auto") -> Cluster:
     """Resources of all living nodes; whether more may come, if the config does not say it."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = _living_nodes()
     cpus, gpus = (float(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
     if autoscales == "auto":
         # Ray 2.60 tells nobody whether there is an autoscaler; but a head that takes no work waits for others to do it.
@@ -227,13 +227,18 @@ def actor_pool(resources: ResourcesConfig, cluster: Cluster, gpus: float, work: 
     return ActorPoolStrategy(size=size, **calls)
 
 
+def _living_nodes() -> list[dict[str, float]]:
+    """Resources of each."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def memory_of_task(cluster: Cluster, cpus: float) -> dict[str, int]:
     """What a task of `cpus` that reads and decodes asks for beside them: `TASK_BYTES`, but no more than its CPUs' part
     of a node's memory, so that no core is idle for it. Nothing where nodes may come: of these Ray may not know the
     memory, and would wait for ever for one that has some."""
     if cluster.autoscales:
         return {}
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = _living_nodes()
     parts = [node["memory"] / node["CPU"] for node in nodes if node.get("CPU") and node.get("memory")]
     return {"memory": int(min(TASK_BYTES, cpus * min(parts)))} if parts else {}
 
