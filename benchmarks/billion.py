@@ -18,7 +18,7 @@ from jinja2 import StrictUndefined, Template
 
 from benchmarks.corpora import DISTINCT
 from benchmarks.corpus_pass import PAGE, busy_seconds
-from benchmarks.scheduling import driver_cost
+from benchmarks.scheduling import DriverCost
 from pukd_ray.config import ResourcesConfig
 from pukd_ray.corpus.files import BLOCK_BYTES, FileFacts, SourceFile
 from pukd_ray.corpus.stored_units import PLAN, read_units
@@ -49,8 +49,8 @@ class Figures:
     """Of an image in `scores/`, its own bytes left out, at most: scale.json, by the images that differ."""
     largest: int
     """Images of the largest pass that was measured."""
-    batch_ms: float
-    """CPU of the driver per batch of a card: scheduling.json."""
+    driver: DriverCost
+    """Where cards do the network: scheduling.json."""
     request_ms: float
     """CPU of the driver per request where CPUs do the network: scheduling.json."""
 
@@ -62,7 +62,6 @@ class Figures:
         photos = kinds["jpeg", "lenet5"]
         card = {row["name"]: row["value"] for sitting in gpu["sittings"] for row in sitting["results"]}
         smallest, *_, largest = sorted(scale["sizes"], key=lambda entry: int(entry["images"]))
-        _, batch_ms = driver_cost(scheduling["passes"])
         rate = statistics.median(photos["images"] / busy_seconds(run) for run in photos["runs"]["ours"])
         return cls(
             photo_bytes=photos["bytes"] / photos["images"],
@@ -71,7 +70,7 @@ class Figures:
             decode_rate=card["a resnet50@224: decoding, one core"],
             row_bytes=smallest["runs"][-1]["said"]["columns_mib"] * 2**20 / min(smallest["images"], DISTINCT),
             largest=max(entry["images"] for entry in [largest, *corpus_pass["comparisons"]]),
-            batch_ms=batch_ms,
+            driver=DriverCost.of(scheduling["passes"]),
             request_ms=scheduling["tasks"][-1]["driver_cpu_ms"],
         )
 
@@ -110,7 +109,8 @@ class SetUp:
     def handed_out(self, figures: Figures) -> tuple[float, float]:
         """(images of a piece of work that the driver hands out, pieces that it can hand out in a second)."""
         if self.gpus:
-            return float(rows_per_call(True, PIXEL_BYTES)), 1000 / figures.batch_ms
+            left = 1000 - figures.driver.always - self.gpus * figures.driver.accelerator
+            return float(rows_per_call(True, PIXEL_BYTES)), left / figures.driver.batch
         return figures.unit_rows, 1000 / figures.request_ms
 
 
@@ -189,7 +189,7 @@ def page(images: float, kept: float, efficiency: float, figures: Figures, prices
         unit_bytes=unit_bytes(),
         units=images / figures.unit_rows,
         batch=batch,
-        cards=1000 / figures.batch_ms * batch / figures.gpu_rate,
+        cards=figures.driver.accelerators(figures.gpu_rate / batch),
         under_way=most_tasks(ResourcesConfig()),
         pixel_bytes=PIXEL_BYTES,
         block_bytes=BLOCK_BYTES,

@@ -1,4 +1,4 @@
-"""The best hand-written loop: a process per core, each with its share of the files, no engine between them.
+"""The best hand-written loop: a process per core, each with its share of the images, no engine between them.
 
 The same decoder, network, head and table as this project's score stage; nothing survives a crash, nothing is counted.
 """
@@ -11,13 +11,15 @@ import os
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.task import Task
-from pukd_ray.runtime.devices import KEEP_MEMORY
+from pukd_ray.runtime.devices import CPU_PLANE, KEEP_MEMORY
 
 BATCH = 256
+MANY_FILES = 8
+"""Files per core, from which on whole files are shared out evenly enough."""
 
 
 def batches(file: Path) -> Iterator[list[bytes]]:
@@ -47,8 +49,24 @@ def _grouped(images: Iterator[bytes]) -> Iterator[list[bytes]]:
         yield group
 
 
+def share(files: Sequence[Path], rank: int, world: int) -> Iterator[tuple[Path, Iterator[tuple[int, list[bytes]]]]]:
+    """This rank's files, each with (first row, encoded images) of its batches; where files are few, of all files every
+    `world`-th batch."""
+
+    def of_file(file: Path, number: int, step: int) -> Iterator[tuple[int, list[bytes]]]:
+        row = 0
+        for i, encoded in enumerate(batches(file)):
+            if i % step == number:
+                yield row, encoded
+            row += len(encoded)
+
+    if len(files) < MANY_FILES * world:
+        return ((file, of_file(file, rank, world)) for file in files)
+    return ((file, of_file(file, 0, 1)) for file in files[rank::world])
+
+
 def work(rank: int, world: int, task: Task, out: str) -> None:
-    """Score this rank's files; one table per file."""
+    """Score this rank's images; one table per file."""
     import hashlib
 
     import numpy as np
@@ -64,14 +82,16 @@ def work(rank: int, world: int, task: Task, out: str) -> None:
     teacher, head, calibration = task.load()
     spec = pixel_spec(task.teacher)
     began, cpu, images = time.time(), time.process_time(), 0
-    for file in sorted(task.corpus.iterdir())[rank::world]:
-        tables, row = [], 0
-        for encoded in batches(file):
+    rows = max(1, CPU_PLANE // (spec.shape[1] * spec.shape[2]))
+    for file, mine in share(sorted(task.corpus.iterdir()), rank, world):
+        tables = []
+        for row, encoded in mine:
             pixels, errors = decode_batch(encoded, spec)
             good = np.array([p is not None for p in pixels])
             with torch.inference_mode():
                 seen = np.stack([p for p in pixels if p is not None])
-                features, logits = teacher(seen)
+                parts = [teacher(seen[i : i + rows]) for i in range(0, len(seen), rows)]
+                features, logits = (torch.cat(both) for both in zip(*parts, strict=True))
                 z = head(features.half().float()).numpy()
                 p = logits.softmax(1)
                 entropy = -(p * p.clamp_min(1e-30).log()).sum(1).numpy()
@@ -102,9 +122,10 @@ def work(rank: int, world: int, task: Task, out: str) -> None:
                 "perceptual_hash": hash_column(*perceptual_hashes(seen), good),
             }
             tables.append(pa.table(columns, schema=SCORES_SCHEMA))
-            row += len(encoded)
-        pq.write_table(pa.concat_tables(tables), Path(out) / f"{file.name}.parquet", compression="zstd")
-        images += row
+            images += len(encoded)
+        if tables:
+            name = f"{file.name}-{rank}.parquet"
+            pq.write_table(pa.concat_tables(tables), Path(out) / name, compression="zstd")
     (Path(out) / f"rank-{rank}.json").write_text(json.dumps([began, time.time(), images, time.process_time() - cpu]))
 
 

@@ -40,7 +40,7 @@ from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.engine import engine, inspect_cluster
 from pukd_ray.selection.committing import ChunkLedger, WriteScores
 
-NODE = {"num_gpus": 8, "num_cpus": 8, "object_store_memory": 512 << 20}
+NODE = {"num_gpus": 8, "num_cpus": 4, "object_store_memory": 512 << 20}
 ROWS = 64
 """Images of a batch."""
 AHEAD = 4
@@ -48,7 +48,7 @@ AHEAD = 4
 TARGET = 0.9
 """Least share of the time in which an accelerator computes, at the most accelerators of a sitting."""
 HEADER = (
-    "| accelerators | s per batch | batches/s | computing | between batches ms | driver's CPU ms per batch | "
+    "| accelerators | s per batch | skipped | batches/s | computing | between batches ms | driver's CPU ms per batch | "
     "cores busy | first batches after s |"
 )
 
@@ -67,10 +67,12 @@ class Steady:
     """Time of an accelerator without work, per batch."""
 
 
-def steady(log: Sequence[Sequence[tuple[float, float]]]) -> Steady:
-    """Of (began, ended) of each accelerator's batches: from when all have done one until only what had been handed out
-    ahead is left. ValueError where that is no time at all."""
-    began = max(batches[0][1] for batches in log)
+def steady(log: Sequence[Sequence[tuple[float, float]]], skip: int) -> Steady:
+    """Of (began, ended) of each accelerator's batches: from when all have done `skip` of them until only what had been
+    handed out ahead is left. ValueError where that is no time at all."""
+    if min(map(len, log)) < skip:
+        raise ValueError(f"an accelerator got fewer than {skip} batches: more of them, please")
+    began = max(batches[skip - 1][1] for batches in log)
     starts = sorted(start for batches in log for start, _ in batches)
     ended = starts[max(0, len(starts) - AHEAD * len(log))]
     if ended <= began:
@@ -108,8 +110,8 @@ class Sampler(threading.Thread):
         return mine, all_
 
 
-def one_pass(run: RunContext, requests: Sequence[ReadRequest], seconds: float) -> dict[str, Any]:
-    """A pass over `requests`, a batch each that takes `seconds`."""
+def one_pass(run: RunContext, requests: Sequence[ReadRequest], seconds: float, skip: int) -> dict[str, Any]:
+    """A pass over `requests`, a batch each that takes `seconds`; the first `skip` of each accelerator do not count."""
     with tempfile.TemporaryDirectory() as log:
         work = Pass("score", FakeAccelerator, (seconds, log), WriteScores(run.folder, "attempts/benchmark", ()))
         ledger, sampler, started = ChunkLedger(), Sampler(), time.time()
@@ -122,13 +124,14 @@ def one_pass(run: RunContext, requests: Sequence[ReadRequest], seconds: float) -
     actors = run.config.resources.score_actors
     if len(found) != actors or ledger.rows.total() != ROWS * len(requests):
         raise RuntimeError(f"{len(found)} of {actors} actors worked, on {ledger.rows.total()} rows")
-    window = steady(found)
+    window = steady(found, skip)
     driver, machine = sampler.between(window.began, window.ended)
     span = window.ended - window.began
     return {
         **asdict(window),
         "actors": actors,
         "seconds": seconds,
+        "skipped": skip,
         "batches_per_second": window.batches / span,
         "driver_cpu_ms": driver / window.batches * 1000,
         "cores_busy": machine / span,
@@ -161,13 +164,34 @@ def requests_of(run: RunContext, count: int) -> list[ReadRequest]:
     return [pieces[i % len(pieces)] for i in range(count)]
 
 
-def driver_cost(passes: Sequence[dict[str, Any]]) -> tuple[float, float]:
-    """(CPU ms of the driver in any second of a pass, CPU ms for each batch): a line through two or more passes."""
-    rates = [found["batches_per_second"] for found in passes]
-    each, always = np.polyfit(
-        rates, [found["driver_cpu_ms"] * rate for found, rate in zip(passes, rates, strict=True)], 1
-    )
-    return float(always), float(each)
+@dataclass(frozen=True)
+class DriverCost:
+    """CPU ms of the driver, fitted to passes by least squares."""
+
+    always: float
+    """In any second of a pass."""
+    accelerator: float
+    """In any second, for each accelerator."""
+    batch: float
+    """For each batch."""
+
+    @classmethod
+    def of(cls, passes: Sequence[dict[str, Any]]) -> DriverCost:
+        """From three passes or more, of more than one number of accelerators; of each such number those that skip
+        the most batches count, since others show the start too."""
+        steadiest: dict[int, int] = {}
+        for p in passes:
+            steadiest[p["actors"]] = max(steadiest.get(p["actors"], 1), p.get("skipped", 1))
+        passes = [p for p in passes if p.get("skipped", 1) == steadiest[p["actors"]]]
+        terms = np.array([[1.0, p["actors"], p["batches_per_second"]] for p in passes])
+        if np.linalg.matrix_rank(terms) < 3:
+            raise ValueError("the driver's cost takes three passes that differ in accelerators and in batches a second")
+        spent = [p["driver_cpu_ms"] * p["batches_per_second"] for p in passes]
+        return cls(*np.linalg.lstsq(terms, np.array(spent), rcond=None)[0].tolist())
+
+    def accelerators(self, batches_per_second: float) -> float:
+        """How many that take so many batches each fill a core of the driver."""
+        return (1000 - self.always) / (self.accelerator + self.batch * batches_per_second)
 
 
 def page(results: dict[str, Any]) -> str:
@@ -175,18 +199,23 @@ def page(results: dict[str, Any]) -> str:
     entries = sorted(results["passes"], key=lambda e: (-e["seconds"], e["actors"]))
     lines = ["# Between batches, simulated", "", told(results), ""]
     lines += [f"Made by {' and '.join(f'`{command}`' for command in results['commands'])}. {EXPLAINED}"]
-    lines += ["", results["note"]] * bool(results["note"]) + ["", HEADER, "|--:" * 8 + "|"]
+    lines += ["", results["note"]] * bool(results["note"]) + ["", HEADER, "|--:" * 9 + "|"]
     lines += [
-        f"| {e['actors']} | {e['seconds']:g} | {e['batches_per_second']:.1f} | {e['efficiency']:.2f} | "
-        f"{e['overhead_ms']:.0f} | {e['driver_cpu_ms']:.1f} | {e['cores_busy']:.1f} | {e['start']:.0f} |"
+        f"| {e['actors']} | {e['seconds']:g} | {e.get('skipped', 1)} | {e['batches_per_second']:.1f} | "
+        f"{e['efficiency']:.2f} | {e['overhead_ms']:.0f} | {e['driver_cpu_ms']:.1f} | {e['cores_busy']:.1f} | "
+        f"{e['start']:.0f} |"
         for e in entries
     ]
-    if len({found["batches_per_second"] for found in entries}) > 1:
-        always, each = driver_cost(entries)
+    try:
+        cost = DriverCost.of(entries)
+    except ValueError:
+        pass  # too few passes so far
+    else:
         lines += [
             "",
-            f"Of the driver's CPU a pass takes {always:.0f} ms in any second and {each:.1f} ms for each batch: with a "
-            f"core of its own it is full at {(1000 - always) / each:.0f} batches a second, whatever the accelerators.",
+            f"Of the driver's CPU a pass takes {cost.always:.0f} ms in any second, {cost.accelerator:.1f} ms more for "
+            f"each accelerator, and {cost.batch:.1f} ms for each batch: with a core of its own it is full with "
+            f"{cost.accelerators(1):.0f} accelerators of a batch a second each, or {cost.accelerators(10):.0f} of ten.",
         ]
     for found in results["tasks"]:
         lines += [
@@ -199,9 +228,10 @@ def page(results: dict[str, Any]) -> str:
 
 EXPLAINED = (
     "Nodes of 8 pretended GPUs, all on this machine; a batch of a few small PNGs is one task that reads and decodes, "
-    "one call of an actor that sleeps, one task that writes. Counted from when every accelerator has done its first "
-    "batch until only what was handed out ahead is left. *Computing*: share of that time in which an accelerator has a "
-    "batch; *between batches*: what is lost per batch and accelerator. Cores busy: of this machine, all processes."
+    "one call of an actor that sleeps, one task that writes. Counted from when every accelerator has done as many "
+    "batches as are *skipped* until only what was handed out ahead is left. *Computing*: share of that time in which "
+    "an accelerator has a batch; *between batches*: what is lost per batch and accelerator. Cores busy: of this "
+    "machine, all processes."
 )
 
 
@@ -231,7 +261,7 @@ def measure(asked: argparse.Namespace, save: Any) -> None:
                 run = RunContext(RunFolder(folder), config, inspect_cluster(), Shared.of(b""), units)
                 for seconds in asked.seconds:
                     requests = requests_of(run, actors * asked.batches)
-                    save(one_pass(run, requests, seconds))
+                    save(one_pass(run, requests, seconds, asked.skip))
     finally:
         ray.shutdown()
         simulated.shutdown()
@@ -243,6 +273,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--actors", nargs="*", type=int, default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--seconds", nargs="+", type=float, default=[1.0], help="that a batch takes")
     parser.add_argument("--batches", type=int, default=30, help="of each accelerator (%(default)s)")
+    parser.add_argument("--skip", type=int, default=1, help="first batches of each that do not count (%(default)s)")
     parser.add_argument("--requests", type=int, default=0, help="of the other path (%(default)s)")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/pukd_ray/benchmarks")
     parser.add_argument("--out", type=Path, default=PAGE / "scheduling.json", help="a page goes beside it")
@@ -252,7 +283,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     before = json.loads(asked.out.read_text()) if asked.append else {"commands": [], "passes": [], "tasks": []}
     command = (
         f"python -m benchmarks.scheduling --actors {' '.join(map(str, asked.actors))} "
-        f"--seconds {' '.join(f'{s:g}' for s in asked.seconds)} --batches {asked.batches} --requests {asked.requests}"
+        f"--seconds {' '.join(f'{s:g}' for s in asked.seconds)} --batches {asked.batches} --skip {asked.skip} "
+        f"--requests {asked.requests}"
     )
     results = {**before, **about(asked.note), "commands": [*before["commands"], command]}
     asked.out.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import billion, estimated, scale
 from benchmarks.fake_accelerator import FakeAccelerator, read_log
-from benchmarks.scheduling import driver_cost, steady
+from benchmarks.scheduling import DriverCost, steady
 from pukd_ray.corpus.reading import ROW_SCHEMA
 from pukd_ray.run.folder import scores_schema
 from pukd_ray.runtime.timing import with_spans
@@ -24,30 +24,46 @@ def accelerator(batches: int, pause: float, first: float = 0.0) -> list[tuple[fl
 
 
 def test_pauses_between_batches_are_what_is_lost() -> None:
-    found = steady([accelerator(40, 0.25, first) for first in (0.0, 0.5)])
+    found = steady([accelerator(40, 0.25, first) for first in (0.0, 0.5)], 1)
     assert found.efficiency == pytest.approx(0.8, abs=0.01)
     assert found.overhead_ms == pytest.approx(250, abs=15)
     assert found.batches == pytest.approx(2 * (found.ended - found.began) / 1.25, rel=0.05)
 
 
 def test_an_accelerator_that_starves_counts_while_there_is_work() -> None:
-    found = steady([accelerator(40, 0.0), accelerator(10, 0.0)])
+    found = steady([accelerator(40, 0.0), accelerator(10, 0.0)], 1)
     assert found.efficiency == pytest.approx((32 + 10 - 2) / (2 * 31), abs=0.05)
     assert found.ended > 30
 
 
 def test_the_end_of_the_work_is_no_loss() -> None:
-    assert steady([accelerator(40, 0.0), accelerator(38, 0.0)]).efficiency == pytest.approx(1.0, abs=0.01)
+    assert steady([accelerator(40, 0.0), accelerator(38, 0.0)], 1).efficiency == pytest.approx(1.0, abs=0.01)
 
 
 def test_too_few_batches_say_so() -> None:
     with pytest.raises(ValueError, match="too few batches"):
-        steady([accelerator(3, 0.0), accelerator(3, 0.0)])
+        steady([accelerator(3, 0.0), accelerator(3, 0.0)], 1)
+    with pytest.raises(ValueError, match="fewer than 9"):
+        steady([accelerator(40, 0.0), accelerator(8, 0.0)], 9)
 
 
-def test_the_driver_costs_something_all_the_time_and_something_per_batch() -> None:
-    passes = [{"batches_per_second": rate, "driver_cpu_ms": (30 + 8 * rate) / rate} for rate in (0.5, 4.0, 16.0)]
-    assert driver_cost(passes) == (pytest.approx(30), pytest.approx(8))
+def test_batches_while_others_still_start_are_skipped() -> None:
+    late = accelerator(10, 3.0) + [(37.0 + i, 38.0 + i) for i in range(30)]
+    assert steady([late, accelerator(70, 0.0)], 1).efficiency < 0.9
+    assert steady([late, accelerator(70, 0.0)], 10).efficiency == pytest.approx(1.0, abs=0.01)
+
+
+def test_the_driver_costs_something_all_the_time_per_accelerator_and_per_batch() -> None:
+    def seen(actors: int, rate: float, skipped: int = 1, more: float = 0.0) -> dict[str, float]:
+        spent = (30 + 2 * actors + 8 * rate + more) / rate
+        return {"actors": actors, "batches_per_second": rate, "skipped": skipped, "driver_cpu_ms": spent}
+
+    passes = [seen(1, 0.5), seen(8, 5.0), seen(32, 4.4, more=50), seen(32, 16.0, skipped=16)]
+    cost = DriverCost.of(passes)
+    assert (cost.always, cost.accelerator, cost.batch) == pytest.approx((30, 2, 8))
+    assert cost.accelerators(1) == pytest.approx(97)
+    with pytest.raises(ValueError, match="three passes that differ"):
+        DriverCost.of(passes[:2])
 
 
 def test_the_fake_accelerator_takes_its_time_and_leaves_the_rows_of_a_pass(tmp_path: Path) -> None:
@@ -122,7 +138,7 @@ FIGURES = billion.Figures(
     decode_rate=200,
     row_bytes=100,
     largest=10**6,
-    batch_ms=10,
+    driver=DriverCost(always=40, accelerator=5, batch=10),
     request_ms=2,
 )
 PRICES = billion.Prices(cpu_hour=0.1, gpu_hour=2, gib_month=1, thousand_gets=0.001, thousand_puts=0.01)
@@ -146,13 +162,13 @@ def test_a_billion_is_what_its_parts_cost() -> None:
     assert row["that one driver can hand out"] == "500"
     cards = billion.costs(1e9, 0.5, 1.0, billion.SetUp("b", "n", cpus=10_000, gpus=32), FIGURES, PRICES)
     assert cards["pieces of work a second"] == f"{320_000 / 768:,.0f}"
-    assert cards["that one driver can hand out"] == "100, **4.2 times too few**"
+    assert cards["that one driver can hand out"] == "80, **5.2 times too few**"
 
 
 def test_the_page_of_a_billion_says_what_it_is_from() -> None:
     text = billion.page(1e9, 0.02, 0.9, FIGURES, PRICES)
     assert "1,000 times fewer" in text
-    assert "one driver feeds 8 cards" in text
+    assert "one driver feeds 7 cards" in text
     assert max(map(len, text.splitlines())) < 250
 
 
