@@ -6,6 +6,7 @@ in the values alone (files, weights that do not fit) is checked by `pukd_ray.pre
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -415,8 +416,9 @@ class ResourcesConfig:
     """auto: 1 if the CLUSTER has GPUs, 0 if it has none and no autoscaler."""
     score_actors: Literal["auto"] | Count | Annotated[tuple[Count, Count], BeforeValidator(_as_tuple)] = "auto"
     """auto | n | [min, max]; without GPUs, tasks at a time, of which there is no least number."""
-    train_workers: Count = 1
-    """Data-parallel workers of both trainings; must divide the global batches."""
+    train_workers: Count | Annotated[tuple[Count, Count], BeforeValidator(_as_tuple)] = 1
+    """n | [min, max]: data-parallel workers of both trainings; n must divide the global batches. [min, max]: as many as
+    there is room for, anew when a node is lost or has come; their parts of a batch may differ by an image."""
     gpus_per_train_worker: Literal["auto"] | Annotated[Float, Field(ge=0)] = "auto"
     """GPUs of each of them. auto: 1 if scoring actors have some, else 0."""
     autoscales: Literal["auto"] | Bool = "auto"
@@ -426,7 +428,7 @@ class ResourcesConfig:
     """What networks compute in on a GPU, while everything after them is float32 or float64. auto: forward passes in
     float16, trainings in bfloat16 where the card has it. On CPUs it is always float32."""
 
-    @field_validator("score_actors")
+    @field_validator("score_actors", "train_workers")
     @classmethod
     def _rising(cls, value: Any) -> Any:
         if isinstance(value, tuple) and value[0] > value[1]:
@@ -448,13 +450,16 @@ class TrackingConfig:
     what `wandb sync` sends."""
 
 
-def worker_faults(workers: int, selector_batch: int, distill_batch: int) -> list[str]:
-    """Why that many Train workers cannot share these global batches evenly; empty if they can."""
+def worker_faults(workers: int | Sequence[int], selector_batch: int, distill_batch: int) -> list[str]:
+    """Why that many Train workers cannot share these global batches, evenly if their number is fixed; empty if they
+    can."""
     faults = []
-    if (selector_batch // 4) % workers:
-        faults.append(f"{workers} does not divide a quarter of selector.batch_size ({selector_batch // 4})")
-    if distill_batch % workers:
-        faults.append(f"{workers} does not divide distill.batch_size ({distill_batch})")
+    batches = {"a quarter of selector.batch_size": selector_batch // 4, "distill.batch_size": distill_batch}
+    for what, size in batches.items():
+        if isinstance(workers, int) and size % workers:
+            faults.append(f"{workers} does not divide {what} ({size})")
+        if not isinstance(workers, int) and size < max(workers):
+            faults.append(f"{max(workers)} is more than {what} ({size})")
     return [f"resources.train_workers: {fault}" for fault in faults]
 
 

@@ -41,7 +41,7 @@ def outline_run(folder: RunFolder, config: RunConfig, redo: str | None = None) -
     lines += _stages(folder, progress)
     lines.append(
         f"resources gpus_per_actor {_shown(r.gpus_per_actor)}, score_actors {_shown(r.score_actors)}, train_workers "
-        f"{r.train_workers}; on "
+        f"{_shown(r.train_workers)}; on "
         + (f"the cluster at {cluster}" if cluster else f"a private Ray on this machine ({os.cpu_count()} CPUs)")
     )
     estimate = folder.find_record(ESTIMATE)

@@ -28,6 +28,8 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from ray.util.state import list_tasks
 from ray.util.state.common import TaskState
 
+from pukd_ray.runtime.devices import PRETENDED
+
 ROOT = Path(__file__).parents[1]
 RUNTIME_ENV = yaml.safe_load((ROOT / "jobs" / "runtime_env.yaml").read_text())
 
@@ -187,7 +189,7 @@ def start_head(folder: Path, cpus: int, node_types: NodeTypes | None = None) -> 
     if node_types:
         (folder / "cluster.json").write_text(json.dumps(autoscaling(gcs, node_types)))
         command.append(f"--autoscaling-config={folder / 'cluster.json'}")
-        env |= AUTOSCALER
+        env |= AUTOSCALER | {PRETENDED: "1"}
     with running(command, env, folder / "head.log"):
         yield Head(f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}/metrics", gcs, not node_types)
 

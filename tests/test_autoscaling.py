@@ -20,7 +20,7 @@ from pukd_ray.run.stages import EVERY_RUN
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ACTORS = ("ExtractFeatures", "ScoreImages", "CountCorrect")
-NODE_TYPES = {"cpu": ({"CPU": 2}, 2), "gpu": ({"CPU": 2, "GPU": 1}, 1)}
+NODE_TYPES = {"cpu": ({"CPU": 2}, 2), "gpu": ({"CPU": 2, "GPU": 1}, 2)}
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def test_nodes_come_while_a_stage_needs_them_and_go(tmp_path: Path) -> None:
     file = write_config(tmp_path, config)
     markers = tmp_path / "run" / "markers"
     with start_head(tmp_path, 0, NODE_TYPES) as head:
-        job = head.submit(f"--config {file} --resources.gpus_per_actor 1")
+        job = head.submit(f"--config {file} --resources.gpus_per_actor 1 --resources.score_actors 2")
         began = time.monotonic()
         seen = [look(head, markers, began)]
         while not head.status(job).is_terminal():
@@ -83,7 +83,9 @@ def test_nodes_come_while_a_stage_needs_them_and_go(tmp_path: Path) -> None:
     assert asked == {f"MapWorker(MapBatches({actor}))" for actor in ACTORS} | {"RayTrainWorker"}
 
     assert (seen[0].cpu, seen[0].gpu) == (0, 0)
-    assert max(s.gpu for s in seen) == 1, history
+    # A pool of two asks for both nodes at once, and is there for the features and for the scores.
+    assert max(s.gpu for s in seen) == 2, history
+    assert {"plan"} in [s.done for s in seen if s.gpu == 2], history
     assert max(s.cpu for s in seen) == 2, history
     # No GPU is asked for before there is a plan, none while images are selected, and none once the student is known.
     assert not [s for s in seen if s.gpu and "plan" not in s.done], history

@@ -239,6 +239,16 @@ def test_workers_must_divide_both_batches() -> None:
         run_config(resources={"train_workers": 3})
 
 
+def test_an_elastic_group_need_not_divide_them() -> None:
+    assert run_config(resources={"train_workers": [2, 3]}).resources.train_workers == (2, 3)
+    assert worker_faults((1, 48), 128, 32) == [
+        "resources.train_workers: 48 is more than a quarter of selector.batch_size (32)",
+        "resources.train_workers: 48 is more than distill.batch_size (32)",
+    ]
+    with pytest.raises(ValidationError, match="min is above max"):
+        run_config(resources={"train_workers": [3, 2]})
+
+
 def test_an_error_has_its_faults_as_lines() -> None:
     error = ConfigError(["a: one", "b: two"])
     assert error.faults == ["a: one", "b: two"]

@@ -7,6 +7,7 @@ processes of a run need none.
 from __future__ import annotations
 
 import math
+import os
 import threading
 import warnings
 from collections import deque
@@ -38,6 +39,9 @@ CAPTURED_GAP = 0.02  # relative, of outputs and gradients: 16 bits added up in a
 RESIDENT_SHARE = 0.5  # of what is free, for data of a training
 CPU_PLANE = 2**18
 """Pixels of a plane, over all images that a network sees at once on a CPU."""
+PRETENDED = "PUKD_PRETENDED_GPUS"
+"""Environment variable of nodes whose GPUs are a number that Ray was told, to try a cluster's scheduling without any:
+their networks compute on the CPU. Never taken for granted: a node with a broken driver must not be slow in silence."""
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**28), "MALLOC_TRIM_THRESHOLD_": str(2**29)}
 """Environment of processes that compute on a CPU. Otherwise glibc has each activation mapped and filled with zeros
 anew, which took 0.4 of the time of a ResNet-18 at 32 pixels. `jobs/runtime_env.yaml` has the same for clusters."""
@@ -79,7 +83,7 @@ def assigned_device() -> torch.device:
 def _has_accelerator() -> bool:
     import ray
 
-    return bool(ray.get_runtime_context().get_accelerator_ids().get("GPU"))
+    return bool(ray.get_runtime_context().get_accelerator_ids().get("GPU")) and PRETENDED not in os.environ
 
 
 def half_type(device: torch.device, precision: Precision = "auto", *, learns: bool = False) -> torch.dtype | None:

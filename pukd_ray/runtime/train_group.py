@@ -35,6 +35,10 @@ def train_group(
 ) -> dict[str, Any]:
     """Run `loop(setup)` in each of `resources.train_workers` workers of `cpus` CPUs and their GPUs.
 
+    If that is [min, max], the group has as many as there is room for. It is started again, from its last checkpoint,
+    when it has lost one, or when Ray Train sees room for more, for which it looks once a minute: the loop must take its
+    part from the size that its group has now.
+
     Ray Train keeps its own files and checkpoints under `<stage>/train-<stage>` of the run; its metrics and the
     dashboard's API (`/api/train/v2/runs/v1`) use that name. A group that loses a worker, or cannot reach its storage,
     is started again from its last checkpoint, up to three times; one whose program fails would do so again, and is not.

@@ -67,6 +67,13 @@ def test_a_task_without_a_gpu_stays_off_it(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.usefixtures("gpu_node")
+def test_a_gpu_that_is_only_pretended_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    assign(monkeypatch, "0")
+    monkeypatch.setenv("PUKD_PRETENDED_GPUS", "1")
+    assert assigned_device() == CPU
+
+
+@pytest.mark.usefixtures("gpu_node")
 def test_a_task_takes_the_first_that_it_sees(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray hides the others: that of id 3 is the first."""
     assign(monkeypatch, "3")

@@ -238,3 +238,18 @@ def test_a_lost_worker_is_replaced_and_a_fault_of_the_program_is_not_tried_again
     with pytest.raises(Exception, match="the loss is NaN"):
         train_group(loop, setup, folder, "selector", ResourcesConfig(), Cluster(2, 0, 1, False))
     assert (tmp_path / "tries").read_text() == "xx"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_elastic_group_has_as_many_workers_as_fit(tmp_path: Path) -> None:
+    """Two CPUs hold two of up to three."""
+
+    def loop(setup):
+        worker = Worker.current()
+        return {"world": worker.world, "parts": worker.everyones(list(range(setup["rows"]))[worker.mine])}
+
+    folder = RunFolder(str(tmp_path / "run"))
+    report = train_group(
+        loop, {"rows": 7}, folder, "selector", ResourcesConfig(train_workers=(1, 3)), Cluster(2, 0, 1, False)
+    )
+    assert report == {"world": 2, "parts": [[0, 2, 4, 6], [1, 3, 5]]}
