@@ -5,6 +5,7 @@ python -m benchmarks.allocator
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -58,6 +59,7 @@ def measure() -> None:
 
 def main() -> None:
     """Both environments, one after the other."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for title, env in (("as glibc comes", {}), ("with KEEP_MEMORY", KEEP_MEMORY)):
         print(title, flush=True)
         command = [sys.executable, "-c", "from benchmarks.allocator import measure; measure()"]
