@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +18,7 @@ import torch
 
 from pukd_ray.run.folder import SCORES_SCHEMA
 from pukd_ray.run.stages import EVERY_RUN
+from pukd_ray.soak.driver import Driver
 from pukd_ray.soak.faults import FAULTS
 from pukd_ray.soak.running import Tally
 from pukd_ray.soak.task import Difference, Left, compare
@@ -138,3 +142,19 @@ def test_faults_of_all_kinds_in_all_stages_lose_nothing(tmp_path: Path) -> None:
     lines = {line.partition(" ")[0]: line for line in shown.splitlines()}
     assert all(f"{fault.name} " in lines["faults"] for fault in FAULTS)
     assert all(f"{stage} " in lines["stages"] for stage in EVERY_RUN)
+
+
+def test_a_driver_that_is_dead_answers_so_though_its_child_holds_its_output(tmp_path: Path) -> None:
+    starts = "import subprocess; child = subprocess.Popen(['sleep', '60'], stdin=subprocess.DEVNULL)"
+    (tmp_path / "sitecustomize.py").write_text(
+        f"{starts}\nwith open({str(tmp_path / 'child')!r}, 'w') as f:\n    f.write(str(child.pid))\n"
+    )
+    driver = Driver(dict(os.environ) | {"PYTHONPATH": str(tmp_path)}, tmp_path / "log")
+    child = tmp_path / "child"
+    while not (child.exists() and child.read_text()):
+        time.sleep(0.05)
+    try:
+        driver.end()
+        assert driver.answer(10) is None
+    finally:
+        os.kill(int(child.read_text()), signal.SIGKILL)
