@@ -254,7 +254,7 @@ class RunFolder:
             "counts": counts,
             "inputs": inputs,
         }
-        self.check_lease()
+        self.check_lease()  # again: storage may have been slow
         self.write_json(f"markers/{stage}.json", marker)
 
     def spent(self, stage: str) -> float:
@@ -268,7 +268,8 @@ class RunFolder:
         return attempts
 
     def record_attempt(self, stage: str, seconds: float, error: str | None = None) -> None:
-        """Remember the time of an attempt, and why it failed if it did."""
+        """Remember the time of an attempt, and why it failed if it did; RunError if another driver has taken over."""
+        self.check_lease()
         record: AttemptsRecord = {
             "seconds": round(self.spent(stage) + seconds, 3),
             "error": error,

@@ -186,11 +186,13 @@ def test_whoever_was_thought_dead_commits_nothing(run: RunFolder) -> None:
         for commit in (
             lambda: held.commit_json("markers/score/00001.json", {}),
             lambda: held.finish("score", {}, 1.0, {}),
+            lambda: held.record_attempt("score", 1.0, "interrupted"),
         ):
             with pytest.raises(RunError, match=r"was taken over by process 77 on far-away, .*: it goes on there"):
                 commit()
     assert run.files("markers/score") == ["markers/score/00000.json"]
     assert run.marker("score") is None
+    assert run.attempts("score") is None
     assert run.read_json(f"{LEASES}/00000002.json")["released"] is False
 
 
