@@ -65,7 +65,7 @@ def test_the_demo_passes_as_a_job_on_one_cpu(tmp_path: Path) -> None:
         deadline = time.monotonic() + 540
         while time.monotonic() < deadline and not head.status(job).is_terminal():
             seen |= head.figures()  # what Prometheus sees
-            time.sleep(0.5)
+            time.sleep(2)
         logs = head.logs(job)
         assert head.status(job) == JobStatus.SUCCEEDED, logs
         trainings = {name: head.tasks(name) for name in ("train-selector", "train-student")}
@@ -89,9 +89,7 @@ def test_the_demo_passes_as_a_job_on_one_cpu(tmp_path: Path) -> None:
     assert seen["images_selected", run] == metrics["n_selected"]
     assert seen["top1", run, "student"] == pytest.approx(metrics["student"]["top1"])
     assert seen["stage_done", run, "score"] == seen["stage_total", run, "score"] == 6400
-    # The head trains for two seconds on a quiet machine: its loss may come and go between two looks.
-    losses = {key[2] for key in seen if key[:2] == ("loss", run)}
-    assert losses | {"selector"} == {"selector", "student", "baseline_positives"}
+    assert {key[2] for key in seen if key[:2] == ("loss", run)} == {"selector", "student", "baseline_positives"}
     for tasks in trainings.values():  # one worker on a CPU is a task
         assert [task.state for task in tasks] == ["FINISHED"]
         assert tasks[0].worker_pid

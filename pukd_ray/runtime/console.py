@@ -161,18 +161,22 @@ def remote_progress(stage: str, unit: str = "steps") -> Iterator[Any]:
     counter = StepCounter.remote()  # type: ignore[attr-defined]
     stop = threading.Event()
 
+    def look(bar: Any) -> None:
+        try:
+            state = ray.get(counter.get.remote(), timeout=5)
+        except ray.exceptions.RayError:
+            return
+        if state is not None:
+            done, bar.total, network, loss = state
+            bar.set_postfix_str(f"{network} loss {loss:.4f}", refresh=False)
+            bar.update(done - bar.n)
+            record("loss", loss, network=network)
+
     def watch() -> None:
         with progress(stage, None, unit) as bar:
             while not stop.wait(1.0):
-                try:
-                    state = ray.get(counter.get.remote(), timeout=5)
-                except ray.exceptions.RayError:
-                    continue
-                if state is not None:
-                    done, bar.total, network, loss = state
-                    bar.set_postfix_str(f"{network} loss {loss:.4f}", refresh=False)
-                    bar.update(done - bar.n)
-                    record("loss", loss, network=network)
+                look(bar)
+            look(bar)  # a training may be over before the first look, and is after the last
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

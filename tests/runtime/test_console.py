@@ -6,10 +6,11 @@ import io
 import time
 
 import pytest
+import ray
 
 from pukd_ray.runtime import console
 from pukd_ray.runtime.colour import RED, coloured
-from pukd_ray.runtime.console import at_stage, doing, progress
+from pukd_ray.runtime.console import at_stage, doing, progress, remote_progress
 
 
 class Terminal(io.StringIO):
@@ -90,3 +91,12 @@ def test_what_is_said_of_a_warning_is_yellow(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("sys.stdout", out := Terminal())
     console.say("warning: x")
     assert "\x1b[33mwarning: x\x1b[0m" in out.getvalue()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_loss_of_a_training_of_less_than_a_second_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, float, dict[str, str]]] = []
+    monkeypatch.setattr(console, "record", lambda name, value, **labels: seen.append((name, value, labels)))
+    with remote_progress("head") as counter:
+        ray.get(counter.set.remote(5, 5, "selector", 0.25))
+    assert [figure for figure in seen if figure[0] == "loss"] == [("loss", 0.25, {"network": "selector"})]
