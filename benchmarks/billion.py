@@ -109,8 +109,7 @@ class SetUp:
     def handed_out(self, figures: Figures) -> tuple[float, float]:
         """(images of a piece of work that the driver hands out, pieces that it can hand out in a second)."""
         if self.gpus:
-            left = 1000 - figures.driver.always - self.gpus * figures.driver.accelerator
-            return float(rows_per_call(True, PIXEL_BYTES)), left / figures.driver.batch
+            return float(rows_per_call(True, PIXEL_BYTES)), figures.driver.batches_per_second(self.gpus)
         return figures.unit_rows, 1000 / figures.request_ms
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.task import Task
-from pukd_ray.runtime.devices import CPU_PLANE, KEEP_MEMORY
+from pukd_ray.runtime.devices import KEEP_MEMORY, BatchRunner
 
 BATCH = 256
 MANY_FILES = 8
@@ -82,7 +82,7 @@ def work(rank: int, world: int, task: Task, out: str) -> None:
     teacher, head, calibration = task.load()
     spec = pixel_spec(task.teacher)
     began, cpu, images = time.time(), time.process_time(), 0
-    rows = max(1, CPU_PLANE // (spec.shape[1] * spec.shape[2]))
+    network = BatchRunner(lambda x: dict(zip(("features", "logits"), teacher(x), strict=True)), teacher.device)
     for file, mine in share(sorted(task.corpus.iterdir()), rank, world):
         tables = []
         for row, encoded in mine:
@@ -90,8 +90,8 @@ def work(rank: int, world: int, task: Task, out: str) -> None:
             good = np.array([p is not None for p in pixels])
             with torch.inference_mode():
                 seen = np.stack([p for p in pixels if p is not None])
-                parts = [teacher(seen[i : i + rows]) for i in range(0, len(seen), rows)]
-                features, logits = (torch.cat(both) for both in zip(*parts, strict=True))
+                found = network(seen)
+                features, logits = (torch.from_numpy(found[name]) for name in ("features", "logits"))
                 z = head(features.half().float()).numpy()
                 p = logits.softmax(1)
                 entropy = -(p * p.clamp_min(1e-30).log()).sum(1).numpy()

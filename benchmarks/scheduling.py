@@ -179,15 +179,17 @@ class DriverCost:
     def of(cls, passes: Sequence[dict[str, Any]]) -> DriverCost:
         """From three passes or more, of more than one number of accelerators; of each such number those that skip
         the most batches count, since others show the start too."""
-        steadiest: dict[int, int] = {}
-        for p in passes:
-            steadiest[p["actors"]] = max(steadiest.get(p["actors"], 1), p.get("skipped", 1))
-        passes = [p for p in passes if p.get("skipped", 1) == steadiest[p["actors"]]]
+        steadiest = {p["actors"]: p["skipped"] for p in sorted(passes, key=lambda p: p["skipped"])}
+        passes = [p for p in passes if p["skipped"] == steadiest[p["actors"]]]
         terms = np.array([[1.0, p["actors"], p["batches_per_second"]] for p in passes])
         if np.linalg.matrix_rank(terms) < 3:
             raise ValueError("the driver's cost takes three passes that differ in accelerators and in batches a second")
         spent = [p["driver_cpu_ms"] * p["batches_per_second"] for p in passes]
         return cls(*np.linalg.lstsq(terms, np.array(spent), rcond=None)[0].tolist())
+
+    def batches_per_second(self, accelerators: int) -> float:
+        """That fill a core of the driver, of so many together."""
+        return (1000 - self.always - self.accelerator * accelerators) / self.batch
 
     def accelerators(self, batches_per_second: float) -> float:
         """How many that take so many batches each fill a core of the driver."""
@@ -201,7 +203,7 @@ def page(results: dict[str, Any]) -> str:
     lines += [f"Made by {' and '.join(f'`{command}`' for command in results['commands'])}. {EXPLAINED}"]
     lines += ["", results["note"]] * bool(results["note"]) + ["", HEADER, "|--:" * 9 + "|"]
     lines += [
-        f"| {e['actors']} | {e['seconds']:g} | {e.get('skipped', 1)} | {e['batches_per_second']:.1f} | "
+        f"| {e['actors']} | {e['seconds']:g} | {e['skipped']} | {e['batches_per_second']:.1f} | "
         f"{e['efficiency']:.2f} | {e['overhead_ms']:.0f} | {e['driver_cpu_ms']:.1f} | {e['cores_busy']:.1f} | "
         f"{e['start']:.0f} |"
         for e in entries

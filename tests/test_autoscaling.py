@@ -83,7 +83,7 @@ def test_nodes_come_while_a_stage_needs_them_and_go(tmp_path: Path) -> None:
     assert asked == {f"MapWorker(MapBatches({actor}))" for actor in ACTORS} | {"RayTrainWorker"}
 
     assert (seen[0].cpu, seen[0].gpu) == (0, 0)
-    # A pool of two asks for both nodes at once, and is there for the features and for the scores.
+    # A pool of two asks for both nodes at once, and has them for the features.
     assert max(s.gpu for s in seen) == 2, history
     assert {"plan"} in [s.done for s in seen if s.gpu == 2], history
     assert max(s.cpu for s in seen) == 2, history

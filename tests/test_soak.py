@@ -127,8 +127,8 @@ def soak(*arguments: str) -> str:
 
 @pytest.mark.timeout(600)
 def test_a_short_soak_loses_nothing(tmp_path: Path) -> None:
-    shown = soak("--faults", "2", "--seed", "5", "--folder", str(tmp_path / "soak"))
-    assert " 2 faults, " in shown
+    shown = soak("--faults", "3", "--seed", "5", "--folder", str(tmp_path / "soak"))
+    assert " 3 faults, " in shown
     assert "lost 0, double 0, otherwise different 0" in shown
     assert [p.name for p in (tmp_path / "soak").iterdir()] == ["drivers.log"]
     assert [p.name for p in tmp_path.iterdir()] == ["soak"]  # ids that look like paths are none

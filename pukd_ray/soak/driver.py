@@ -50,18 +50,19 @@ class Driver:
                 text=True,
             )
         self._answers: Queue[dict[str, Any] | None] = Queue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
         threading.Thread(target=self._outlive, daemon=True).start()
 
     def _listen(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self._answers.put(json.loads(line))
-        self._answers.put(None)
 
     def _outlive(self) -> None:
         """Its output does not end with it where a process that it started holds it open."""
         self.process.wait()
+        self._listener.join(1.0)  # what it said last comes first
         self._answers.put(None)
 
     def ask(self, config: Path, overrides: dict[str, Any]) -> None:
