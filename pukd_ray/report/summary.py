@@ -64,7 +64,7 @@ def summary_lines(folder: RunFolder) -> list[str]:
         ("precision", "precision", selection["precision"], estimated["precision"], estimated["precision_interval"]),
         ("recall", "recall", selection["recall"], estimated["recall"], estimated["recall_interval"]),
     ):
-        figures = f"{'cannot tell':>11}{'':16}"
+        figures = f"{'cannot tell':>12}{'':15}"
         if value is not None and bounds is not None:
             figures = f"{value:>11.4f}  {_interval(bounds)}"
         known = f"  {audit[name][0]:.4f}  {_interval(audit[name][1])}" if name in audit else ""
