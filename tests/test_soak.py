@@ -144,6 +144,31 @@ def test_faults_of_all_kinds_in_all_stages_lose_nothing(tmp_path: Path) -> None:
     assert all(f"{stage} " in lines["stages"] for stage in EVERY_RUN)
 
 
+LOSES_ITS_HEAD = """
+from pukd_ray.soak.faults import Nodes
+
+nodes = Nodes()
+try:
+    nodes.check()
+    head = nodes._cluster.head_node.all_processes["raylet"][0].process
+    nodes.lose_one()  # a fault, after which there is another one
+    nodes.check()
+    print("whole")
+    head.kill()
+    head.wait(10)
+    nodes.check()
+finally:
+    nodes.end()
+"""
+
+
+@pytest.mark.timeout(120)
+def test_a_soak_says_that_its_own_cluster_is_gone() -> None:
+    ended = subprocess.run([sys.executable, "-c", LOSES_ITS_HEAD], capture_output=True, text=True, check=False)
+    assert "RunError: soak: the head of its own cluster is gone" in ended.stderr, ended.stderr
+    assert ended.stdout.endswith("whole\n")
+
+
 def test_a_driver_that_is_dead_answers_so_though_its_child_holds_its_output(tmp_path: Path) -> None:
     starts = "import subprocess; child = subprocess.Popen(['sleep', '60'], stdin=subprocess.DEVNULL)"
     (tmp_path / "sitecustomize.py").write_text(

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import psutil
 
+from pukd_ray.errors import RunError
 from pukd_ray.soak.driver import Driver
 from pukd_ray.soak.trouble import PROTOCOL
 
@@ -34,6 +35,14 @@ class Nodes:
         """Kill a node, as a machine that is taken away; another one comes."""
         self._cluster.remove_node(self._node, allow_graceful=False)
         self._node = self._cluster.add_node(num_cpus=1)
+
+    def check(self) -> None:
+        """RunError if the head, which no fault strikes, is gone."""
+        if any(kind in ("raylet", "gcs_server") for kind, _ in self._cluster.head_node.dead_processes()):
+            raise RunError(
+                "soak: the head of its own cluster is gone, as where a machine is so busy that heartbeats come late: "
+                "leave it more of the processors, and start again"
+            )
 
     def end(self) -> None:
         """End all nodes."""

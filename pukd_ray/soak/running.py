@@ -173,6 +173,7 @@ class _Stage:
 
     def disturb(self, fault: Fault, stage: str, rng: Random, seconds: dict[str, float], tally: Tally) -> None:
         """Strike a run while it is in `stage`, finish it, compare it."""
+        self._nodes.check()
         began, run = time.monotonic(), self._folder / f"run-{tally.runs:04d}"
         overrides = {"output": f"{fault.scheme}{run}"}
         driver = self._driver(fault.driver)
@@ -227,7 +228,11 @@ class _Stage:
         for starts in range(MOST_STARTS):
             if starts:
                 self._driver(fault.driver).ask(self._config, overrides)
-            answer = self.drivers[fault.driver].answer()
+            try:
+                answer = self.drivers[fault.driver].answer()
+            except RuntimeError:
+                self._nodes.check()  # then it hangs for that
+                raise
             if answer and fault.driver == "lives":
                 tally.seen.append((answer["bytes"], answer["files"]))
             if answer and not answer["error"]:
