@@ -384,10 +384,15 @@ class DistillConfig:
     """Decoded images up to this size are held in each worker's memory; larger sets are streamed."""
 
 
-ExportFormat = Literal["onnx", "onnx_int8", "torch"]
-_ONNX = ("onnx", "onnxscript", "onnxruntime")
-NEEDED_BY_FORMATS: dict[ExportFormat, tuple[str, ...]] = {"onnx": _ONNX, "onnx_int8": _ONNX, "torch": ()}
-"""Packages of the extra `export`; `pukd_ray.export.formats` has an entry for each format."""
+ExportFormat = Literal["onnx", "onnx_int8", "torch", "executorch"]
+_ONNX = dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export")
+NEEDED_BY_FORMATS: dict[ExportFormat, dict[str, str]] = {
+    "onnx": _ONNX,
+    "onnx_int8": _ONNX,
+    "torch": {},
+    "executorch": {"executorch": "executorch"},
+}
+"""{package: extra that brings it}; `pukd_ray.export.formats` has an entry for each format."""
 
 
 @dataclass(frozen=True, kw_only=True, config=OPTIONS)
@@ -396,7 +401,7 @@ class ExportConfig:
 
     formats: Listed(ExportFormat) = ("onnx", "torch")  # type: ignore[valid-type]
     """onnx: for ONNX Runtime and what reads ONNX. onnx_int8: the same, quantised, calibrated on P and the selection.
-    torch: a program of `torch.export`."""
+    torch: a program of `torch.export`. executorch: for ExecuTorch on phones, one image at a time."""
     input: Literal["uint8", "float32"] = "uint8"
     """Type of the pixels, 0 to 255, that go in."""
 

@@ -374,6 +374,11 @@ def test_what_an_export_needs_is_known_before(home: Path, monkeypatch: pytest.Mo
     assert faults(home, {"export": {}}) == [
         "export.formats: needs onnxscript, not installed here: pip install 'pukd_ray[export]'"
     ]
+    monkeypatch.setattr("pukd_ray.preflight.files.find_spec", lambda _: None)
+    assert faults(home, {"export.formats": ["onnx", "executorch"]}) == [
+        "export.formats: needs onnx, onnxscript, onnxruntime, executorch, not installed here: "
+        "pip install 'pukd_ray[export,executorch]'"
+    ]
     assert faults(home, {"export.formats": []}) == ["export.formats: is empty, or repeats a format"]
     assert faults(home, {"export.formats": ["tflite"]})[0].startswith("export.formats.0: ")
 

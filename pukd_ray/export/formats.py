@@ -168,8 +168,38 @@ def _load_onnx(data: bytes) -> Runner:
     return run
 
 
+# -- ExecuTorch -------------------------------------------------------------------------------------------------
+
+
+def _write_executorch(graph: Graph) -> bytes:
+    """One image at a time, which is what a device sees, and what its memory is planned for; XNNPACK where it can."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    one = torch.from_numpy(graph.calibration[:1])
+    program = torch.export.export(graph.program.module(), (one,), strict=False)
+    lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+    data: bytes = lowered.to_executorch().buffer
+    return data
+
+
+def _load_executorch(data: bytes) -> Runner:
+    from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+    from executorch.runtime import Runtime
+
+    _unsafe_reset_threadpool(1)
+    program = Runtime.get().load_program(data)
+    method = program.load_method("forward")
+
+    def run(pixels: np.ndarray) -> np.ndarray:
+        return np.concatenate([method.execute([image])[0].numpy() for image in torch.from_numpy(pixels).split(1)])
+
+    return run
+
+
 FORMATS: dict[ExportFormat, Format] = {
     "onnx": Format("student.onnx", _write_onnx, _load_onnx, True, "ONNX Runtime"),
     "onnx_int8": Format("student.int8.onnx", _write_int8, _load_onnx, False, "ONNX Runtime"),
     "torch": Format("student.pt2", _write_torch, _load_torch, True, "torch.export"),
+    "executorch": Format("student.pte", _write_executorch, _load_executorch, True, "ExecuTorch"),
 }

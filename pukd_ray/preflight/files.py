@@ -70,9 +70,10 @@ def weights_exist(uri: str) -> bool:
 
 def export_faults(export: ExportConfig) -> list[str]:
     """Packages of its formats that are not installed."""
-    needed = dict.fromkeys(name for chosen in export.formats for name in NEEDED_BY_FORMATS[chosen])
-    if missing := [name for name in needed if find_spec(name) is None]:
-        return [f"export.formats: needs {', '.join(missing)}, not installed here: pip install 'pukd_ray[export]'"]
+    needed = {name: extra for chosen in export.formats for name, extra in NEEDED_BY_FORMATS[chosen].items()}
+    if missing := {name: extra for name, extra in needed.items() if find_spec(name) is None}:
+        extras = ",".join(dict.fromkeys(missing.values()))
+        return [f"export.formats: needs {', '.join(missing)}, not installed here: pip install 'pukd_ray[{extras}]'"]
     return []
 
 
