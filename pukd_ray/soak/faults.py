@@ -19,6 +19,8 @@ from pukd_ray.soak.trouble import PROTOCOL
 
 GONE_SECONDS = 30.0
 """In which all that a killed driver had started must be gone."""
+NO_WORK = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Titles of workers without a task, and of agents, with which a node ends: the head's must not."""
 
 
 class Nodes:
@@ -40,8 +42,8 @@ class Nodes:
         """RunError if the head, which no fault strikes, is gone."""
         if any(kind in ("raylet", "gcs_server") for kind, _ in self._cluster.head_node.dead_processes()):
             raise RunError(
-                "soak: the head of its own cluster is gone, as where a machine is so busy that heartbeats come late: "
-                "leave it more of the processors, and start again"
+                "soak: the head of its own cluster is gone, which no fault strikes: Ray's logs say why; on a machine so "
+                "busy that its heartbeats come late leave it more of the processors, and start again"
             )
 
     def end(self) -> None:
@@ -101,7 +103,7 @@ def _kill_worker(scene: Scene) -> bool:
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             title = " ".join(process.cmdline())
-            if title.startswith("ray::") and not title.startswith("ray::IDLE"):
+            if title.startswith("ray::") and not title.startswith(NO_WORK):
                 working.append(process)
     if not working:
         return False
