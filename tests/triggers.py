@@ -576,6 +576,7 @@ ELSEWHERE = {
     "no node with a CPU came": "tests/runtime/test_engine.py",
     "scored images: lower selection.threshold": "tests/selection/test_select.py",
     "computes something else in that format": "tests/export/test_export.py",
+    "the head of its own cluster is gone": "tests/test_soak.py",
 }
 """What takes a run to see, by a part of it: the test that sees it."""
 
