@@ -42,8 +42,8 @@ class Nodes:
         """RunError if the head, which no fault strikes, is gone."""
         if any(kind in ("raylet", "gcs_server") for kind, _ in self._cluster.head_node.dead_processes()):
             raise RunError(
-                "soak: the head of its own cluster is gone, which no fault strikes: Ray's logs say why; where a machine "
-                "is so busy that heartbeats come late leave it more of the processors, and start again"
+                "soak: the head of its own cluster is gone, which no fault strikes: Ray's logs say why; where a "
+                "machine is so busy that heartbeats come late leave it more of the processors, and start again"
             )
 
     def end(self) -> None:
