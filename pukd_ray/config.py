@@ -430,8 +430,9 @@ class ResourcesConfig:
     """Whether nodes may come while the run waits. auto: if the head takes no work, as Ray tells nobody; say true where
     there is an autoscaler and the head has CPUs."""
     precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """What networks compute in on a GPU, while everything after them is float32 or float64. auto: forward passes in
-    float16, trainings in bfloat16 where the card has it. On CPUs it is always float32."""
+    """What networks compute in, while everything after them is float32 or float64. auto: on a GPU forward passes in
+    float16, trainings in bfloat16 where the card has it; on a CPU float32. bfloat16 is used by a CPU too if it has the
+    instructions for it, which makes networks about twice as fast (docs/benchmarks/README.md)."""
 
     @field_validator("score_actors", "train_workers")
     @classmethod

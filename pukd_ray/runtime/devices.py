@@ -1,7 +1,7 @@
 """The one module that knows accelerators: which device a process was assigned, how it computes there, its threads.
 
-Everything else asks it. On a CPU all of it is plain float32, batch by batch. torch is imported where it is used: most
-processes of a run need none.
+Everything else asks it. On a CPU all of it is plain float32, batch by batch, unless bfloat16 is asked for. torch is
+imported where it is used: most processes of a run need none.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ anew, which took 0.4 of the time of a ResNet-18 at 32 pixels. `jobs/runtime_env.
 Precision = Literal["auto", "bfloat16", "float16", "float32"]
 """Of networks on an accelerator. `auto`: forward passes in float16, as fast as bfloat16 and eight times closer to
 float64 (docs/benchmarks/gpu.md); trainings, whose gradients want the range, in bfloat16 where the device has it, else
-in float16 with scaled losses. A CPU computes in float32."""
+in float16 with scaled losses. A CPU computes in float32, or in bfloat16 where that is asked for and it can."""
 
 
 def use_threads(count: int = 1) -> None:
@@ -87,14 +87,23 @@ def _has_accelerator() -> bool:
 
 
 def half_type(device: torch.device, precision: Precision = "auto", *, learns: bool = False) -> torch.dtype | None:
-    """The 16-bit type in which networks compute on `device`; None: float32, as on every CPU. `learns`: in training."""
+    """The 16-bit type in which networks compute on `device`; None: float32. `learns`: in training."""
     import torch
 
-    if kind_of(device) == "cpu" or precision == "float32":
+    if precision == "float32":
         return None
+    if kind_of(device) == "cpu":
+        return torch.bfloat16 if precision == "bfloat16" and cpu_has_bfloat16() else None
     if precision == "auto":
         return torch.bfloat16 if learns and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if precision == "bfloat16" else torch.float16
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this machine's cores compute in bfloat16: others would only imitate it, slowly."""
+    import torch
+
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def autocast(
@@ -127,9 +136,8 @@ def rows_per_call(on_accelerator: bool, row_bytes: int) -> int:
 
 
 def for_inference(network: nn.Module, device: torch.device) -> nn.Module:
-    """`network` on `device`, in eval mode and its fastest layout; on a CPU as it is, whose rounding is pinned."""
-    network = network.to(device).eval()
-    return network if kind_of(device) == "cpu" else to_fastest_layout(network)
+    """`network` on `device`, in eval mode and its fastest layout."""
+    return to_fastest_layout(network.to(device).eval())
 
 
 def kind_of(device: Any) -> str:

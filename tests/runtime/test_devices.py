@@ -144,7 +144,9 @@ def test_networks_compute_in_the_16_bits_that_the_card_has(native: bool, monkeyp
     assert half_type(GPU) == torch.float16
     assert half_type(GPU, learns=True) == (torch.bfloat16 if native else torch.float16)
     assert [half_type(GPU, p) for p in ("bfloat16", "float16", "float32")] == [torch.bfloat16, torch.float16, None]
-    assert [half_type(CPU, p, learns=True) for p in ("auto", "bfloat16", "float32")] == [None] * 3
+    monkeypatch.setattr("pukd_ray.runtime.devices.cpu_has_bfloat16", lambda: native)
+    assert [half_type(CPU, p, learns=True) for p in ("auto", "float16", "float32")] == [None] * 3
+    assert half_type(CPU, "bfloat16") == (torch.bfloat16 if native else None)
     with ALONE.autocast(learns=True):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
     assert not ALONE.scaler().is_enabled()
