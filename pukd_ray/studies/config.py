@@ -14,6 +14,7 @@ from pukd_ray.config import (
     Bool,
     ConfigError,
     Count,
+    Float,
     Int,
     Listed,
     RunConfig,
@@ -80,6 +81,9 @@ class TableConfig:
     """Further rows, such as ablations."""
     budget: Count | None = None
     """Images that pu_s2_random and pu_s2_top take; null: half of what pu_s1 takes."""
+    lengths: Listed(Annotated[Float, Field(gt=0)]) = ()  # type: ignore[valid-type]
+    """Multiples of `distill.steps` that the built-in rows of the first repetition take too, each anew: accuracy against
+    the images seen, in a table and a plot of its own."""
     equal_epochs: Bool = True
     """A second table in which each student sees its images as often as `kd` (without it: one of all of U) does in the
     first, where all take the same steps."""

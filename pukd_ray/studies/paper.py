@@ -35,7 +35,7 @@ from pukd_ray.selection.select import select_images
 from pukd_ray.storage import open_storage, read_bytes
 from pukd_ray.studies.config import PaperConfig
 from pukd_ray.studies.pages import describe_machine
-from pukd_ray.studies.paper_page import draw_accuracy, render_table
+from pukd_ray.studies.paper_page import draw_accuracy, draw_lengths, render_table
 from pukd_ray.studies.rows import BUILT_IN, TableRow, TableStudent, own_columns, students_of
 from pukd_ray.studies.students import StudentJob, train_students
 
@@ -67,10 +67,12 @@ def train_missing_teacher(config: PaperConfig) -> bool:
 
 
 def write_page(config: PaperConfig, table: dict[str, Any], command: str) -> str:
-    """Write `table.md` and its plot into the folder; returns the page."""
+    """Write `table.md` and its plots into the folder; returns the page."""
     folder = open_folder(config)
-    page = render_table(table, command, "table.svg")
+    page = render_table(table, command, "table.svg", "lengths.svg")
     folder.write_bytes("table.svg", draw_accuracy(table))
+    if config.table.lengths:
+        folder.write_bytes("lengths.svg", draw_lengths(table))
     folder.write_text("table.md", page)
     return page
 
@@ -221,7 +223,8 @@ def _jobs_of_run(
         if made is not None:
             data = positives.with_selected(f"rows/{row.name}", made["n_selected"])
         assert data is not None
-        own_steps = max(1, round(steps * data.count / reference)) if student.epochs else steps * row.longer
+        share = data.count / reference if student.epochs else student.length
+        own_steps = max(1, round(steps * share)) * row.longer
         distill = DistillConfig(**{**to_plain(config.distill), "steps": own_steps, **row.distill})
         truth = made["truth"] if made else None
         facts = {
@@ -229,7 +232,7 @@ def _jobs_of_run(
             "title": row.title,
             "positives_per_class": student.per_class,
             "seed": student.seed,
-            "equal": "epochs" if student.epochs else "steps",
+            "equal": student.equal,
             "precision": truth["precision"] if truth else None,
             "recall": truth["recall"] if truth else None,
             "inputs": {

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps, rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -151,8 +152,26 @@ def comparisons(table: dict[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
-def render_table(table: dict[str, Any], command: str, plot: str) -> str:
-    """The page, Markdown; `plot` is the picture's path relative to it."""
+def lengths(table: dict[str, Any]) -> dict[str, dict[int, float]]:
+    """{title: {images seen: top-1}} of the rows that were trained at several lengths, all of one repetition."""
+    first = min((s["seed"] for s in table["students"].values() if s["equal"] == "length"), default=None)
+    found: dict[str, dict[int, float]] = {}
+    for student in table["students"].values():
+        if student["equal"] in ("steps", "length") and student["seed"] == first:
+            found.setdefault(student["title"], {})[student["images_seen"]] = student["top1"]
+    return {title: dict(sorted(seen.items())) for title, seen in found.items() if len(seen) > 1}
+
+
+def _length_cells(table: dict[str, Any]) -> list[list[str]]:
+    """A header and a line per row; none where rows have one length."""
+    found = lengths(table)
+    steps = sorted({n for seen in found.values() for n in seen})
+    lines = [[title, *(f"{100 * seen[n]:.2f}" if n in seen else "" for n in steps)] for title, seen in found.items()]
+    return [["images seen", *(f"{n:,}" for n in steps)], ["---"] * (1 + len(steps)), *lines] if lines else []
+
+
+def render_table(table: dict[str, Any], command: str, plot: str, lengths_plot: str) -> str:
+    """The page, Markdown; `plot` and `lengths_plot` are the pictures' paths relative to it."""
     by_equal = {s["equal"] for s in table["students"].values()}
     return render_page(
         "paper.md.j2",
@@ -169,6 +188,8 @@ def render_table(table: dict[str, Any], command: str, plot: str) -> str:
         tables={equal: table_rows(table, equal) for equal in ("steps", "epochs") if equal in by_equal},
         further=further_rows(table),
         comparisons=comparisons(table),
+        lengths=_length_cells(table),
+        lengths_plot=lengths_plot,
         failed=table["failed"],
         seconds={
             stage: np.mean([run["seconds"][stage] for run in table["runs"].values()]) for stage in ("selector", "score")
@@ -211,9 +232,22 @@ def draw_accuracy(table: dict[str, Any]) -> bytes:
             elinewidth=0.8,
             lw=1.2 if points[1:] else 0,
         )
+    return _finish(figure, axes, table, "training images")
+
+
+def draw_lengths(table: dict[str, Any]) -> bytes:
+    """SVG: top-1 against the images that a student has seen, of the first repetition."""
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for title, seen in lengths(table).items():
+        axes.plot(list(seen), [100 * top1 for top1 in seen.values()], marker="o", ms=4, lw=1.2, label=title)
+    return _finish(figure, axes, table, "images seen")
+
+
+def _finish(figure: Figure, axes: Axes, table: dict[str, Any], across: str) -> bytes:
     axes.axhline(100 * table["teacher"]["top1"], color="grey", lw=0.8, ls=":")
     axes.annotate("teacher", (0.01, 100 * table["teacher"]["top1"]), xycoords=("axes fraction", "data"), va="bottom")
-    axes.set(xscale="log", xlabel="training images", ylabel="top-1, %")
+    axes.set(xscale="log", xlabel=across, ylabel="top-1, %")
     figure.legend(loc="outside right upper", fontsize="small", frameon=False)
     sink = io.BytesIO()
     with rc_context({"svg.hashsalt": "pukd_ray"}):  # the same figures, the same file

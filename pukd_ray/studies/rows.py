@@ -100,11 +100,19 @@ class TableStudent:
     seed: int
     epochs: bool = False
     """Of the second table, at equal epochs."""
+    length: float = 1.0
+    """Multiple of the table's steps."""
 
     @property
     def key(self) -> str:
         """Names its files."""
-        return f"{self.row.name}-{self.per_class}-seed{self.seed}{'-epochs' if self.epochs else ''}"
+        other = "-epochs" if self.epochs else f"-x{self.length:g}" if self.length != 1 else ""
+        return f"{self.row.name}-{self.per_class}-seed{self.seed}{other}"
+
+    @property
+    def equal(self) -> str:
+        """What those that it is compared with have in common: `steps`, `epochs`, or `length` other than the table's."""
+        return "epochs" if self.epochs else "length" if self.length != 1 else "steps"
 
 
 def students_of(config: PaperConfig) -> list[TableStudent]:
@@ -119,6 +127,11 @@ def students_of(config: PaperConfig) -> list[TableStudent]:
             continue
         students += [TableStudent(row, first, seed) for row in rows]
         students += [TableStudent(row, n, seed) for n in others for row in rows if row.fewer]
+        if seed == start:
+            # One that takes longer as it is has no place among the lengths.
+            usual = [row for row in rows if row.name in BUILT_IN and row.longer == 1]
+            others_of = (length for length in config.table.lengths if length != 1)
+            students += [TableStudent(row, first, seed, length=length) for length in others_of for row in usual]
         if config.table.equal_epochs:
             # `kd` is the same in both tables; one that takes longer compares at no epochs.
             built_in = [row for row in rows if row.name in BUILT_IN and row.name != "kd" and row.longer == 1]

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from scipy.stats import spearmanr
 
+from pukd_ray import demo, load_config
 from pukd_ray.config import TeacherConfig
-from pukd_ray.corpus.pixels import PixelSpec
+from pukd_ray.corpus.pixels import PixelSpec, decode_batch, pixel_spec
 from pukd_ray.networks import actor
 from pukd_ray.networks.actor import TeacherActor, pixel_rows
 from pukd_ray.networks.teacher import Teacher, dump_state, new_network
 from pukd_ray.runtime import devices
+from pukd_ray.runtime.devices import Precision
 
+DEMO = Path(demo.__file__).parent
 CPU = torch.device("cpu")
 TEACHER = TeacherConfig(arch="lenet5", weights="w", num_classes=3, input_size=28, channels=1, mean=[0.0], std=[1.0])
 SPEC = PixelSpec(28, 1, "crop")
@@ -68,6 +74,26 @@ def test_what_16_bits_cannot_hold_is_computed_in_32(monkeypatch: pytest.MonkeyPa
     np.testing.assert_allclose(half[~bright], full[~bright], rtol=1e-2, atol=10)
     assert not np.allclose(half[~bright], full[~bright], rtol=1e-5)  # those were computed in 16 bits
     assert found[torch.float16]["teacher_label"].tolist() == found[None]["teacher_label"].tolist()
+
+
+@pytest.mark.skipif(not devices.cpu_has_bfloat16(), reason="this machine's cores have no bfloat16")
+def test_a_cpu_computes_in_bfloat16_only_where_that_is_asked_for_and_agrees_with_itself() -> None:
+    config = load_config(DEMO / "demo.yaml")
+    images = pq.read_table(DEMO / "test.parquet")["image"].to_pylist()[:512]
+    pixels = np.stack([p for p in decode_batch(images, pixel_spec(config.teacher))[0] if p is not None])
+    weights = (DEMO / "teacher.pt").read_bytes()
+    precisions: tuple[Precision, ...] = ("float32", "auto", "bfloat16")
+    exact, usual, half = (Teacher(config.teacher, weights, CPU, 1, precision)(pixels) for precision in precisions)
+    assert all(torch.equal(a, b) for a, b in zip(exact, usual, strict=True))
+    assert not torch.equal(exact[0], half[0])
+    assert half[0].dtype == half[1].dtype == torch.float32
+    assert (exact[1].argmax(1) == half[1].argmax(1)).float().mean() >= 0.98
+    directions = torch.randn(exact[0].shape[1], 5, generator=torch.Generator().manual_seed(0))
+    scores = [
+        ((features - exact[0].mean(0)) / exact[0].std(0).clamp_min(1e-3)) @ directions for features, _ in (exact, half)
+    ]
+    for a, b in zip(*(s.T.numpy() for s in scores), strict=True):
+        assert spearmanr(a, b).statistic >= 0.999
 
 
 def test_a_table_without_a_readable_image_has_columns_of_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:

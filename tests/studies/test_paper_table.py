@@ -20,7 +20,16 @@ from pukd_ray.cli import parse_arguments
 from pukd_ray.commands import paper_table
 from pukd_ray.studies.config import PaperConfig, load_paper_table
 from pukd_ray.studies.paper import make_table, train_missing_teacher, write_page
-from pukd_ray.studies.paper_page import comparisons, draw_accuracy, further_rows, interval, render_table, table_rows
+from pukd_ray.studies.paper_page import (
+    comparisons,
+    draw_accuracy,
+    draw_lengths,
+    further_rows,
+    interval,
+    lengths,
+    render_table,
+    table_rows,
+)
 from pukd_ray.studies.rows import own_columns, rows_of, students_of
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -46,7 +55,7 @@ def test_the_whole_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         {"name": "as-recommended", "distill": {"sample_weights": "pu_probability"}},
         {"name": "wild", "distill": {"lr": 1e12}},
     ]
-    file = write_paper_task(tmp_path, per_class=[12], more=more)
+    file = write_paper_task(tmp_path, per_class=[12], more=more, lengths=[0.5, 1])
     (tmp_path / "teacher.pt").unlink()
     raw = load_paper_table(file, {"teacher_training": {"epochs": 30, "batch_size": 40, "augment": "none"}})
     assert train_missing_teacher(raw)
@@ -74,6 +83,7 @@ def test_the_whole_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     steps = {s["row"]: s["steps"] for s in students.values() if s["equal"] == "steps"}
     assert steps.pop("p_long") == 4 * 30
     assert set(steps.values()) == {30}
+    assert [s["steps"] for s in students.values() if s["equal"] == "length"] == [15] * 14
     assert students["knn-12-seed0"]["precision"] > students["random-12-seed0"]["precision"]
     assert students["all-12-seed0-epochs"]["steps"] == round(30 * 648 / 160)
     # The same training under another name is not done twice.
@@ -87,6 +97,7 @@ def test_the_whole_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "Students were trained on: CPU. Seconds are of one student" in page
     assert "| selected@50 | 98 |" in page
     assert "| Baseline-3: all of U | 12 | 648 |" in page
+    assert f"| images seen | {15 * 64:,} | {30 * 64:,} |" in page
     assert "## Not made\n\n- wild-12-seed0: ValueError: the global batch is empty, or a logit is not finite" in page
     assert (tmp_path / "table" / "table.svg").read_bytes().startswith(b"<?xml")
     assert json.loads((tmp_path / "table" / "table.json").read_text()) == table
@@ -102,11 +113,11 @@ def test_the_whole_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         "pu_s1-12-seed0.pt",
     }
     assert again["students"]["pu_s1-12-seed0"]["top1"] == students["pu_s1-12-seed0"]["top1"]
-    with pytest.raises(ConfigError, match=r"distill: has changed since p_only-12-seed0 and 2[0-9] other students"):
+    with pytest.raises(ConfigError, match=r"distill: has changed since p_only-12-seed0 and [0-9]{2} other students"):
         make_table(load_paper_table(file, {"distill.temperature": 4.0}))
     marker = tmp_path / "table" / "runs" / "12-seed0" / "markers" / "score.json"
     marker.write_text(json.dumps(json.loads(marker.read_text()) | {"finished": "later"}))
-    with pytest.raises(ConfigError, match=r"scores: has changed since truth-12-seed0 and [12][0-9] other students"):
+    with pytest.raises(ConfigError, match=r"scores: has changed since truth-12-seed0 and [0-9]{2} other students"):
         make_table(config)
     with pytest.raises(ConfigError, match=r"output: .*/runs/12-seed0 was made before that: delete that folder") as old:
         make_table(load_paper_table(file, {"selector.steps": 61}))
@@ -205,6 +216,20 @@ def test_all_rows_of_the_first_number_of_positives_are_drawn() -> None:
     assert "T=9" not in drawn
 
 
+def test_rows_of_several_lengths_are_lines_against_the_images_seen() -> None:
+    students = [student("pu_s1", 3, s, 0.5 + s / 10, images_seen=640) for s in range(2)]
+    students += [student("pu_s1", 3, 0, 0.4, images_seen=64, equal="length"), student("kd", 3, 0, 0.9, images_seen=640)]
+    table = {"students": {str(i): s for i, s in enumerate(students)}, "teacher": {"top1": 0.9}}
+    assert lengths(table) == {"pu_s1": {64: 0.4, 640: 0.5}}
+    drawn = draw_lengths(table).decode()
+    assert "<!-- pu_s1 -->" in drawn
+    assert "<!-- kd -->" not in drawn
+    assert lengths({"students": {"0": students[0]}}) == {}
+    run = {"average_precision": 0.5, "prior": {"value": 0.25}}
+    rows = table_rows({**table, "runs": {f"3-seed{s}": run for s in range(2)}}, "steps")
+    assert [r["seeds"] for r in rows] == ["2", "1"]
+
+
 JUDGED = {
     "P only": "PU-s1 - student on P only",
     "random of U, as many": "PU-s1 - Baseline-2: random of U",
@@ -236,7 +261,8 @@ def test_published_tables_come_from_their_figures() -> None:
         text += page.read_text()
         judged[table["name"].removeprefix("fashion-")] = dict(comparisons(table))
         command = f"python jobs/paper_table.py --config jobs/configs/paper/{table['name'].replace('-', '_')}.yaml"
-        assert render_table(table, command, "table.svg") == page.read_text()
+        assert render_table(table, command, "table.svg", "lengths.svg") == page.read_text()
+        assert (page.parent / "lengths.svg").exists() == bool(lengths(table))
         assert (page.parent / "table.svg").read_bytes().startswith(b"<?xml")
     remarks = (DOCS / "paper.md").read_text()
     cells = [line.strip("| ").split(" | ") for line in remarks.splitlines() if line.startswith("| ")]
