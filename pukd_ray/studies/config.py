@@ -56,6 +56,8 @@ class MoreRowConfig:
     """Keys of `selection` to change."""
     distill: dict[str, Any] = Field(default_factory=dict)
     """Keys of `distill` to change."""
+    once: Bool = False
+    """Whether one repetition is enough."""
 
 
 @dataclass(frozen=True, kw_only=True, config=OPTIONS)

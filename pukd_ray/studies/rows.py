@@ -120,8 +120,9 @@ def students_of(config: PaperConfig) -> list[TableStudent]:
     first, *others = config.table.per_class
     students: list[TableStudent] = []
     start = config.table.first_seed
+    once = {*config.table.once, *(row.name for row in config.table.more if row.once)}
     for seed in range(start, start + max(config.table.seeds, config.table.main_seeds or 0)):
-        rows = [row for row in rows_of(config) if not seed or row.name not in config.table.once]
+        rows = [row for row in rows_of(config) if not seed or row.name not in once]
         if seed - start >= config.table.seeds:
             students += [TableStudent(row, first, seed) for row in rows if row.name in BUILT_IN]
             continue

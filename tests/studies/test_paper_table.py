@@ -142,6 +142,8 @@ def test_rows_and_faults_of_the_config(tmp_path: Path) -> None:
         ("all", 0),
         ("all", 1),
     }
+    own = load_paper_table(file, {"table.more": [{"name": "x", "once": True}]})
+    assert [s.seed for s in students_of(own) if s.row.name == "x"] == [0]
     parts = [load_paper_table(file, {"table.first_seed": k, "table.seeds": 1}) for k in range(2)]
     assert sorted(s.key for part in parts for s in students_of(part)) == sorted(keys)
     assert own_columns(config) == ("knn", "linear_probe")
