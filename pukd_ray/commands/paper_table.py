@@ -17,6 +17,7 @@ QUICK = {
     "table.main_seeds": None,
     "table.per_class": [20],
     "table.more": [],
+    "table.lengths": [],
     "selector.steps": 200,
     "distill.steps": 200,
 }

@@ -154,11 +154,12 @@ def comparisons(table: dict[str, Any]) -> list[tuple[str, str]]:
 
 def lengths(table: dict[str, Any]) -> dict[str, dict[int, float]]:
     """{title: {images seen: top-1}} of the rows that were trained at several lengths, all of one repetition."""
-    first = min((s["seed"] for s in table["students"].values() if s["equal"] == "length"), default=None)
+    others = [s for s in table["students"].values() if s["equal"] == "length"]
+    of_them = {(s["seed"], s["positives_per_class"]) for s in others}
+    usual = [s for s in table["students"].values() if s["equal"] == "steps"]
     found: dict[str, dict[int, float]] = {}
-    for student in table["students"].values():
-        if student["equal"] in ("steps", "length") and student["seed"] == first:
-            found.setdefault(student["title"], {})[student["images_seen"]] = student["top1"]
+    for student in others + [s for s in usual if (s["seed"], s["positives_per_class"]) in of_them]:
+        found.setdefault(student["title"], {})[student["images_seen"]] = student["top1"]
     return {title: dict(sorted(seen.items())) for title, seen in found.items() if len(seen) > 1}
 
 

@@ -128,7 +128,7 @@ def students_of(config: PaperConfig) -> list[TableStudent]:
             continue
         students += [TableStudent(row, first, seed) for row in rows]
         students += [TableStudent(row, n, seed) for n in others for row in rows if row.fewer]
-        if seed == start:
+        if not seed:
             # One that takes longer as it is has no place among the lengths.
             usual = [row for row in rows if row.name in BUILT_IN and row.longer == 1]
             others_of = (length for length in config.table.lengths if length != 1)

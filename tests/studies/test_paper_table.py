@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,8 @@ def test_rows_and_faults_of_the_config(tmp_path: Path) -> None:
     assert [s.seed for s in students_of(own) if s.row.name == "x"] == [0]
     parts = [load_paper_table(file, {"table.first_seed": k, "table.seeds": 1}) for k in range(2)]
     assert sorted(s.key for part in parts for s in students_of(part)) == sorted(keys)
+    longer = [replace(c, table=replace(c.table, lengths=(0.5,))) for c in (config, *parts)]
+    assert [sum(s.length == 0.5 for s in students_of(c)) for c in longer] == [14, 14, 0]
     assert own_columns(config) == ("knn", "linear_probe")
     assert own_columns(load_paper_table(file, {"table.rows": ["random", "pu_s1"]})) == ()
     assert {s.row.name for s in students_of(main) if s.seed == 3} >= {"p_only", "recommended"}
@@ -221,6 +224,7 @@ def test_all_rows_of_the_first_number_of_positives_are_drawn() -> None:
 def test_rows_of_several_lengths_are_lines_against_the_images_seen() -> None:
     students = [student("pu_s1", 3, s, 0.5 + s / 10, images_seen=640) for s in range(2)]
     students += [student("pu_s1", 3, 0, 0.4, images_seen=64, equal="length"), student("kd", 3, 0, 0.9, images_seen=640)]
+    students += [student("pu_s1", 9, 0, 0.8, images_seen=640)]
     table = {"students": {str(i): s for i, s in enumerate(students)}, "teacher": {"top1": 0.9}}
     assert lengths(table) == {"pu_s1": {64: 0.4, 640: 0.5}}
     drawn = draw_lengths(table).decode()
@@ -228,8 +232,8 @@ def test_rows_of_several_lengths_are_lines_against_the_images_seen() -> None:
     assert "<!-- kd -->" not in drawn
     assert lengths({"students": {"0": students[0]}}) == {}
     run = {"average_precision": 0.5, "prior": {"value": 0.25}}
-    rows = table_rows({**table, "runs": {f"3-seed{s}": run for s in range(2)}}, "steps")
-    assert [r["seeds"] for r in rows] == ["2", "1"]
+    rows = table_rows({**table, "runs": {f"{n}-seed{s}": run for n in (3, 9) for s in range(2)}}, "steps")
+    assert [r["seeds"] for r in rows] == ["2", "1", "1"]
 
 
 JUDGED = {
@@ -284,7 +288,7 @@ def test_published_tables_come_from_their_figures() -> None:
 
 
 def test_quick_leaves_the_tables_folder_alone(tmp_path: Path) -> None:
-    file = write_paper_task(tmp_path, more=[{"name": "x"}], main_seeds=8)
+    file = write_paper_task(tmp_path, more=[{"name": "x"}], main_seeds=8, lengths=[2])
 
     def load(*flags: str) -> PaperConfig:
         return paper_table.load(parse_arguments(["--config", str(file), *flags], "", add_flags=paper_table.add_flags))
@@ -292,6 +296,7 @@ def test_quick_leaves_the_tables_folder_alone(tmp_path: Path) -> None:
     quick = load("--quick", "--distill.steps", "7", "--rows", "pu_s1,all")
     assert quick.output == f"{tmp_path / 'table'}-quick"
     assert (quick.table.seeds, quick.table.per_class, quick.table.more) == (2, (20,), ())
+    assert quick.table.lengths == ()
     assert (quick.table.rows, quick.distill.steps) == (("pu_s1", "all"), 7)
     assert load("--seeds", "3").output == str(tmp_path / "table")
     assert (load("--seeds", "3").table.seeds, load("--seeds", "3").table.main_seeds) == (3, None)
