@@ -17,11 +17,12 @@ import time
 import numpy as np
 import pyarrow as pa
 import torch
+from scipy.stats import spearmanr
 
 from pukd_ray.corpus.fetch import fetch_images
 from pukd_ray.corpus.pixels import decode_batch, pixel_spec
-from pukd_ray.networks.selector import SelectorHead, as_cached
-from pukd_ray.networks.teacher import Teacher, load_state
+from pukd_ray.networks.selector import as_cached, load_head
+from pukd_ray.networks.teacher import Teacher
 from pukd_ray.preflight.loading import config_of_run
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.devices import KEEP_MEMORY, BatchRunner, Precision, cpu_has_bfloat16, use_threads
@@ -40,7 +41,7 @@ COLUMNS = ["image", "source", "source_row"]
 def draw(folder: RunFolder, count: int, seed: int) -> pa.Table:
     """`count` readable rows of the scores, at random."""
     files = score_files(folder)
-    tables = [folder.read_table(file) for file in files]
+    tables = [folder.read_table(file, [*COLUMNS, "error"]) for file in files]
     rows = pa.concat_tables([t.filter(t.column("error").is_null()).select(COLUMNS) for t in tables])
     order = np.random.default_rng(seed).permutation(rows.num_rows)[:count]
     return rows.take(np.sort(order))
@@ -54,11 +55,7 @@ def measure(path: str, count: int, seed: int, rounds: int) -> None:
     spec = pixel_spec(config.teacher)
     encoded = fetch_images(folder, config, draw(folder, count, seed)).column("image").to_pylist()
     pixels = np.stack([p for p in decode_batch(encoded, spec)[0] if p is not None])
-    state = dict(load_state(folder.read_bytes("selector/head.pt")))
-    state.pop("log_max_phi")
-    head = SelectorHead(state["mean"].numel())
-    head.load_state_dict(state)
-    head.eval()
+    head, _ = load_head(folder.read_bytes("selector/head.pt"))
     calibration, _ = from_json(folder.read_json("selector/calibration.json"))
     cpu = torch.device("cpu")
     weights = read_file(config.teacher.weights)
@@ -79,14 +76,13 @@ def measure(path: str, count: int, seed: int, rounds: int) -> None:
             found[precision] = runner(pixels)
             seconds[precision] = min(seconds[precision], time.perf_counter() - began)
     exact, half = (found[p] for p in PRECISIONS)
-    z, half_z = (np.argsort(np.argsort(f["z"])) for f in (exact, half))
     decisions = [calibration(f["z"]) >= 0.5 for f in (exact, half)]
     error = np.linalg.norm(half["features"] - exact["features"]) / np.linalg.norm(exact["features"])
     rates = [len(pixels) / seconds[p] for p in PRECISIONS]
     print(
         f"| {config.name}: {config.teacher.arch} at {config.teacher.input_size}, {len(pixels):,} images "
         f"| {rates[0]:,.0f} | {rates[1]:,.0f} | {rates[1] / rates[0]:.2f} "
-        f"| {np.corrcoef(z, half_z)[0, 1]:.4f} | {np.mean(decisions[0] == decisions[1]):.2%} "
+        f"| {spearmanr(exact['z'], half['z']).statistic:.4f} | {np.mean(decisions[0] == decisions[1]):.2%} "
         f"| {np.mean(exact['label'] == half['label']):.2%} | {error:.0e} |",
         flush=True,
     )

@@ -13,7 +13,7 @@ import torch
 
 from pukd_ray.config import RunConfig, ScoreConfig, SelectorConfig, SourceConfig, TeacherConfig
 from pukd_ray.corpus.pixels import pixel_spec
-from pukd_ray.networks.selector import SelectorHead
+from pukd_ray.networks.selector import SelectorHead, load_head
 from pukd_ray.networks.teacher import Teacher, dump_state, new_network
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.selection.calibration import Calibration, to_json
@@ -68,12 +68,9 @@ class Task:
     def load(self) -> tuple[Teacher, SelectorHead, Calibration]:
         """The networks on the CPU."""
         teacher = Teacher(self.teacher, self.weights, torch.device("cpu"))
-        state = dict(torch.load(self.folder / "selector/head.pt", weights_only=True))
-        state.pop("log_max_phi")
-        head = SelectorHead(state["mean"].numel())
-        head.load_state_dict(state)
+        head, _ = load_head((self.folder / "selector/head.pt").read_bytes())
         calibration = json.loads((self.folder / "selector/calibration.json").read_text())
-        return teacher, head.eval(), Calibration(**{k: v for k, v in calibration.items() if k != "bootstrap"})
+        return teacher, head, Calibration(**{k: v for k, v in calibration.items() if k != "bootstrap"})
 
 
 def prepare(folder: Path, corpus: Path, network: str, sample: list[bytes]) -> Task:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pukd_ray.networks.features import MultiScaleExtractor
 from pukd_ray.networks.head import AttentionHead
+from pukd_ray.networks.teacher import load_state
 from pukd_ray.runtime.devices import Precision, autocast
 
 WIDTH = 128
@@ -76,6 +77,15 @@ class SelectorHead(nn.Module):
             x = x * kept / (1 - DROPOUT)
         logits: Tensor = self.attention(F.relu(self.hidden(x)))
         return logits
+
+
+def load_head(data: bytes) -> tuple[SelectorHead, float]:
+    """(head in eval mode on the CPU, log max phi) of `selector/head.pt`."""
+    state = dict(load_state(data))
+    scale = float(state.pop("log_max_phi"))
+    head = SelectorHead(state["mean"].numel())
+    head.load_state_dict(state)
+    return head.eval(), scale
 
 
 class PixelSelector(nn.Module):

@@ -56,14 +56,11 @@ class ScoreImages(TeacherActor):
         blend: tuple[Blend, Shared] | None,
     ) -> None:
         super().__init__(teacher, weights, grid, precision)
-        from pukd_ray.networks.selector import SelectorHead
-        from pukd_ray.networks.teacher import Teacher, load_state
+        from pukd_ray.networks.selector import load_head
+        from pukd_ray.networks.teacher import Teacher
 
-        state = dict(load_state(head))
-        self._log_max_phi = float(state.pop("log_max_phi"))
-        self._head = SelectorHead(state["mean"].numel())
-        self._head.load_state_dict(state)
-        self._head.to(self.teacher.device).eval()
+        loaded, self._log_max_phi = load_head(head)
+        self._head = loaded.to(self.teacher.device)
         self._trunk = None if trunk is None else Teacher(teacher, trunk, self.teacher.device, grid, precision)
         self._blend = None if blend is None else (blend[0], Nearness.load(blend[1].get()))
         self._calibration, self._kept, self._keep_above = calibration, keep, keep_above

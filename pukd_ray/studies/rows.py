@@ -128,13 +128,12 @@ def students_of(config: PaperConfig) -> list[TableStudent]:
             continue
         students += [TableStudent(row, first, seed) for row in rows]
         students += [TableStudent(row, n, seed) for n in others for row in rows if row.fewer]
+        # What takes longer as it is has no place among other lengths, and compares at no epochs.
+        usual = [row for row in rows if row.name in BUILT_IN and row.longer == 1]
         if not seed:
-            # One that takes longer as it is has no place among the lengths.
-            usual = [row for row in rows if row.name in BUILT_IN and row.longer == 1]
             others_of = (length for length in config.table.lengths if length != 1)
             students += [TableStudent(row, first, seed, length=length) for length in others_of for row in usual]
         if config.table.equal_epochs:
-            # `kd` is the same in both tables; one that takes longer compares at no epochs.
-            built_in = [row for row in rows if row.name in BUILT_IN and row.name != "kd" and row.longer == 1]
-            students += [TableStudent(row, first, seed, epochs=True) for row in built_in]
+            # `kd` is the same in both tables.
+            students += [TableStudent(row, first, seed, epochs=True) for row in usual if row.name != "kd"]
     return students

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,8 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from pukd_ray import demo, load_config
+from pukd_ray import load_config
+from pukd_ray.cli import DEMO_CONFIG
 from pukd_ray.config import TeacherConfig
 from pukd_ray.corpus.pixels import PixelSpec, decode_batch, pixel_spec
 from pukd_ray.networks import actor
@@ -22,7 +22,7 @@ from pukd_ray.networks.teacher import Teacher, dump_state, new_network
 from pukd_ray.runtime import devices
 from pukd_ray.runtime.devices import Precision
 
-DEMO = Path(demo.__file__).parent
+DEMO = DEMO_CONFIG.parent
 CPU = torch.device("cpu")
 TEACHER = TeacherConfig(arch="lenet5", weights="w", num_classes=3, input_size=28, channels=1, mean=[0.0], std=[1.0])
 SPEC = PixelSpec(28, 1, "crop")
@@ -78,7 +78,7 @@ def test_what_16_bits_cannot_hold_is_computed_in_32(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.skipif(not devices.cpu_has_bfloat16(), reason="this machine's cores have no bfloat16")
 def test_a_cpu_computes_in_bfloat16_only_where_that_is_asked_for_and_agrees_with_itself() -> None:
-    config = load_config(DEMO / "demo.yaml")
+    config = load_config(DEMO_CONFIG)
     images = pq.read_table(DEMO / "test.parquet")["image"].to_pylist()[:512]
     pixels = np.stack([p for p in decode_batch(images, pixel_spec(config.teacher))[0] if p is not None])
     weights = (DEMO / "teacher.pt").read_bytes()

@@ -114,11 +114,11 @@ def test_the_whole_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         "pu_s1-12-seed0.pt",
     }
     assert again["students"]["pu_s1-12-seed0"]["top1"] == students["pu_s1-12-seed0"]["top1"]
-    with pytest.raises(ConfigError, match=r"distill: has changed since p_only-12-seed0 and [0-9]{2} other students"):
+    with pytest.raises(ConfigError, match=r"distill: has changed since p_only-12-seed0 and 39 other students"):
         make_table(load_paper_table(file, {"distill.temperature": 4.0}))
     marker = tmp_path / "table" / "runs" / "12-seed0" / "markers" / "score.json"
     marker.write_text(json.dumps(json.loads(marker.read_text()) | {"finished": "later"}))
-    with pytest.raises(ConfigError, match=r"scores: has changed since truth-12-seed0 and [0-9]{2} other students"):
+    with pytest.raises(ConfigError, match=r"scores: has changed since truth-12-seed0 and 3[0-9] other students"):
         make_table(config)
     with pytest.raises(ConfigError, match=r"output: .*/runs/12-seed0 was made before that: delete that folder") as old:
         make_table(load_paper_table(file, {"selector.steps": 61}))
