@@ -74,6 +74,24 @@ def test_a_sound_config(home: Path) -> None:
     assert config.selector.prior == "auto"
 
 
+def test_a_config_builds_on_another_whose_paths_are_its_own(home: Path) -> None:
+    (home / "more").mkdir()
+    (home / "more" / "p.parquet").write_bytes(b"x")
+    (home / "between.yaml").write_text("base: run.yaml\nselector: {steps: 7, lr: 0.1}\nselection: {rule: all}\n")
+    (home / "more" / "top.yaml").write_text(
+        "base: ../between.yaml\nselector: {steps: 9}\npositives: {uri: p.parquet}\nteacher: {mean: [0.4]}\n"
+    )
+    config = load_config(home / "more" / "top.yaml", {"corpus.uri": "p.parquet", "selector.views": 2})
+    assert (config.selector.steps, config.selector.lr, config.selector.views) == (9, 0.1, 2)
+    assert config.selection.rule == "all"
+    assert (config.teacher.mean, config.teacher.std) == ((0.4,), (0.3,))
+    assert config.teacher.weights == str(home / "teacher.pt")
+    assert config.positives[0].uri == config.corpus[0].uri == str(home / "more" / "p.parquet")
+    (home / "run.yaml").write_text("base: more/top.yaml\n")
+    with pytest.raises(ConfigError, match=r"base: .*top.yaml builds on itself"):
+        load_config(home / "more" / "top.yaml")
+
+
 def test_every_kind_of_fault_is_told_in_one_go(home: Path) -> None:
     other = build_network("lenet5_half", **SHAPE).state_dict()
     torch.save(other, home / "half.pt")

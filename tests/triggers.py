@@ -38,6 +38,7 @@ from pukd_ray.corpus.plan import plan_inputs
 from pukd_ray.corpus.reading import read_rows
 from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.corpus.units import Unit
+from pukd_ray.demo.pools import Bank
 from pukd_ray.estimate import Prices, estimate_run
 from pukd_ray.export.formats import trace
 from pukd_ray.networks.zoo import build_network, find_weights, load_weights
@@ -60,8 +61,9 @@ from pukd_ray.selection.near import find_near
 from pukd_ray.selection.scoring import _check_rejected
 from pukd_ray.selection.select import select_images
 from pukd_ray.storage import patiently, read_file
+from pukd_ray.studies.cifar import RELEVANT, draw_share
 from pukd_ray.studies.config import load_paper_table
-from pukd_ray.studies.paper import _check_positives, _missing
+from pukd_ray.studies.paper import _check_positives, _missing, _tables_beside
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,8 @@ several(
     lambda home: load_config(home.file("a.yaml", "a: [")),
     lambda home: load_config(home.file("a.yaml", "- a")),
     lambda home: load_config(home.file("a.yaml", b"\xff")),
+    lambda home: load_config(home.file("a.yaml", "base: 3")),
+    lambda home: load_config(home.file("a.yaml", "base: a.yaml")),
     with_keys(corpus__0__uri="x"),
     with_keys(selector__prior=2, distill__lrr=0.1),
     with_keys(output="s3://KEY:SECRET@bucket/run"),
@@ -552,8 +556,23 @@ several(
     table(test=None),
     table(positives=[{"uri": str(DEMO_CONFIG.parent / "positives.parquet")}] * 2),
     table(positives__per_class=3),
+    table(table__beside=["none.json"]),
     lambda home: _check_positives(cast(Any, table(table__seeds=99)(home))),
+    lambda home: tables_beside(home, corpus__relevant_column=None),
+    lambda home: tables_beside(home),
 )
+
+
+@under("Paper table")
+def a_corpus_of_too_few_images(home: Home) -> object:
+    del home
+    few = Bank(np.zeros((2, 3, 32, 32), np.uint8), np.array([min(RELEVANT), "n0"]), np.array(["a", "b"]))
+    return draw_share(few, 0.5, seed=0)
+
+
+def tables_beside(home: Home, **keys: Any) -> object:
+    beside = home.file("beside.json", '{"runs": {"100-seed0": {"prior": null}}}')
+    return _tables_beside(cast(Any, table(table__beside=[str(beside)], **keys)(home)))
 
 
 @under("Paper table")

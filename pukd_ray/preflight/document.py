@@ -71,6 +71,15 @@ def parse_document(text: str, what: str) -> dict[str, Any]:
     return {str(key): value for key, value in raw.items()}
 
 
+def build_on(base: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with what `raw` sets: sections key by key, all else, lists too, as a whole."""
+    merged = dict(base)
+    for key, value in raw.items():
+        below = merged.get(key)
+        merged[key] = build_on(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
 def apply_overrides(raw: dict[str, Any], overrides: Mapping[str, Any]) -> list[str]:
     """Set each `key.sub` (items of lists by number) in place; returns the faults of keys that lead nowhere."""
     faults = []

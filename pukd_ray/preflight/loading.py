@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -18,7 +18,7 @@ from pukd_ray.config import (
     TrackingConfig,
     worker_faults,
 )
-from pukd_ray.preflight.document import apply_overrides, parse_document, read_document
+from pukd_ray.preflight.document import apply_overrides, build_on, parse_document, read_document
 from pukd_ray.preflight.faults import validate
 from pukd_ray.preflight.files import export_faults, file_faults, read_class_names, resolve_paths
 from pukd_ray.preflight.secrets import secret_faults
@@ -30,7 +30,9 @@ T = TypeVar("T")
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
     """Read a run's YAML file, apply `overrides` such as `{"selector.prior": 0.2}`, check all that can be checked.
 
-    Input paths become absolute (relative ones resolve against the file's folder); `output` is left as it is.
+    Input paths become absolute (relative ones resolve against the file's folder); `output` is left as it is. The key
+    `base` names another config, from whose folder on its own paths resolve: this one's keys replace its, one by one in
+    sections, lists as a whole.
     Raises ConfigError whose `faults` has one line per fault, each naming its key.
 
     Examples:
@@ -85,11 +87,11 @@ def load(
     `writes_teacher` says of the document, overridden and with absolute paths but not yet checked, whether
     `teacher.weights` is yet to be written.
     """
-    raw = read_document(Path(path))
+    source_keys = _source_keys(kind)
+    raw = _read_with_base(Path(path), source_keys, ())
     faults = apply_overrides(raw, overrides or {})
     if secrets := secret_faults(raw):
         raise ConfigError(secrets)  # alone: other faults may quote them
-    source_keys = _source_keys(kind)
     raw = resolve_paths(raw, Path(path).absolute().parent, source_keys)
     faults += read_class_names(raw)
     config, value_faults = validate(raw, kind)
@@ -111,6 +113,19 @@ def load(
     if faults or config is None:
         raise ConfigError(list(dict.fromkeys(faults)))
     return config
+
+
+def _read_with_base(path: Path, source_keys: Sequence[str], above: tuple[Path, ...]) -> dict[str, Any]:
+    """A config file's keys, its paths absolute, on top of those of the file that its `base` names, and so on."""
+    raw = resolve_paths(read_document(path), path.absolute().parent, source_keys)
+    base = raw.pop("base", None)
+    if base is None:
+        return raw
+    if not isinstance(base, str):
+        raise ConfigError([f"base: {base!r} should be the path of a config, relative to the folder of {path}"])
+    if path.resolve() in above:
+        raise ConfigError([f"base: {path} builds on itself"])
+    return build_on(_read_with_base(path.parent / base, source_keys, (*above, path.resolve())), raw)
 
 
 def _tracking_faults(tracking: TrackingConfig) -> list[str]:
