@@ -1,6 +1,7 @@
 """Write the pools that the studies measure on (hard, easy, rare, imbalanced) as Parquet files, each with P and truth.
 
-Fashion-MNIST is read from Debian's package: `apt-get install dataset-fashion-mnist`.
+Fashion-MNIST is read from Debian's package: `apt-get install dataset-fashion-mnist`. With `--data` instead corpora of
+real images, with 0.5 to 50 % relevant ones: of Tiny ImageNet, for CIFAR-10's task (docs/results.md says which files).
 """
 
 import argparse
@@ -11,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pukd_ray.cli import parse_flags
-from pukd_ray.demo.pools import POOLS, Bank, draw_pool, load_bank, write_pool
+from pukd_ray.demo.pools import POOLS, Bank, Pool, draw_pool, load_bank, write_pool
+from pukd_ray.studies.cifar import SHARES, draw_share, load_cifar
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +31,7 @@ def load_source(folder: Path) -> Bank:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """This command's."""
     add_source(parser)
+    parser.add_argument("--data", type=Path, help="folder with cifar10/ and tiny_imagenet32/: corpora of these instead")
     parser.add_argument("--output", type=Path, default=Path("data/pools"), help="[%(default)s]")
     parser.add_argument("--seed", type=int, default=0, help="[%(default)s]")
     parser.add_argument("--tuning", action="store_true", help="the pools that choices are made on")
@@ -37,10 +40,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str]) -> None:
     """Parse the arguments and write the files."""
     arguments = parse_flags(argv, __doc__, "pukd make-pools", add_flags)
-    bank = load_source(arguments.source)
+    pools: dict[str, Pool]
+    if arguments.data is not None:
+        bank = load_cifar(arguments.data)
+        pools = {f"cifar-{share:g}": draw_share(bank, share, seed=arguments.seed) for share in SHARES}
+    else:
+        bank = load_source(arguments.source)
+        pools = {name: draw_pool(bank, name, seed=arguments.seed, tuning=arguments.tuning) for name in POOLS}
     facts = {}
-    for name in POOLS:
-        pool = draw_pool(bank, name, seed=arguments.seed, tuning=arguments.tuning)
+    for name, pool in pools.items():
         facts[name] = write_pool(bank, pool, arguments.output / name)
         print(f"{arguments.output / name}: {facts[name]['images']:,} images, {facts[name]['relevant']:,} relevant")
-    (arguments.output / "pools.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    file = arguments.output / ("cifar.json" if arguments.data is not None else "pools.json")
+    file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

@@ -18,6 +18,7 @@ QUICK = {
     "table.per_class": [20],
     "table.more": [],
     "table.lengths": [],
+    "table.beside": [],
     "selector.steps": 200,
     "distill.steps": 200,
 }

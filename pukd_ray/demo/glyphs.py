@@ -39,9 +39,9 @@ def render_textures(count: int, *, seed: int, size: int = 28) -> list[bytes]:
 
 
 def encode_small_png(pixels: NDArray[np.uint8]) -> bytes:
-    """Gray pixels [height, width] as the smallest PNG that Pillow makes of them."""
+    """Pixels, gray [height, width] or RGB [3, height, width], as the smallest PNG that Pillow makes of them."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    Image.fromarray(pixels.transpose(1, 2, 0) if pixels.ndim == 3 else pixels).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 

@@ -46,7 +46,7 @@ class Bank:
     """Every image that a pool may hold."""
 
     images: np.ndarray
-    """uint8 [N, 28, 28]."""
+    """uint8 [N, 28, 28], or [N, 3, 32, 32]."""
     kinds: np.ndarray
     """Class name or kind of rendering, [N]."""
     ids: np.ndarray
@@ -171,12 +171,15 @@ def _part(members: np.ndarray, tuning: bool) -> np.ndarray:
 
 
 def write_pool(bank: Bank, pool: Pool, folder: Path) -> dict[str, Any]:
-    """Write `positives.parquet` and `corpus.parquet` (PNG bytes, truth, origin) into `folder`; return its facts."""
+    """Write `corpus.parquet` (PNG bytes, truth, origin), and `positives.parquet` if there are any, into `folder`;
+    return the pool's facts."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows, extra in (
         ("positives", pool.positives, {"label": pool.labels}),
         ("corpus", pool.corpus, {"relevant": pool.relevant}),
     ):
+        if not len(rows):
+            continue
         columns = {"image": [encode_small_png(image) for image in bank.images[rows]], "origin": bank.ids[rows], **extra}
         pq.write_table(pa.table(columns), folder / f"{name}.parquet", row_group_size=2_000, compression="zstd")
     return pool.facts(bank)

@@ -15,13 +15,15 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pukd_ray.config import TeacherConfig
+from pukd_ray.config import ConfigError, TeacherConfig
 from pukd_ray.demo.pools import TUNING_SHARE, TUNING_SIZE, Bank, Pool
 
 POOL = "cifar"
 """Its name."""
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CORPUS = 20_000
+SHARES = (0.005, 0.02, 0.11, 0.5)
+"""Of relevant images, in the corpora that accuracy is drawn against (`draw_share`); in Tiny ImageNet it is 0.115."""
 # The synsets of Tiny ImageNet that show a class of CIFAR-10; airplane, deer and horse are missing.
 RELEVANT = frozenset(
     f"n{number:08}"
@@ -69,6 +71,29 @@ def draw_cifar(bank: Bank, *, seed: int, per_class: int = 100, tuning: bool = Fa
     positives = [rng.permutation(part(bank.kinds == name))[:per_class] for name in CLASSES]
     relevant = np.isin(bank.kinds[corpus], list(RELEVANT))
     return Pool(np.concatenate(positives), np.repeat(np.arange(len(CLASSES)), per_class), corpus, relevant)
+
+
+def draw_share(bank: Bank, share: float, *, seed: int) -> Pool:
+    """Draw a corpus of `CORPUS` of all the bank's images, of which a `share` is relevant; without P.
+
+    Of one seed, one of a larger share has the relevant images of a smaller one, and more. Raises ConfigError if the
+    bank has too few images.
+    """
+    rng = np.random.default_rng([seed, 12])
+    is_relevant = np.isin(bank.kinds, list(RELEVANT))
+    relevant = rng.permutation(np.flatnonzero(is_relevant))
+    others = rng.permutation(np.flatnonzero(~is_relevant & ~np.isin(bank.kinds, CLASSES)))
+    wanted = round(CORPUS * share)
+    if len(relevant) < wanted or len(others) < CORPUS - wanted:
+        raise ConfigError(
+            [
+                f"--data: its tiny_imagenet32/ has {len(relevant):,} relevant images and {len(others):,} others, fewer "
+                f"than the {wanted:,} and {CORPUS - wanted:,} of a corpus: it takes all of Tiny ImageNet"
+            ]
+        )
+    corpus = rng.permutation(np.r_[relevant[:wanted], others[: CORPUS - wanted]])
+    nothing = np.empty(0, np.int64)
+    return Pool(nothing, nothing, corpus, is_relevant[corpus])
 
 
 def cifar_teacher(folder: Path) -> tuple[TeacherConfig, bytes]:

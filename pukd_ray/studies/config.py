@@ -20,6 +20,7 @@ from pukd_ray.config import (
     RunConfig,
     Sources,
     SupervisedConfig,
+    Text,
     to_plain,
 )
 from pukd_ray.preflight import load
@@ -86,6 +87,9 @@ class TableConfig:
     lengths: Listed(Annotated[Float, Field(gt=0)]) = ()  # type: ignore[valid-type]
     """Multiples of `distill.steps` that the built-in rows of the first repetition take too, each anew: accuracy against
     the images seen, in a table and a plot of its own."""
+    beside: Listed(Text) = ()  # type: ignore[valid-type]
+    """`table.json` (path or URI) of tables of other corpora: accuracy against the share of relevant images in the
+    corpus, of all of them and this one, in a table and a plot of its own."""
     equal_epochs: Bool = True
     """A second table in which each student sees its images as often as `kd` (without it: one of all of U) does in the
     first, where all take the same steps."""
@@ -139,6 +143,7 @@ def load_paper_table(path: str | Path, overrides: Mapping[str, Any] | None = Non
         for section, changes in (("selection", row.selection), ("distill", row.distill))
         for fault in validate({**to_plain(getattr(config, section)), **changes}, type(getattr(config, section)))[1]
     ]
+    faults += [f"table.beside: no such file: {uri}" for uri in config.table.beside if not weights_exist(uri)]
     if faults:
         raise ConfigError(faults)
     return config

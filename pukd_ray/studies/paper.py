@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields, replace
 from typing import Any
 
@@ -35,8 +36,8 @@ from pukd_ray.selection.select import select_images
 from pukd_ray.storage import open_storage, read_bytes
 from pukd_ray.studies.config import PaperConfig
 from pukd_ray.studies.pages import describe_machine
-from pukd_ray.studies.paper_page import draw_accuracy, draw_lengths, render_table
-from pukd_ray.studies.rows import BUILT_IN, TableRow, TableStudent, own_columns, students_of
+from pukd_ray.studies.paper_page import by_share, draw_accuracy, draw_lengths, draw_shares, render_table
+from pukd_ray.studies.rows import BUILT_IN, TableRow, TableStudent, has_truth, own_columns, students_of
 from pukd_ray.studies.students import StudentJob, train_students
 
 NOT_OF_A_STUDENT = ("epochs", "baseline", "memory_gib")
@@ -69,10 +70,12 @@ def train_missing_teacher(config: PaperConfig) -> bool:
 def write_page(config: PaperConfig, table: dict[str, Any], command: str) -> str:
     """Write `table.md` and its plots into the folder; returns the page."""
     folder = open_folder(config)
-    page = render_table(table, command, "table.svg", "lengths.svg")
+    page = render_table(table, command)
     folder.write_bytes("table.svg", draw_accuracy(table))
     if config.table.lengths:
         folder.write_bytes("lengths.svg", draw_lengths(table))
+    if table["by_share"]:
+        folder.write_bytes("shares.svg", draw_shares(table))
     folder.write_text("table.md", page)
     return page
 
@@ -86,6 +89,7 @@ def make_table(config: PaperConfig) -> dict[str, Any]:
     folder = open_folder(config)
     weights = read_bytes(*open_storage(config.teacher.weights))
     teacher = teacher_inputs(config, weights)
+    beside = _tables_beside(config)
     with engine(config.name, config.resources.autoscales) as cluster:
         _check_positives(config)
         original = None
@@ -132,8 +136,22 @@ def make_table(config: PaperConfig) -> dict[str, Any]:
         "batch_size": config.distill.batch_size,
         "machine": describe_machine() | {"gpus": cluster.gpus},
     }
+    table["by_share"] = by_share([table, *beside]) if beside else {}
     folder.write_json("table.json", table)
     return table
+
+
+def _tables_beside(config: PaperConfig) -> list[dict[str, Any]]:
+    """Those of `table.beside`; ConfigError if one is none, or not one of a corpus with truth, as this must be too."""
+    if config.table.beside and not has_truth(config):
+        raise ConfigError(["table.beside: needs truth in `corpus`, such as relevant_labels"])
+    tables = []
+    for uri in config.table.beside:
+        table = json.loads(read_bytes(*open_storage(uri)))
+        if not all(run.get("relevant") for run in table["runs"].values()):
+            raise ConfigError([f"table.beside: {uri} does not say what share of its corpus is relevant: make it anew"])
+        tables.append(table)
+    return tables
 
 
 def _run_config(config: PaperConfig, folder: RunFolder, seed: int, per_class: int) -> RunConfig:
@@ -252,6 +270,7 @@ def _jobs_of_run(
     known = {
         "prior": run_folder.read_json("selector/prior.json"),
         "average_precision": of_scores["average_precision"] if of_scores else None,
+        "relevant": of_scores["relevant"] / planned["counts"]["corpus"] if of_scores else None,
         "seconds": {stage: run_folder.spent(stage) for stage in ("selector", "score")},
     }
     return jobs, known

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -163,21 +163,33 @@ def lengths(table: dict[str, Any]) -> dict[str, dict[int, float]]:
     return {title: dict(sorted(seen.items())) for title, seen in found.items() if len(seen) > 1}
 
 
-def _length_cells(table: dict[str, Any]) -> list[list[str]]:
-    """A header and a line per row; none where rows have one length."""
-    found = lengths(table)
-    steps = sorted({n for seen in found.values() for n in seen})
-    lines = [[title, *(f"{100 * seen[n]:.2f}" if n in seen else "" for n in steps)] for title, seen in found.items()]
-    return [["images seen", *(f"{n:,}" for n in steps)], ["---"] * (1 + len(steps)), *lines] if lines else []
+def by_share(tables: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """{title: [(share of relevant images in the corpus, mean top-1)]} of the rows that several of these tables have."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for table in tables:
+        share = float(np.mean([run["relevant"] for run in table["runs"].values()]))
+        of_rows = _by_row(table, "steps")
+        for (name, per_class), students in of_rows.items():
+            if name in BUILT_IN and per_class == next(iter(of_rows))[1]:
+                top1 = float(np.mean([s["top1"] for s in students.values()]))
+                found.setdefault(_title(students), []).append((share, top1))
+    return {title: sorted(points) for title, points in found.items() if points[1:]}
 
 
-def render_table(table: dict[str, Any], command: str, plot: str, lengths_plot: str) -> str:
-    """The page, Markdown; `plot` and `lengths_plot` are the pictures' paths relative to it."""
+def _cells(what: str, lines: Mapping[str, Mapping[Any, float]], form: str) -> list[list[str]]:
+    """A header, with `what` and where the points of the lines are, and a line of top-1 for each; none without lines."""
+    at = sorted({n for points in lines.values() for n in points})
+    cells = [[title, *(f"{100 * y[n]:.2f}" if n in y else "" for n in at)] for title, y in lines.items()]
+    return [[what, *(format(n, form) for n in at)], ["---"] * (1 + len(at)), *cells] if cells else []
+
+
+def render_table(table: dict[str, Any], command: str) -> str:
+    """The page, Markdown; its pictures `table.svg`, `lengths.svg` and `shares.svg` lie beside it."""
+    shares = {title: dict(points) for title, points in table.get("by_share", {}).items()}
     by_equal = {s["equal"] for s in table["students"].values()}
     return render_page(
         "paper.md.j2",
         command=command,
-        plot=plot,
         name=table["name"],
         machine=table["machine"],
         networks=table["networks"],
@@ -189,8 +201,8 @@ def render_table(table: dict[str, Any], command: str, plot: str, lengths_plot: s
         tables={equal: table_rows(table, equal) for equal in ("steps", "epochs") if equal in by_equal},
         further=further_rows(table),
         comparisons=comparisons(table),
-        lengths=_length_cells(table),
-        lengths_plot=lengths_plot,
+        lengths=_cells("images seen", lengths(table), ","),
+        shares=_cells("share of relevant images", shares, ".3g"),
         failed=table["failed"],
         seconds={
             stage: np.mean([run["seconds"][stage] for run in table["runs"].values()]) for stage in ("selector", "score")
@@ -243,6 +255,15 @@ def draw_lengths(table: dict[str, Any]) -> bytes:
     for title, seen in lengths(table).items():
         axes.plot(list(seen), [100 * top1 for top1 in seen.values()], marker="o", ms=4, lw=1.2, label=title)
     return _finish(figure, axes, table, "images seen")
+
+
+def draw_shares(table: dict[str, Any]) -> bytes:
+    """SVG: top-1 against the share of relevant images in the corpus."""
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for title, points in table["by_share"].items():
+        axes.plot(*zip(*[(n, 100 * top1) for n, top1 in points], strict=True), marker="o", ms=4, lw=1.2, label=title)
+    return _finish(figure, axes, table, "share of relevant images in the corpus")
 
 
 def _finish(figure: Figure, axes: Axes, table: dict[str, Any], across: str) -> bytes:

@@ -72,12 +72,17 @@ BUILT_IN = {
 }
 
 
+def has_truth(config: PaperConfig) -> bool:
+    """Whether anything is known of what is relevant in the corpus."""
+    return any(s.relevant_column or s.relevant is not None or s.relevant_labels for s in config.corpus)
+
+
 def rows_of(config: PaperConfig) -> list[TableRow]:
     """The config's rows, built-in ones in their own order: only those for which there is what they need."""
     wanted = set(config.table.rows)
     if config.original is None:
         wanted -= {"kd", "kd_few"}
-    if not any(s.relevant_column or s.relevant is not None or s.relevant_labels for s in config.corpus):
+    if not has_truth(config):
         wanted -= {"truth"}
     more = [TableRow(r.name, r.name, "selection", r.selection, r.distill) for r in config.table.more]
     return [row for name, row in BUILT_IN.items() if name in wanted] + more

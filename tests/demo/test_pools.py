@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pukd_ray.commands import make_pools
 from pukd_ray.demo import pools
 from pukd_ray.demo.build import CLASSES, SOURCE_CLASSES
+from pukd_ray.demo.glyphs import encode_small_png
 from pukd_ray.demo.pools import POOLS, Bank, Pool, draw_pool, write_pool
+from pukd_ray.studies import cifar
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +86,30 @@ def test_files_hold_the_images_and_the_truth(bank: Bank, tmp_path: Path) -> None
     assert corpus.column("origin").to_pylist() == bank.ids[pool.corpus].tolist()
     assert positives.column("label").to_pylist() == [0] * 7
     assert corpus.column("image")[0].as_py().startswith(b"\x89PNG")
+
+
+def test_corpora_of_real_images_have_the_shares_that_they_are_named_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cifar, "CORPUS", 200)
+    rng = np.random.default_rng(0)
+    pngs = [encode_small_png(image) for image in rng.integers(0, 256, (320, 3, 32, 32), np.uint8)]
+    wnids = [min(cifar.RELEVANT) if i < 110 else "n00000001" for i in range(310)]
+    for file, columns in (
+        ("cifar10/train.parquet", {"image": pngs[310:], "label": list(range(10))}),
+        ("tiny_imagenet32/a.parquet", {"image": pngs[:310], "wnid": wnids}),
+    ):
+        (tmp_path / file).parent.mkdir()
+        pq.write_table(pa.table(columns), tmp_path / file)
+    make_pools.main(["--data", str(tmp_path), "--output", str(tmp_path / "pools")])
+    drawn = {}
+    for share in cifar.SHARES:
+        corpus = pq.read_table(tmp_path / "pools" / f"cifar-{share:g}" / "corpus.parquet")
+        origins, relevant = (corpus.column(c).to_pylist() for c in ("origin", "relevant"))
+        assert len(set(origins)) == 200
+        assert sum(relevant) == round(200 * share)
+        assert all((int(o.removeprefix("a/")) < 110) == r for o, r in zip(origins, relevant, strict=True))
+        drawn[share] = {o for o, r in zip(origins, relevant, strict=True) if r}
+    assert drawn[0.005] < drawn[0.02] < drawn[0.11] < drawn[0.5]
+    first = int(origins[0].removeprefix("a/"))
+    assert corpus.column("image")[0].as_py() == pngs[first]  # in colour, as it was

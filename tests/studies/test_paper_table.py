@@ -22,9 +22,11 @@ from pukd_ray.commands import paper_table
 from pukd_ray.studies.config import PaperConfig, load_paper_table
 from pukd_ray.studies.paper import make_table, train_missing_teacher, write_page
 from pukd_ray.studies.paper_page import (
+    by_share,
     comparisons,
     draw_accuracy,
     draw_lengths,
+    draw_shares,
     further_rows,
     interval,
     lengths,
@@ -114,6 +116,11 @@ def test_the_whole_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         "pu_s1-12-seed0.pt",
     }
     assert again["students"]["pu_s1-12-seed0"]["top1"] == students["pu_s1-12-seed0"]["top1"]
+    beside = load_paper_table(file, {"table.beside": [f"{tmp_path}/table/table.json"]})
+    drawn = make_table(beside)
+    assert drawn["by_share"]["PU-s1"] == [(pytest.approx(0.4, abs=0.05), students["pu_s1-12-seed0"]["top1"])] * 2
+    assert "| share of relevant images | 0." in write_page(beside, drawn, "this test")
+    assert (tmp_path / "table" / "shares.svg").read_bytes().startswith(b"<?xml")
     with pytest.raises(ConfigError, match=r"distill: has changed since p_only-12-seed0 and 39 other students"):
         make_table(load_paper_table(file, {"distill.temperature": 4.0}))
     marker = tmp_path / "table" / "runs" / "12-seed0" / "markers" / "score.json"
@@ -236,6 +243,20 @@ def test_rows_of_several_lengths_are_lines_against_the_images_seen() -> None:
     assert [r["seeds"] for r in rows] == ["2", "1", "1"]
 
 
+def test_rows_of_several_tables_are_lines_against_the_share_of_relevant_images() -> None:
+    tables = []
+    for share in (0.5, 0.02):
+        students = [student(row, 3, s, share + s / 10) for row in ("pu_s1", "all") for s in range(2)]
+        students += [student(row, 9, 0, 0.9) for row in ("pu_s1", "selected@9")]
+        students += [student("knn", 3, 0, 0.9)] if share == 0.5 else []
+        runs = {f"{n}-seed{s}": {"relevant": share} for n in (3, 9) for s in range(2)}
+        tables.append({"students": dict(enumerate(students)), "runs": runs})
+    points = [(0.02, pytest.approx(0.07)), (0.5, pytest.approx(0.55))]
+    assert by_share(tables) == {"pu_s1": points, "all": points}
+    drawn = draw_shares({"by_share": by_share(tables), "teacher": {"top1": 0.9}}).decode()
+    assert "<!-- pu_s1 -->" in drawn
+
+
 JUDGED = {
     "P only": "PU-s1 - student on P only",
     "random of U, as many": "PU-s1 - Baseline-2: random of U",
@@ -267,8 +288,9 @@ def test_published_tables_come_from_their_figures() -> None:
         text += page.read_text()
         judged[table["name"].removeprefix("fashion-")] = dict(comparisons(table))
         command = f"python jobs/paper_table.py --config jobs/configs/paper/{table['name'].replace('-', '_')}.yaml"
-        assert render_table(table, command, "table.svg", "lengths.svg") == page.read_text()
+        assert render_table(table, command) == page.read_text()
         assert (page.parent / "lengths.svg").exists() == bool(lengths(table))
+        assert (page.parent / "shares.svg").exists() == bool(table.get("by_share"))
         assert (page.parent / "table.svg").read_bytes().startswith(b"<?xml")
     remarks = (DOCS / "paper.md").read_text()
     cells = [line.strip("| ").split(" | ") for line in remarks.splitlines() if line.startswith("| ")]
