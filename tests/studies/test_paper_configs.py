@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -105,6 +106,15 @@ def imagenet(data: Path, rng: np.random.Generator) -> dict[str, Any]:
         "teacher.input_size": 64,
         "teacher_training": {"epochs": 1, "batch_size": 8, "augment": "none"},
     }
+
+
+@pytest.mark.parametrize("name", sorted(file.name for file in CONFIGS.glob("*.yaml")))
+def test_all_that_a_shipped_config_lacks_is_data(tmp_path: Path, name: str) -> None:
+    shutil.copytree(CONFIGS, tmp_path / "jobs" / "configs" / "paper")
+    with pytest.raises(ConfigError) as caught:
+        load_paper_table(tmp_path / "jobs" / "configs" / "paper" / name)
+    missing = re.compile(r"(original|positives|corpus|test)(\.\d+)?\.uri: no such |teacher\.weights: no such file: ")
+    assert [fault for fault in caught.value.faults if not missing.match(fault)] == []
 
 
 @pytest.mark.usefixtures("ray_cluster")
