@@ -245,7 +245,9 @@ def draw_accuracy(table: dict[str, Any]) -> bytes:
             elinewidth=0.8,
             lw=1.2 if points[1:] else 0,
         )
-    return _finish(figure, axes, table, "training images")
+    _draw_teacher(axes, table)
+    axes.set_xscale("log")
+    return _finish(figure, axes, "training images")
 
 
 def draw_lengths(table: dict[str, Any]) -> bytes:
@@ -254,7 +256,9 @@ def draw_lengths(table: dict[str, Any]) -> bytes:
     axes = figure.add_subplot()
     for title, seen in lengths(table).items():
         axes.plot(list(seen), [100 * top1 for top1 in seen.values()], marker="o", ms=4, lw=1.2, label=title)
-    return _finish(figure, axes, table, "images seen")
+    _draw_teacher(axes, table)
+    axes.set_xscale("log")
+    return _finish(figure, axes, "images seen")
 
 
 def draw_shares(table: dict[str, Any]) -> bytes:
@@ -263,13 +267,20 @@ def draw_shares(table: dict[str, Any]) -> bytes:
     axes = figure.add_subplot()
     for title, points in table["by_share"].items():
         axes.plot(*zip(*[(n, 100 * top1) for n, top1 in points], strict=True), marker="o", ms=4, lw=1.2, label=title)
-    return _finish(figure, axes, table, "share of relevant images in the corpus")
+    at = sorted({n for points in table["by_share"].values() for n, _ in points})
+    axes.set_xscale("log")
+    axes.set_xticks(at, [f"{100 * n:.3g} %" for n in at])
+    axes.minorticks_off()
+    return _finish(figure, axes, "share of relevant images in the corpus")
 
 
-def _finish(figure: Figure, axes: Axes, table: dict[str, Any], across: str) -> bytes:
+def _draw_teacher(axes: Axes, table: dict[str, Any]) -> None:
     axes.axhline(100 * table["teacher"]["top1"], color="grey", lw=0.8, ls=":")
     axes.annotate("teacher", (0.01, 100 * table["teacher"]["top1"]), xycoords=("axes fraction", "data"), va="bottom")
-    axes.set(xscale="log", xlabel=across, ylabel="top-1, %")
+
+
+def _finish(figure: Figure, axes: Axes, across: str) -> bytes:
+    axes.set(xlabel=across, ylabel="top-1, %")
     figure.legend(loc="outside right upper", fontsize="small", frameon=False)
     sink = io.BytesIO()
     with rc_context({"svg.hashsalt": "pukd_ray"}):  # the same figures, the same file

@@ -253,7 +253,7 @@ def test_rows_of_several_tables_are_lines_against_the_share_of_relevant_images()
         tables.append({"students": dict(enumerate(students)), "runs": runs})
     points = [(0.02, pytest.approx(0.07)), (0.5, pytest.approx(0.55))]
     assert by_share(tables) == {"pu_s1": points, "all": points}
-    drawn = draw_shares({"by_share": by_share(tables), "teacher": {"top1": 0.9}}).decode()
+    drawn = draw_shares({"by_share": by_share(tables)}).decode()
     assert "<!-- pu_s1 -->" in drawn
 
 
