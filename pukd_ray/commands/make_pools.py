@@ -41,7 +41,9 @@ def main(argv: Sequence[str]) -> None:
     """Parse the arguments and write the files."""
     arguments = parse_flags(argv, __doc__, "pukd make-pools", add_flags)
     pools: dict[str, Pool]
+    file = arguments.output / "pools.json"
     if arguments.data is not None:
+        file = arguments.output / "cifar.json"
         bank = load_cifar(arguments.data)
         pools = {f"cifar-{share:g}": draw_share(bank, share, seed=arguments.seed) for share in SHARES}
     else:
@@ -51,5 +53,4 @@ def main(argv: Sequence[str]) -> None:
     for name, pool in pools.items():
         facts[name] = write_pool(bank, pool, arguments.output / name)
         print(f"{arguments.output / name}: {facts[name]['images']:,} images, {facts[name]['relevant']:,} relevant")
-    file = arguments.output / ("cifar.json" if arguments.data is not None else "pools.json")
     file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

@@ -59,7 +59,7 @@ def read_class_names(raw: dict[str, Any]) -> list[str]:
     return []
 
 
-def weights_exist(uri: str) -> bool:
+def file_exists(uri: str) -> bool:
     """Whether the file is there, or its storage cannot tell: reading it then says why."""
     try:
         fs, path = open_storage(uri)

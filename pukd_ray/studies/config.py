@@ -25,7 +25,7 @@ from pukd_ray.config import (
 )
 from pukd_ray.preflight import load
 from pukd_ray.preflight.faults import validate
-from pukd_ray.preflight.files import weights_exist
+from pukd_ray.preflight.files import file_exists
 
 # Rows of the paper's table that are built in; `pukd_ray.studies.rows` says what each is.
 RowName = Literal[
@@ -143,7 +143,7 @@ def load_paper_table(path: str | Path, overrides: Mapping[str, Any] | None = Non
         for section, changes in (("selection", row.selection), ("distill", row.distill))
         for fault in validate({**to_plain(getattr(config, section)), **changes}, type(getattr(config, section)))[1]
     ]
-    faults += [f"table.beside: no such file: {uri}" for uri in config.table.beside if not weights_exist(uri)]
+    faults += [f"table.beside: no such file: {uri}" for uri in config.table.beside if not file_exists(uri)]
     if faults:
         raise ConfigError(faults)
     return config
@@ -152,4 +152,4 @@ def load_paper_table(path: str | Path, overrides: Mapping[str, Any] | None = Non
 def _trains_teacher(raw: Mapping[str, Any]) -> bool:
     """Whether the teacher is to be trained: the config says how, and its weights are not there."""
     weights = teacher.get("weights") if isinstance(teacher := raw.get("teacher"), dict) else None
-    return bool(raw.get("teacher_training")) and not (isinstance(weights, str) and weights and weights_exist(weights))
+    return bool(raw.get("teacher_training")) and not (isinstance(weights, str) and weights and file_exists(weights))

@@ -26,7 +26,7 @@ from pukd_ray.errors import RunError
 from pukd_ray.networks.teacher import new_network
 from pukd_ray.networks.zoo import count_multiply_adds, count_parameters
 from pukd_ray.pipeline import open_folder, run_pipeline
-from pukd_ray.preflight.files import weights_exist
+from pukd_ray.preflight.files import file_exists
 from pukd_ray.resume import StaleResultsError, teacher_inputs
 from pukd_ray.run.folder import RunFolder, changed_inputs
 from pukd_ray.run.records import SelectionRecord, selection_in
@@ -50,7 +50,7 @@ EVALUATED_BYTES = 2**30
 
 def train_missing_teacher(config: PaperConfig) -> bool:
     """Train the config's teacher on the original data if its weights are not there; whether that was so."""
-    if config.teacher_training is None or weights_exist(config.teacher.weights):
+    if config.teacher_training is None or file_exists(config.teacher.weights):
         return False
     assert config.original is not None
     say(f"teacher   {config.teacher.weights} is not there yet: it is trained on the original data")

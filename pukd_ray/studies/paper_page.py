@@ -176,6 +176,11 @@ def by_share(tables: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, fl
     return {title: sorted(points) for title, points in found.items() if points[1:]}
 
 
+def _shares(table: dict[str, Any]) -> dict[str, dict[float, float]]:
+    """{title: {share: top1}} of what `by_share` found; JSON keeps it as pairs. Tables of before have none."""
+    return {title: dict(points) for title, points in table.get("by_share", {}).items()}
+
+
 def _cells(what: str, lines: Mapping[str, Mapping[Any, float]], form: str) -> list[list[str]]:
     """A header, with `what` and where the points of the lines are, and a line of top-1 for each; none without lines."""
     at = sorted({n for points in lines.values() for n in points})
@@ -185,7 +190,6 @@ def _cells(what: str, lines: Mapping[str, Mapping[Any, float]], form: str) -> li
 
 def render_table(table: dict[str, Any], command: str) -> str:
     """The page, Markdown; its pictures `table.svg`, `lengths.svg` and `shares.svg` lie beside it."""
-    shares = {title: dict(points) for title, points in table.get("by_share", {}).items()}
     by_equal = {s["equal"] for s in table["students"].values()}
     return render_page(
         "paper.md.j2",
@@ -202,7 +206,7 @@ def render_table(table: dict[str, Any], command: str) -> str:
         further=further_rows(table),
         comparisons=comparisons(table),
         lengths=_cells("images seen", lengths(table), ","),
-        shares=_cells("share of relevant images", shares, ".3g"),
+        shares=_cells("share of relevant images", _shares(table), ".3g"),
         failed=table["failed"],
         seconds={
             stage: np.mean([run["seconds"][stage] for run in table["runs"].values()]) for stage in ("selector", "score")
@@ -252,10 +256,7 @@ def draw_accuracy(table: dict[str, Any]) -> bytes:
 
 def draw_lengths(table: dict[str, Any]) -> bytes:
     """SVG: top-1 against the images that a student has seen, of the first repetition."""
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    for title, seen in lengths(table).items():
-        axes.plot(list(seen), [100 * top1 for top1 in seen.values()], marker="o", ms=4, lw=1.2, label=title)
+    figure, axes = _draw_lines(lengths(table))
     _draw_teacher(axes, table)
     axes.set_xscale("log")
     return _finish(figure, axes, "images seen")
@@ -263,15 +264,22 @@ def draw_lengths(table: dict[str, Any]) -> bytes:
 
 def draw_shares(table: dict[str, Any]) -> bytes:
     """SVG: top-1 against the share of relevant images in the corpus."""
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    for title, points in table["by_share"].items():
-        axes.plot(*zip(*[(n, 100 * top1) for n, top1 in points], strict=True), marker="o", ms=4, lw=1.2, label=title)
-    at = sorted({n for points in table["by_share"].values() for n, _ in points})
+    lines = _shares(table)
+    figure, axes = _draw_lines(lines)
+    at = sorted({n for points in lines.values() for n in points})
     axes.set_xscale("log")
     axes.set_xticks(at, [f"{100 * n:.3g} %" for n in at])
     axes.minorticks_off()
     return _finish(figure, axes, "share of relevant images in the corpus")
+
+
+def _draw_lines(lines: Mapping[str, Mapping[Any, float]]) -> tuple[Figure, Axes]:
+    """A line of top-1 for each title."""
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for title, points in lines.items():
+        axes.plot(list(points), [100 * top1 for top1 in points.values()], marker="o", ms=4, lw=1.2, label=title)
+    return figure, axes
 
 
 def _draw_teacher(axes: Axes, table: dict[str, Any]) -> None:
