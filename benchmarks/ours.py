@@ -40,10 +40,26 @@ def spilled_mib() -> float:
     return float(get_memory_info_reply(state).store_stats.spilled_bytes_total / 2**20)
 
 
+def import_libraries() -> None:
+    """What a worker imports for the stage: in a run the stage before it has done so, in the same processes."""
+    import pyarrow as pa
+
+    import pukd_ray.networks.selector
+    import pukd_ray.networks.teacher
+    import pukd_ray.selection.scoring  # noqa: F401
+
+    pa.array([0])  # pyarrow looks for pandas when it first makes a column
+
+
 def main(folder: str, corpus: str, network: str) -> None:
-    """Score a corpus as `pukd run` does once the selector is known; prints its seconds as JSON."""
+    """Score a corpus as `pukd run` does once the selector is known; prints its seconds as JSON.
+
+    In `start` are the imports of the driver and of all workers, and Ray's start.
+    """
     began = time.time()
     task = Task(Path(folder), Path(corpus), network)
+    import ray
+
     from pukd_ray.corpus.context import RunContext, Shared
     from pukd_ray.corpus.listing import list_inputs
     from pukd_ray.corpus.plan import measure_units
@@ -55,6 +71,8 @@ def main(folder: str, corpus: str, network: str) -> None:
     config = task.config
     sources = {"corpus": sources_by_role(config)["corpus"]}
     with engine(config.name) as cluster:
+        imports = ray.remote(num_cpus=1)(import_libraries)
+        ray.get([imports.remote() for _ in range(int(cluster.cpus))])
         started, memory = time.time(), [driver_mib()]
         run = RunContext(RunFolder(config.output), config, cluster, Shared.of(task.weights))
         run = replace(run, units=measure_units(sources, list_inputs(sources).table, lambda _: None))

@@ -1,23 +1,27 @@
-"""What all contenders do: the network, the head, how their scores become a table, and which bytes are kept."""
+"""What all contenders do: the network, the head, how their scores become a table, and which bytes are kept.
+
+torch is imported where it is used: a driver of this project has no need of it for a pass.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from pukd_ray.config import RunConfig, ScoreConfig, SelectorConfig, SourceConfig, TeacherConfig
 from pukd_ray.corpus.pixels import pixel_spec
-from pukd_ray.networks.selector import SelectorHead, load_head
-from pukd_ray.networks.teacher import Teacher, dump_state, new_network
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.selection.calibration import Calibration, to_json
 from pukd_ray.storage import write_bytes
+
+if TYPE_CHECKING:
+    from pukd_ray.networks.selector import SelectorHead
+    from pukd_ray.networks.teacher import Teacher
 
 NETWORKS: dict[str, tuple[int, Literal[1, 3]]] = {"lenet5": (28, 1), "resnet18_cifar": (32, 3), "resnet18": (224, 3)}
 """Input size and channels."""
@@ -67,6 +71,11 @@ class Task:
 
     def load(self) -> tuple[Teacher, SelectorHead, Calibration]:
         """The networks on the CPU."""
+        import torch
+
+        from pukd_ray.networks.selector import load_head
+        from pukd_ray.networks.teacher import Teacher
+
         teacher = Teacher(self.teacher, self.weights, torch.device("cpu"))
         head, _ = load_head((self.folder / "selector/head.pt").read_bytes())
         calibration = json.loads((self.folder / "selector/calibration.json").read_text())
@@ -75,7 +84,11 @@ class Task:
 
 def prepare(folder: Path, corpus: Path, network: str, sample: list[bytes]) -> Task:
     """Write the artefacts; the calibration is such that `KEPT` of `sample` is likely."""
+    import torch
+
     from pukd_ray.corpus.pixels import decode_batch
+    from pukd_ray.networks.selector import SelectorHead
+    from pukd_ray.networks.teacher import Teacher, dump_state, new_network
 
     task = Task(folder, corpus, network)
     folder.mkdir(parents=True, exist_ok=True)
