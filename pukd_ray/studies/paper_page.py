@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from pukd_ray.studies.pages import render_page
-from pukd_ray.studies.rows import BUILT_IN
+from pukd_ray.studies.rows import BUILT_IN, spends
 
 COMPARED = (
     ("pu_s1", "p_only"),
@@ -39,6 +39,8 @@ COMPARED = (
     ),
 )
 LEVEL = 0.95
+STAGES = ("selector", "score")
+"""Of a run, before its selection and student."""
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -135,6 +137,41 @@ def further_rows(table: dict[str, Any]) -> list[dict[str, str]]:
     ]
 
 
+def cost_rows(table: dict[str, Any]) -> list[dict[str, str]]:
+    """The cells of what each built-in row cost, means over its students: seconds by stage, and those of CPUs and GPUs.
+
+    Selector and pass hold all of the machine, a student one CPU or one GPU. What makes no difference to a row is not
+    counted: a random choice needs no scores, the surest of the teacher need the pass alone.
+    """
+    found = _by_row(table, "steps")
+    machine, first = table["machine"], next(iter(found))[1]
+    rows = []
+    for (name, per_class), students in found.items():
+        if name not in BUILT_IN or per_class != first:
+            continue
+        needed = spends(BUILT_IN[name])
+        spent = {seed: table["runs"][f"{per_class}-seed{seed}"]["seconds"] for seed in students}
+        stages = {k: float(np.mean([s[k] for s in spent.values()])) if k in needed else 0.0 for k in STAGES}
+        on_gpu = [s["seconds"] if s.get("device", "CPU") != "CPU" else 0.0 for s in students.values()]
+        training = float(np.mean([s["seconds"] for s in students.values()]))
+        before = sum(stages.values())
+        cpu = before * machine["cpus"] + training - float(np.mean(on_gpu))
+        gpu = before * machine["gpus"] + float(np.mean(on_gpu))
+        top1 = 100 * float(np.mean([s["top1"] for s in students.values()]))
+        rows.append(
+            {
+                "title": _title(students),
+                **{k: format(seconds, ",.0f") if seconds else "" for k, seconds in stages.items()},
+                "training": format(training, ",.0f"),
+                "cpu": format(cpu, ",.0f") if cpu else "",
+                "gpu": format(gpu, ",.0f") if gpu else "",
+                "top1": format(top1, ".2f"),
+                "rate": format(top1 / (cpu + gpu), ".3f"),
+            }
+        )
+    return rows
+
+
 def comparisons(table: dict[str, Any]) -> list[tuple[str, str]]:
     """(what, mean difference with its interval) of the rows that the method is judged by."""
     found = _by_row(table, "steps")
@@ -205,12 +242,10 @@ def render_table(table: dict[str, Any], command: str) -> str:
         tables={equal: table_rows(table, equal) for equal in ("steps", "epochs") if equal in by_equal},
         further=further_rows(table),
         comparisons=comparisons(table),
+        costs=cost_rows(table),
         lengths=_cells("images seen", lengths(table), ","),
         shares=_cells("share of relevant images", _shares(table), ".3g"),
         failed=table["failed"],
-        seconds={
-            stage: np.mean([run["seconds"][stage] for run in table["runs"].values()]) for stage in ("selector", "score")
-        },
     )
 
 

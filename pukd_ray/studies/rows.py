@@ -72,6 +72,14 @@ BUILT_IN = {
 }
 
 
+def spends(row: TableRow) -> tuple[str, ...]:
+    """Stages that the row needs before its student, of `selector` and `score`: some rows take any image."""
+    rule = str(row.selection.get("rule", "positive")) if row.data == "selection" else "all"
+    if RULES[rule].uses_selector:
+        return "selector", "score"
+    return () if rule in ("random", "all", "truth") else ("score",)
+
+
 def has_truth(config: PaperConfig) -> bool:
     """Whether anything is known of what is relevant in the corpus."""
     return any(s.relevant_column or s.relevant is not None or s.relevant_labels for s in config.corpus)

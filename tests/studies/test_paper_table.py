@@ -24,6 +24,7 @@ from pukd_ray.studies.paper import make_table, train_missing_teacher, write_page
 from pukd_ray.studies.paper_page import (
     by_share,
     comparisons,
+    cost_rows,
     draw_accuracy,
     draw_lengths,
     draw_shares,
@@ -217,6 +218,24 @@ def test_differences_are_paired_by_seed() -> None:
     (further,) = further_rows(table)
     assert (further["title"], further["difference"]) == ("T=9", "+1.00 [-1.48, +3.48]")
     assert np.isnan(interval([1.0])).all()
+
+
+def test_a_row_costs_what_it_needs() -> None:
+    rows = ("p_only", "random", "knn", "pu_s1")
+    students = [student(row, 9, s, 0.5, seconds=10.0, device="CPU") for row in rows for s in range(2)]
+    students += [student("kd", 9, s, 0.8, seconds=20.0, device=("CPU", "H100")[s]) for s in range(2)]
+    students += [student(row, n, 0, 0.5) for row, n in (("pu_s1", 3), ("T=9", 9))]
+    runs = {f"{n}-seed{s}": {"seconds": {"selector": 100.0 + s, "score": 30.0}} for n in (9, 3) for s in range(2)}
+    table = {"students": dict(enumerate(students)), "runs": runs, "machine": {"cpus": 4, "gpus": 2}}
+    cells = {r["title"]: (r["selector"], r["score"], r["training"], r["cpu"], r["gpu"]) for r in cost_rows(table)}
+    assert cells == {
+        "p_only": ("", "", "10", "10", ""),
+        "random": ("", "", "10", "10", ""),
+        "knn": ("", "30", "10", "130", "60"),
+        "pu_s1": ("100", "30", "10", "532", "261"),
+        "kd": ("", "", "20", "10", "10"),
+    }
+    assert cost_rows(table)[-1]["rate"] == "4.000"
 
 
 def test_all_rows_of_the_first_number_of_positives_are_drawn() -> None:
