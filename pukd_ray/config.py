@@ -355,14 +355,6 @@ class DistillConfig:
     """cosine: to 0, after a linear warm-up of 5 % of the steps; step: x 0.1 at 1/4, 1/2 and 3/4 of them."""
     positive_share: Share | None = None
     """Share of P in each batch, the rest are selected images; null: all images are seen equally often."""
-    near_miss_share: Share | None = None
-    """Share of each batch of what was selected with P(relevant) below a half, beside a `positive_share` and what was
-    selected above it; null: as they come. Images in memory only."""
-    last_on_positives: Annotated[Float, Field(ge=0, lt=1)] = 0.0
-    """Share of the steps, the last ones, whose batches are P alone. Images in memory only."""
-    noise_adapted: Annotated[Float, Field(ge=0)] = 0.0
-    """Weight of DFND's loss on selected images: the cross-entropy of the teacher's classes and the student's
-    probabilities times a matrix that is learnt too. One worker only."""
     temperature: Positive = 1.0
     """Softens both softmaxes; the loss is scaled by its square."""
     augment: Literal["crop_flip", "crop", "none"] = "crop_flip"

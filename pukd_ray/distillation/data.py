@@ -14,15 +14,7 @@ import torch
 from torch import Tensor
 
 from pukd_ray.corpus.pixels import PixelSpec, Unreadable, decode, stack_pixels
-from pukd_ray.runtime.batches import (
-    EndlessOrder,
-    JoinedOrder,
-    Order,
-    OrderOfRows,
-    SharedOrder,
-    StagedOrder,
-    marked_rows,
-)
+from pukd_ray.runtime.batches import EndlessOrder, SharedOrder, marked_rows
 from pukd_ray.runtime.devices import ALONE, Worker, resident, to_device
 
 
@@ -128,29 +120,13 @@ class InMemory:
         worker: Worker = ALONE,
         stream: int = 3,
         positive_share: float | None = None,
-        near_miss_share: float | None = None,
-        turn: int | None = None,
     ) -> None:
-        """`stream` tells the orders of trainings of one seed apart; of each batch `positive_share` has labels, and
-        `near_miss_share` none and a weight below a half; from step `turn` on all have labels."""
+        """`stream` tells the orders of trainings of one seed apart; of each batch `positive_share` has labels."""
         self.count = len(examples)
         pixels = resident(examples.pixels, worker.device)
         self._examples = replace(examples, pixels=pixels).on(pixels.device)
         self._mine = worker.mine
-        marked = examples.labels.numpy() >= 0
-        self._order: Order = SharedOrder(marked, positive_share, batch_size, seed, stream)
-        if near_miss_share is not None and positive_share is not None and marked.any() and not marked.all():
-            others = np.flatnonzero(~marked)
-            of_marked = marked_rows(positive_share, batch_size)
-            size, share = batch_size - of_marked, near_miss_share / (1 - positive_share)
-            near = examples.weights.numpy()[others] < 0.5
-            self._order = JoinedOrder(
-                OrderOfRows(np.flatnonzero(marked), EndlessOrder(int(marked.sum()), of_marked, seed, stream, 10)),
-                OrderOfRows(others, SharedOrder(near, share, size, seed, stream)),
-            )
-        if turn is not None and marked.any():
-            last = OrderOfRows(np.flatnonzero(marked), EndlessOrder(int(marked.sum()), batch_size, seed, stream, 11))
-            self._order = StagedOrder(self._order, turn, last)
+        self._order = SharedOrder(examples.labels.numpy() >= 0, positive_share, batch_size, seed, stream)
         self._teacher_logits: Tensor | None = None
 
     def _rows(self, step: int) -> Tensor:

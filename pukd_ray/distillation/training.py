@@ -147,20 +147,6 @@ def label_loss(logits: Tensor, shown: list[tuple[Tensor, Batch]]) -> Tensor:
     return total
 
 
-class NoiseAdaption(nn.Module):
-    """Log-probabilities of the classes that a noisy teacher would name, by a matrix [K, K] of (true, named) that starts
-    as nearly the identity and is learnt with the student (Goldberger and Ben-Reuven 2017; Chen et al. 2021, DFND)."""
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.matrix = nn.Parameter(5.0 * torch.eye(classes))
-
-    def forward(self, logits: Tensor) -> Tensor:
-        """Logits [b, K] -> [b, K]."""
-        joint = logits.log_softmax(1)[:, :, None] + self.matrix.log_softmax(1)
-        return joint.logsumexp(1)
-
-
 def distil(
     run: Distillation,
     resume: dict[str, Any] | None = None,
@@ -186,9 +172,6 @@ def distil(
         weight_decay=settings.weight_decay,
         fused=worker.fused,
     )
-    noise = NoiseAdaption(len(run.class_weights)).to(worker.device) if settings.noise_adapted else None
-    if noise:
-        optimizer.add_param_group({"params": noise.parameters(), "weight_decay": 0.0})
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: lr_factor(settings.schedule, s, steps))
     scaler = worker.scaler()
     parts = {"student": bare, "optimizer": optimizer, "scheduler": scheduler}
@@ -196,8 +179,6 @@ def distil(
         parts["scaler"] = scaler
     if average:
         parts["average"] = average
-    if noise:
-        parts["noise"] = noise
     history: list[tuple[int, float]] = []
     start = 0
     if resume:
@@ -205,8 +186,8 @@ def distil(
             part.load_state_dict(resume[name])
         start, history = resume["step"], resume["history"]
     base = run.class_weights.to(worker.device)
-    drawn = torch.rand(1, len(base), dtype=torch.float64, generator=torch.Generator().manual_seed(config.seed))
-    draws = torch.cat([base[None], base + settings.epsilon * drawn.to(worker.device)])
+    noise = torch.rand(1, len(base), dtype=torch.float64, generator=torch.Generator().manual_seed(config.seed))
+    draws = torch.cat([base[None], base + settings.epsilon * noise.to(worker.device)])
     model.train()
     log_every = max(1, steps // LOG_POINTS)
     save_every = -(-steps // CHECKPOINTS)
@@ -240,10 +221,6 @@ def distil(
             objective = objective + settings.label_weight * worker.world / settings.batch_size * label_loss(
                 logits, shown
             )
-        if noise:
-            selected = torch.stack([share * (batch.labels < 0) for share, batch in shown]).sum(0)
-            each = F.nll_loss(noise(logits), target.argmax(1), reduction="none")
-            objective = objective + settings.noise_adapted * (selected * each).sum() / settings.batch_size
         optimizer.zero_grad()
         scaler.scale(objective).backward()
         scaler.step(optimizer)

@@ -78,17 +78,8 @@ class TrainingSet:
 
         spec, settings = pixel_spec(config.teacher), config.distill
         if shard is None:
-            last = settings.last_on_positives
-            turn = round((1 - last) * (settings.steps or 0)) if last and self.files else None
-            return InMemory(
-                self.load(spec, worker),
-                settings.batch_size,
-                config.seed,
-                worker,
-                positive_share=settings.positive_share,
-                near_miss_share=settings.near_miss_share,
-                turn=turn,
-            )
+            share = settings.positive_share
+            return InMemory(self.load(spec, worker), settings.batch_size, config.seed, worker, positive_share=share)
         # A part of what images in memory may take: the buffer copies them.
         buffer_bytes = settings.memory_gib * 2**30 / 4
         batch_size, seed = settings.batch_size // worker.world, config.seed + worker.rank

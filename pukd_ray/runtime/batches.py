@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
-
-
-class Order(Protocol):
-    """Which rows the global batch of a step has."""
-
-    def batch(self, step: int) -> np.ndarray:
-        """Indices int64 [size] of step `step` (from 0)."""
-        ...
 
 
 class EndlessOrder:
@@ -69,37 +59,3 @@ class SharedOrder:
 def marked_rows(share: float, size: int) -> int:
     """Rows of a batch of `size` that are a share of it."""
     return round(share * size)
-
-
-class StagedOrder:
-    """One order before step `turn`, another from there on."""
-
-    def __init__(self, before: Order, turn: int, after: Order) -> None:
-        self._before, self._turn, self._after = before, turn, after
-
-    def batch(self, step: int) -> np.ndarray:
-        """Indices int64 [size] of step `step` (from 0)."""
-        return self._before.batch(step) if step < self._turn else self._after.batch(step - self._turn)
-
-
-class OrderOfRows:
-    """An order of some rows of many."""
-
-    def __init__(self, rows: np.ndarray, order: Order) -> None:
-        self._rows, self._order = rows, order
-
-    def batch(self, step: int) -> np.ndarray:
-        """Indices int64 [size] of step `step` (from 0)."""
-        chosen: np.ndarray = self._rows[self._order.batch(step)]
-        return chosen
-
-
-class JoinedOrder:
-    """Batches of several orders, one after the other."""
-
-    def __init__(self, *orders: Order) -> None:
-        self._orders = orders
-
-    def batch(self, step: int) -> np.ndarray:
-        """Indices int64 [size] of step `step` (from 0)."""
-        return np.concatenate([order.batch(step) for order in self._orders])

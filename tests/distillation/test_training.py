@@ -79,7 +79,6 @@ def accuracy(state: dict[str, torch.Tensor], seed: int = 9) -> float:
         {"sample_weights": "pu_probability", "label_weight": 0.2, "temperature": 4.0, "lr": 0.01},
         {"ema": 0.99, "schedule": "step"},
         {"adversary": "draws", "augment": "crop"},
-        {"noise_adapted": 0.5, "mixup": 0.4},
     ],
     ids=str,
 )
@@ -105,18 +104,7 @@ def test_class_sums_are_those_of_what_a_student_sees() -> None:
         assert (100 * torch.bincount(seen, minlength=3) / len(seen)).tolist() == pytest.approx(expected)
 
 
-def test_near_misses_have_their_share_and_the_last_steps_are_of_p() -> None:
-    kinds = torch.arange(100) % 10  # 0: P, 1 to 3: near misses
-    weights = torch.where((kinds >= 1) & (kinds <= 3), 0.3, 0.8)
-    examples = Batch(torch.zeros(100, 1, 28, 28, dtype=torch.uint8), torch.where(kinds == 0, 0, -1), weights)
-    images = InMemory(examples, 20, 0, positive_share=0.25, near_miss_share=0.1, turn=8)
-    for step in range(12):
-        batch = images.batch(step)
-        of_p, near = int((batch.labels == 0).sum()), int((batch.weights < 0.5).sum())
-        assert (of_p, near) == ((5, 2) if step < 8 else (20, 0))
-
-
-@pytest.mark.parametrize("settings", [{}, {"ema": 0.9, "mixup": 0.2}, {"noise_adapted": 0.5}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"ema": 0.9, "mixup": 0.2}], ids=str)
 def test_a_resumed_training_ends_where_the_whole_one_does(settings: dict[str, Any]) -> None:
     run = distillation(stripes(200), steps=10, **settings)
     kept: list[dict[str, Any]] = []

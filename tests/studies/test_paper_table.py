@@ -303,6 +303,15 @@ REAL_POOLS = {
     "with hidden images, a quarter P": "cifar10-tiny-hidden-quarter",
 }
 """Columns of the second table, and the page that each is of."""
+CHANGES = {
+    "batches of 64, at half the learning rate, as many images": "batches_of_64",
+    "DFND's noise-adapted loss of the teacher's hard labels, weight 0.5": "noise_adapted=0.5",
+    "near misses, from P(relevant) 0.05, as a tenth of each batch": "near_miss_share=0.1",
+    "the last tenth of the steps on P alone": "last_on_positives=0.1",
+    "P's labels, weight 0.2": "label_weight=0.2",
+    "mixup, at a quarter of a million images": "mixup=1",
+}
+"""Rows of the third table, which are of one page, and what that calls them."""
 
 
 def test_published_tables_come_from_their_figures() -> None:
@@ -326,12 +335,15 @@ def test_published_tables_come_from_their_figures() -> None:
     pools = [name.strip("`") for name in header[1:]]
     assert set(pools) == {name for name in judged if not name.startswith("cifar10")}
     assert rows == [[what, *(judged[pool][JUDGED[what]] for pool in pools)] for what in JUDGED]
-    header, *rows = cells[starts["recommended minus"] :]
+    header, *rows = cells[starts["recommended minus"] :][: 1 + len(RECOMMENDED)]
     assert header[1:] == list(REAL_POOLS)
     assert rows == [
         [what, *(judged[pool].get(f"recommended - {row}", "not made") for pool in REAL_POOLS.values())]
         for what, row in RECOMMENDED.items()
     ]
+    tuning = json.loads((DOCS / "paper" / "cifar10-hidden-tuning" / "table.json").read_text())
+    changes = {row["title"]: row["difference"] for row in further_rows(tuning)}
+    assert cells[starts["change"] + 1 :] == [[what, changes[row]] for what, row in CHANGES.items()]
     # What the remarks cite is in a table.
     cited = re.findall(r"[+-]?\d+\.\d+", remarks)
     assert cited
