@@ -74,10 +74,10 @@ BUILT_IN = {
 
 def spends(row: TableRow) -> tuple[str, ...]:
     """Stages that the row needs before its student, of `selector` and `score`: some rows take any image."""
-    rule = str(row.selection.get("rule", "positive")) if row.data == "selection" else "all"
-    if RULES[rule].uses_selector:
-        return "selector", "score"
-    return () if rule in ("random", "all", "truth") else ("score",)
+    if row.data != "selection":
+        return ()
+    rule = RULES[str(row.selection.get("rule", "positive"))]
+    return (*("selector",) * rule.uses_selector, *("score",) * rule.uses_scores)
 
 
 def has_truth(config: PaperConfig) -> bool:

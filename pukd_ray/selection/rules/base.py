@@ -107,6 +107,8 @@ class Rule:
     """`selection.order: random` has it draw instead of rank."""
     uses_selector: bool = True
     """False for rivals: a selector that fails then does not stop the run."""
+    uses_scores: bool = True
+    """False for rivals that need not have looked at an image: they cost no pass."""
     takes_highest: bool = True
     """Whether it takes the highest logits, of all or of each class: only then has the report a cut to show."""
     reads: tuple[str, ...] = ()

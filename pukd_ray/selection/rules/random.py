@@ -9,5 +9,6 @@ RULE = Rule(
     rank_by=by_tie_breaker,
     count=the_budget,
     uses_selector=False,
+    uses_scores=False,
     takes_highest=False,
 )

@@ -17,6 +17,7 @@ RULE = Rule(
     text="the images that are relevant by truth",
     eligible=_relevant,
     uses_selector=False,
+    uses_scores=False,
     takes_highest=False,
     if_empty="it needs truth in the corpus",
 )
