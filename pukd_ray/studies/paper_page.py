@@ -150,19 +150,19 @@ def cost_rows(table: dict[str, Any]) -> list[dict[str, str]]:
         if name not in BUILT_IN or per_class != first:
             continue
         needed = spends(BUILT_IN[name])
-        spent = {seed: table["runs"][f"{per_class}-seed{seed}"]["seconds"] for seed in students}
-        stages = {k: float(np.mean([s[k] for s in spent.values()])) if k in needed else 0.0 for k in STAGES}
-        on_gpu = [s["seconds"] if s.get("device", "CPU") != "CPU" else 0.0 for s in students.values()]
-        training = float(np.mean([s["seconds"] for s in students.values()]))
+        runs = [table["runs"][f"{per_class}-seed{seed}"]["seconds"] for seed in students]
+        stages = {k: float(np.mean([run[k] for run in runs])) if k in needed else 0.0 for k in STAGES}
         before = sum(stages.values())
-        cpu = before * machine["cpus"] + training - float(np.mean(on_gpu))
-        gpu = before * machine["gpus"] + float(np.mean(on_gpu))
+        is_cpu = [s.get("device", "CPU") == "CPU" for s in students.values()]
+        seconds = [s["seconds"] for s in students.values()]
+        cpu = before * machine["cpus"] + float(np.mean(np.multiply(seconds, is_cpu)))
+        gpu = before * machine["gpus"] + float(np.mean(np.multiply(seconds, np.logical_not(is_cpu))))
         top1 = 100 * float(np.mean([s["top1"] for s in students.values()]))
         rows.append(
             {
                 "title": _title(students),
-                **{k: format(seconds, ",.0f") if seconds else "" for k, seconds in stages.items()},
-                "training": format(training, ",.0f"),
+                **{k: format(spent, ",.0f") if spent else "" for k, spent in stages.items()},
+                "training": _mean(students, "seconds", ",.0f"),
                 "cpu": format(cpu, ",.0f") if cpu else "",
                 "gpu": format(gpu, ",.0f") if gpu else "",
                 "top1": format(top1, ".2f"),
