@@ -517,16 +517,27 @@ class RunConfig:
 class SupervisedConfig:
     """How a teacher is trained."""
 
-    epochs: Count = 10
+    epochs: Annotated[Int, Field(ge=0)] = 10
     """Passes over the labelled images."""
     batch_size: Count = 128
     """Images per step."""
     lr: Positive = 0.05
     """Peak learning rate of SGD with momentum, cosine schedule."""
+    swa_epochs: Annotated[Int, Field(ge=0)] = 0
+    """Further passes at a constant rate; the teacher then is the mean of the weights after each of their steps:
+    stochastic weight averaging (Izmailov et al., UAI 2018)."""
+    swa_lr: Positive = 0.03
+    """Learning rate of these."""
     augment: Literal["crop_flip", "crop", "none"] = "crop_flip"
     """Random crop of the image padded by 1/8, and horizontal flip: crop for digits or text."""
     seed: Annotated[Int, Field(ge=0, lt=2**31)] = 0
     """Of initialisation and order."""
+
+    @model_validator(mode="after")
+    def _trains(self) -> SupervisedConfig:
+        if not self.epochs + self.swa_epochs:
+            raise ValueError("epochs: 0, and swa_epochs too: give one of them, at least 1")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=OPTIONS)
@@ -535,6 +546,8 @@ class TeacherTrainingConfig(SupervisedConfig):
 
     teacher: TeacherConfig
     """`teacher.weights` is the file to write."""
+    start: Text | None = None
+    """Weights of such a network to begin with (path or URI); null: random ones."""
     train: Sources
     """Labelled images to train on."""
     test: Sources | None = None

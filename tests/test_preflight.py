@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -455,6 +456,18 @@ def test_the_config_of_a_teacher_training(home: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_teacher_training(home / "train.yaml", {"train.uri": "none", "teacher.arch": "lenet6", "student.arch": "x"})
     assert [f.partition(": ")[0] for f in caught.value.faults] == ["student.arch", "train.uri", "teacher.arch"]
+    begun = load_teacher_training(home / "train.yaml", {"start": "teacher.pt", "epochs": 0, "swa_epochs": 2})
+    assert (begun.start, begun.epochs, begun.swa_epochs) == (f"{home}/teacher.pt", 0, 2)
+    for start, fault in {
+        "gone.pt": f"start: no such file: {home}/gone.pt",
+        "data/p.parquet": f"start: {home}/data/p.parquet ",
+    }.items():
+        with pytest.raises(ConfigError, match=re.escape(fault)):
+            load_teacher_training(home / "train.yaml", {"start": start})
+    with pytest.raises(ConfigError, match=re.escape(f"start: {home}/teacher.pt, arch lenet5_half: ")):
+        load_teacher_training(home / "train.yaml", {"start": "teacher.pt", "teacher.arch": "lenet5_half"})
+    with pytest.raises(ConfigError, match="epochs: 0, and swa_epochs too"):
+        load_teacher_training(home / "train.yaml", {"epochs": 0})
 
 
 SECRETS = [

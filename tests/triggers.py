@@ -553,6 +553,7 @@ several(
     table(table__more=[{"name": "pu_s1"}]),
     table(table__more=[{"name": "x", "distill": {"lr": -1}}]),
     table(teacher_training={"epochs": 1}),
+    table(teacher_training={"epochs": 0}),
     table(test=None),
     table(positives=[{"uri": str(DEMO_CONFIG.parent / "positives.parquet")}] * 2),
     table(positives__per_class=3),

@@ -9,6 +9,7 @@ import ray
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from pukd_ray.config import SourceConfig, TeacherConfig, TeacherTrainingConfig
 from pukd_ray.corpus.labelled import LabelError, index_sources
@@ -17,11 +18,12 @@ from pukd_ray.corpus.reading import read_blocks
 from pukd_ray.distillation.data import Batch, InMemory, augment, decode_labelled
 from pukd_ray.distillation.training import lr_factor
 from pukd_ray.errors import RunError
-from pukd_ray.networks.teacher import Normalise, dump_state, new_network
+from pukd_ray.networks.teacher import Normalise, dump_state, load_state, new_network
+from pukd_ray.networks.zoo import load_weights
 from pukd_ray.runtime.console import remote_progress, say
 from pukd_ray.runtime.devices import Worker, assigned_device, spare_threads, to_device, to_fastest_layout, use_threads
 from pukd_ray.runtime.engine import Cluster, gpus_of
-from pukd_ray.storage import open_storage, write_bytes
+from pukd_ray.storage import open_storage, read_bytes, write_bytes
 
 
 def _load(role: str, sources: tuple[SourceConfig, ...], teacher: TeacherConfig) -> tuple[Batch, tuple[str, ...] | None]:
@@ -30,21 +32,40 @@ def _load(role: str, sources: tuple[SourceConfig, ...], teacher: TeacherConfig) 
     return decode_labelled(blocks, pixel_spec(teacher)), labelled.classes
 
 
+def _steps(config: TeacherTrainingConfig, images: int) -> tuple[int, int]:
+    """(those before the averaging, all)."""
+    per_epoch = max(1, images // config.batch_size)
+    return config.epochs * per_epoch, (config.epochs + config.swa_epochs) * per_epoch
+
+
 def fit_classifier(
-    config: TeacherTrainingConfig, examples: Batch, worker: Worker, on_step: Callable[[int, int, float], None]
+    config: TeacherTrainingConfig,
+    examples: Batch,
+    worker: Worker,
+    on_step: Callable[[int, int, float], None],
+    start: bytes | None = None,
 ) -> nn.Module:
-    """Train `config.teacher` on labelled images, with cross-entropy; `on_step` gets step, steps, loss now and then."""
+    """Train `config.teacher` on labelled images, with cross-entropy; `on_step` gets step, steps, loss now and then.
+
+    `start` is the content of `config.start`.
+    """
     torch.manual_seed(config.seed)
-    network = worker.prepare(new_network(config.teacher.arch, config.teacher)).train()
+    network = new_network(config.teacher.arch, config.teacher)
+    if start is not None:
+        load_weights(network, load_state(start), what="start")
+    network = worker.prepare(network).train()
     if not worker.on_cpu:
         network = to_fastest_layout(network)
     normalise = Normalise(config.teacher).to(worker.device)
     images = InMemory(examples, config.batch_size, config.seed, worker, stream=5)
-    steps = config.epochs * max(1, images.count // config.batch_size)
+    usual, steps = _steps(config, images.count)
     optimizer = torch.optim.SGD(
         network.parameters(), config.lr, momentum=0.9, weight_decay=5e-4, nesterov=True, fused=worker.fused
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: lr_factor("cosine", s, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: lr_factor("cosine", s, usual) if s < usual else config.swa_lr / config.lr
+    )
+    average = AveragedModel(network, use_buffers=True)
     scaler = worker.scaler()
     for step in range(steps):
         batch = images.batch(step).on(worker.device)
@@ -58,9 +79,11 @@ def fit_classifier(
         scaler.step(optimizer)
         scaler.update()
         schedule.step()
+        if step >= usual:
+            average.update_parameters(network)
         if step % 20 == 0 or step + 1 == steps:
             on_step(step + 1, steps, loss.item())
-    return network.eval()
+    return (average.module if config.swa_epochs else network).eval()
 
 
 @torch.inference_mode()
@@ -84,9 +107,9 @@ def _train(config: TeacherTrainingConfig, counter: Any) -> tuple[bytes, dict[str
     def tell(step: int, steps: int, loss: float) -> None:
         counter.set.remote(step, steps, "teacher", loss)
 
-    network = fit_classifier(config, examples, worker, tell)
-    steps = config.epochs * max(1, len(examples) // config.batch_size)
-    report: dict[str, Any] = {"images": len(examples), "steps": steps, "classes": classes}
+    start = None if config.start is None else read_bytes(*open_storage(config.start))
+    network = fit_classifier(config, examples, worker, tell, start)
+    report: dict[str, Any] = {"images": len(examples), "steps": _steps(config, len(examples))[1], "classes": classes}
     if config.test is not None:
         test, _ = _load("test", config.test, config.teacher)
         report |= {"test_images": len(test), "top1": top1(network, config.teacher, test, worker)}

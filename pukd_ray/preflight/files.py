@@ -35,6 +35,8 @@ def resolve_paths(raw: dict[str, Any], base: Path, source_keys: Sequence[str]) -
         return {**value, "uri": absolute(value["uri"])} if isinstance(value, dict) and "uri" in value else value
 
     raw = {key: source(value) if key in source_keys else value for key, value in raw.items()}
+    if "start" in raw:
+        raw["start"] = absolute(raw["start"])
     teacher = raw.get("teacher")
     if isinstance(teacher, dict):
         raw["teacher"] = {
@@ -100,15 +102,18 @@ def file_faults(
                 faults += check_reachable(tuple(uri) if isinstance(uri, list) else (uri,), key)
     teacher: Any = raw.get("teacher")
     student: Any = raw.get("student", {})
+    # A training may begin with weights of its own; those of `teacher` it writes.
+    key = "start" if writes_teacher else "teacher.weights"
+    uri = raw.get("start") if writes_teacher else teacher.get("weights") if isinstance(teacher, dict) else None
     checkpoint = None
-    if not writes_teacher and sound(teacher, "teacher", "weights"):
-        checkpoint, weights_faults = _read_weights(teacher["weights"])
+    if uri is not None and key not in at_fault:
+        checkpoint, weights_faults = _read_weights(key, uri)
         faults += weights_faults
     if not sound(teacher, "teacher", "num_classes", "channels", "input_size"):
         return faults
     numbers = {k: teacher.get(k, 3) for k in ("num_classes", "channels", "input_size")}  # channels has a default
     if sound(teacher, "teacher", "arch"):
-        faults += _network_faults("teacher", teacher["arch"], numbers, checkpoint, teacher.get("weights", ""))
+        faults += _network_faults("teacher", teacher["arch"], numbers, checkpoint, f"{key}: {uri}")
         if checkpoint and teacher["arch"] in RENORMALISING and teacher.get("transform_input") is None:
             _tell(
                 f"warning: teacher.transform_input is not set, and {teacher['arch']} has such a switch, which weights "
@@ -119,25 +124,28 @@ def file_faults(
     return faults
 
 
-def _read_weights(uri: str) -> tuple[Checkpoint | None, list[str]]:
+def _read_weights(key: str, uri: str) -> tuple[Checkpoint | None, list[str]]:
     from pukd_ray.networks.found import read_checkpoint  # torch takes seconds: only once there is something to check
 
     try:
         data = read_bytes(*open_storage(uri))
     except FileNotFoundError:
-        return None, [f"teacher.weights: no such file: {uri}"]
+        return None, [f"{key}: no such file: {uri}"]
     except (OSError, ValueError) as error:
-        return None, [f"teacher.weights: cannot read {uri}: {error}"]
+        return None, [f"{key}: cannot read {uri}: {error}"]
     try:
         return read_checkpoint(data), []
     except ValueError as error:
-        return None, [f"teacher.weights: {uri} {error}"]
+        return None, [f"{key}: {uri} {error}"]
 
 
 def _network_faults(
-    section: str, arch: str, numbers: dict[str, int], checkpoint: Checkpoint | None = None, uri: str = ""
+    section: str, arch: str, numbers: dict[str, int], checkpoint: Checkpoint | None = None, where: str = ""
 ) -> list[str]:
-    """Faults of a network and, if there is a `checkpoint`, of weights that are to fit it; says what is taken of it."""
+    """Faults of a network and, if there is a `checkpoint`, of the weights that are to fit it; says what is taken of it.
+
+    `where` the checkpoint is: its key and file.
+    """
     from pukd_ray.networks.zoo import find_weights, outline_network
 
     try:
@@ -149,11 +157,11 @@ def _network_faults(
     try:
         found = find_weights(network, checkpoint.content)
     except ValueError as fault:
-        return [f"{section}.weights: {uri}, arch {arch}: {fault}"]
+        return [f"{where}, arch {arch}: {fault}"]
     said = [f"taken {found.taken}"] * bool(found.taken)
     said += [f"not made: objects of {', '.join(checkpoint.skipped[:3])}"] * bool(checkpoint.skipped)
     if said:
-        _tell(f"weights   {uri}: {'; '.join(said)}")
+        _tell(f"weights   {where}: {'; '.join(said)}")
     return []
 
 

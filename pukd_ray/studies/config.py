@@ -73,6 +73,8 @@ class TableConfig:
     main_seeds: Count | None = None
     """Repetitions of the built-in rows with the first number of positives at equal steps, which the method is judged
     by; null: `seeds`."""
+    main_rows: Listed(RowName) | None = None  # type: ignore[valid-type]
+    """Which of them have `main_seeds`; null: all."""
     per_class: Listed(Count) = (100, 50, 20)  # type: ignore[valid-type]
     """Positives per class. All rows are made with the first number, `p_only`, `pu_s1`, `pu_s2_random`, `pu_s2_top` and
     `recommended` with the others too."""

@@ -133,11 +133,12 @@ def students_of(config: PaperConfig) -> list[TableStudent]:
     first, *others = config.table.per_class
     students: list[TableStudent] = []
     start = config.table.first_seed
+    main = BUILT_IN if config.table.main_rows is None else config.table.main_rows
     once = {*config.table.once, *(row.name for row in config.table.more if row.once)}
     for seed in range(start, start + max(config.table.seeds, config.table.main_seeds or 0)):
         rows = [row for row in rows_of(config) if not seed or row.name not in once]
         if seed - start >= config.table.seeds:
-            students += [TableStudent(row, first, seed) for row in rows if row.name in BUILT_IN]
+            students += [TableStudent(row, first, seed) for row in rows if row.name in main]
             continue
         students += [TableStudent(row, first, seed) for row in rows]
         students += [TableStudent(row, n, seed) for n in others for row in rows if row.fewer]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,7 @@ import torch
 from pukd_ray.config import SourceConfig, TeacherConfig, TeacherTrainingConfig
 from pukd_ray.distillation.data import Batch
 from pukd_ray.distillation.supervised import fit_classifier, top1
-from pukd_ray.networks.teacher import dump_state
+from pukd_ray.networks.teacher import dump_state, load_state
 from pukd_ray.runtime.devices import ALONE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -40,6 +43,23 @@ def test_a_teacher_learns_what_it_is_shown() -> None:
     assert told[-1][2] < 0.3 * told[0][2]
     again = fit_classifier(CONFIG, thirds(500, 0), ALONE, lambda *_: None)
     assert dump_state(again.state_dict()) == dump_state(network.state_dict())
+
+
+def test_averaged_epochs_go_on_from_given_weights() -> None:
+    def fit(start: bytes | None = None, **changes: Any) -> bytes:
+        network = fit_classifier(replace(CONFIG, **changes), thirds(500, 0), ALONE, lambda *_: None, start)
+        return dump_state(network.state_dict())
+
+    trained = fit()
+    # The mean of one step is that step; of more it is none of them, and of a rate near nothing it stays where it began.
+    one = fit(trained, epochs=0, swa_epochs=1, batch_size=500, swa_lr=0.01)
+    assert one == fit(trained, epochs=1, swa_epochs=0, batch_size=500, lr=0.01)
+    assert one not in (trained, fit(trained, epochs=0, swa_epochs=2, batch_size=500, swa_lr=0.01))
+    still, before = (load_state(s) for s in (fit(trained, epochs=0, swa_epochs=2, swa_lr=1e-9), trained))
+    assert all(torch.allclose(still[k], before[k], atol=1e-6) for k in before)
+    # After epochs of its own it begins where these end.
+    after = load_state(fit(swa_epochs=2, swa_lr=1e-9))
+    assert all(torch.allclose(after[k], before[k], atol=1e-6) for k in before)
 
 
 def test_accuracy_counts_every_image_once() -> None:

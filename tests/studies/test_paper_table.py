@@ -144,6 +144,10 @@ def test_rows_and_faults_of_the_config(tmp_path: Path) -> None:
     more = [{"name": "x"}]
     main = load_paper_table(file, {"table.main_seeds": 4, "table.more": more})
     assert len(students_of(main)) == 2 * (15 + 5 + 13 + 1) + 2 * 15
+    some = load_paper_table(file, {"table.main_seeds": 4, "table.main_rows": ["knn", "recommended"]})
+    last = [(s.row.name, s.seed) for s in students_of(some)][-4:]
+    assert last == [(row, k) for k in (2, 3) for row in ("knn", "recommended")]
+    assert len(students_of(some)) == len(keys) + 2 * 2
     once = load_paper_table(file, {"table.once": ["kd", "pu_s1"], "table.equal_epochs": False})
     assert {(s.row.name, s.seed) for s in students_of(once) if s.row.name in ("kd", "pu_s1", "all")} == {
         ("kd", 0),
