@@ -257,7 +257,7 @@ def draw_accuracy(table: dict[str, Any]) -> bytes:
     """
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_prop_cycle(color=list(colormaps["tab20"](range(20))))
+    axes.set_prop_cycle(color=list(colormaps["tab20"]([*range(0, 20, 2), *range(1, 20, 2)])))  # the strong ones first
     found = _by_row(table, "steps")
     _, first = next(iter(found))
     lines: dict[str, list[tuple[float, list[float]]]] = {}
@@ -269,7 +269,7 @@ def draw_accuracy(table: dict[str, Any]) -> bytes:
         point = images, [100 * s["top1"] for s in students.values()]
         if not any(point in points for points in lines.values()):  # rows that differ in name only
             lines.setdefault(series if at else _title(students), []).append(point)
-    for label, points in lines.items():
+    for label, points in sorted(lines.items(), key=lambda line: len(line[1]) == 1):
         points.sort(key=lambda point: point[0])
         means = [float(np.mean(v)) for _, v in points]
         spread = [float(np.std(v, ddof=1)) if len(v) > 1 else 0.0 for _, v in points]
