@@ -415,8 +415,8 @@ class ExportConfig:
 
 @dataclass(frozen=True, kw_only=True, config=OPTIONS)
 class ResourcesConfig:
-    """What the run may take of the cluster; never affects results, but for rounding, and for networks with BatchNorm that
-    several workers train on CPUs: its statistics are per worker there."""
+    """What the run may take of the cluster; never affects results, but for rounding, and for BatchNorm, which has the
+    statistics of each worker where several train on CPUs."""
 
     gpus_per_actor: Literal["auto"] | Annotated[Float, Field(ge=0)] = "auto"
     """auto: 1 if the CLUSTER has GPUs, 0 if it has none and no autoscaler."""

@@ -27,6 +27,7 @@ from pukd_ray.runtime.console import say
 from pukd_ray.runtime.engine import Cluster, engine
 from pukd_ray.runtime.timing import Stopwatch
 from pukd_ray.selection.chunks import CHUNK_SECONDS
+from pukd_ray.selection.labels import load_labels
 from pukd_ray.storage import list_files, read_file
 
 TRIALS = "estimate"
@@ -140,7 +141,7 @@ def estimate_run(config: RunConfig, prices: Prices, images: int) -> EstimateReco
     if images < 200:
         raise ConfigError(["arguments: --images: at least 200 images make a trial"])
     whole = RunFolder(absolute(config.output))
-    folder = RunFolder(f"{whole.uri.rstrip('/')}/{TRIALS}")
+    folder = RunFolder(whole.uri_of(TRIALS))
     whole.delete_folder(TRIALS)
     weights = read_file(config.teacher.weights)
     with engine(f"{config.name}-estimate", config.resources.autoscales) as cluster:
@@ -152,6 +153,9 @@ def estimate_run(config: RunConfig, prices: Prices, images: int) -> EstimateReco
             STAGES[0].function()(run)
             plan_seconds = watch.seconds
             units = read_units(folder)
+            if config.selector.prior == "audit":  # the labels lie with the run: the trials are told what they say
+                told = load_labels(whole, _rows_of(units)["corpus"]).prior.value
+                run = replace(run, config=replace(config, selector=replace(config.selector, prior=told)))
             few = images // SMALLER, TRIAL_STEPS // SMALLER
             trials = []
             for name, size, steps in (("first", *few), ("small", *few), ("large", images, TRIAL_STEPS)):
@@ -198,7 +202,7 @@ def make_trial(run: RunContext, units: Sequence[Unit], name: str, images: int, s
         selection=replace(config.selection, budget=budget),
         distill=replace(config.distill, steps=min(config.distill.steps or steps, steps)),
     )
-    trial = replace(run, folder=RunFolder(f"{run.folder.display}/{name}"), config=small, units=mine)
+    trial = replace(run, folder=RunFolder(run.folder.uri_of(name)), config=small, units=mine)
     trial.folder.write_table("plan.parquet", units_to_table(mine))
     seconds: dict[str, float] = {}
     for stage in STAGES[1:]:

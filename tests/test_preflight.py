@@ -466,6 +466,12 @@ def test_the_config_of_a_teacher_training(home: Path) -> None:
             load_teacher_training(home / "train.yaml", {"start": start})
     with pytest.raises(ConfigError, match=re.escape(f"start: {home}/teacher.pt, arch lenet5_half: ")):
         load_teacher_training(home / "train.yaml", {"start": "teacher.pt", "teacher.arch": "lenet5_half"})
+    for weights, fault in {
+        "nosuch://x/t.pt": "Protocol not known",
+        "run.yaml/t.pt": "the folder of .* cannot be made",
+    }.items():
+        with pytest.raises(ConfigError, match=f"teacher.weights: .*{fault}"):
+            load_teacher_training(home / "train.yaml", {"teacher.weights": weights})
     with pytest.raises(ConfigError, match="epochs: 0, and swa_epochs too"):
         load_teacher_training(home / "train.yaml", {"epochs": 0})
 

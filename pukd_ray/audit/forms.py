@@ -238,6 +238,7 @@ _Found = list[tuple[Any, Any, Any]]
 
 def _read_csv(text: str, ids: Sequence[str], path: str) -> _Found:
     found: _Found = []
+    sample = {_as_text(image_id) for image_id in ids} | {*ids}
     # A spreadsheet may separate by semicolons.
     separator = ";" if text.partition("\n")[0].count(";") >= len(CSV_COLUMNS) - 1 else ","
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
@@ -251,8 +252,10 @@ def _read_csv(text: str, ids: Sequence[str], path: str) -> _Found:
             continue
         image_id = row["image_id"]
         number = row["number"] or ""
-        if number.isdecimal() and 1 <= int(number) <= len(ids) and image_id == _as_text(ids[int(number) - 1]):
-            image_id = ids[int(number) - 1]
+        if number.isdecimal() and 1 <= int(number) <= len(ids):
+            shown = ids[int(number) - 1]
+            # A spreadsheet takes ids of digits for numbers: 000123 becomes 123.
+            image_id = shown if image_id == _as_text(shown) or image_id not in sample else image_id
         found.append((row["audit"], image_id, {"y": "yes", "n": "no", "u": "unsure"}.get(value, value)))
     return found
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from pukd_ray.cli import Arguments, parse_arguments
 from pukd_ray.errors import RunError
+from pukd_ray.storage import split_uri
 from pukd_ray.studies.config import PaperConfig, load_paper_table
 
 QUICK = {
@@ -40,7 +41,10 @@ def load(arguments: Arguments) -> PaperConfig:
     if flags.seeds is not None:
         given |= {"table.seeds": flags.seeds, "table.main_seeds": None}  # null: as `seeds`
     config = load_paper_table(arguments.config, {**(QUICK if flags.quick else {}), **given, **arguments.overrides})
-    return replace(config, output=f"{config.output}-quick") if flags.quick else config
+    if not flags.quick:
+        return config
+    scheme, path, query = split_uri(config.output)
+    return replace(config, output=f"{scheme}{path}-quick{query}")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pukd_ray.config import SourceConfig, TeacherConfig, TeacherTrainingConfig
@@ -23,7 +24,7 @@ from pukd_ray.networks.zoo import load_weights
 from pukd_ray.runtime.console import remote_progress, say
 from pukd_ray.runtime.devices import Worker, assigned_device, spare_threads, to_device, to_fastest_layout, use_threads
 from pukd_ray.runtime.engine import Cluster, gpus_of
-from pukd_ray.storage import open_storage, read_bytes, write_bytes
+from pukd_ray.storage import open_storage, patiently, read_bytes, write_bytes
 
 
 def _load(role: str, sources: tuple[SourceConfig, ...], teacher: TeacherConfig) -> tuple[Batch, tuple[str, ...] | None]:
@@ -65,7 +66,7 @@ def fit_classifier(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda s: lr_factor("cosine", s, usual) if s < usual else config.swa_lr / config.lr
     )
-    average = AveragedModel(network, use_buffers=True)
+    average = AveragedModel(network, multi_avg_fn=_mean, use_buffers=True) if config.swa_epochs else None
     scaler = worker.scaler()
     for step in range(steps):
         batch = images.batch(step).on(worker.device)
@@ -79,11 +80,23 @@ def fit_classifier(
         scaler.step(optimizer)
         scaler.update()
         schedule.step()
-        if step >= usual:
+        if average and step >= usual:
             average.update_parameters(network)
         if step % 20 == 0 or step + 1 == steps:
-            on_step(step + 1, steps, loss.item())
-    return (average.module if config.swa_epochs else network).eval()
+            value = loss.item()
+            if not math.isfinite(value):
+                raise RunError(f"the loss is {value} after {step + 1:,} steps: lower lr, {config.lr:g} now")
+            on_step(step + 1, steps, value)
+    return (average.module if average else network).eval()
+
+
+def _mean(averages: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
+    """Of all so far; of what is not a real number, such as BatchNorm's counters, the last."""
+    for average, value in zip(averages, current, strict=True):
+        if average.is_floating_point():
+            average.lerp_(value, 1 / (int(count) + 1))
+        else:
+            average.copy_(value)
 
 
 @torch.inference_mode()
@@ -117,14 +130,20 @@ def _train(config: TeacherTrainingConfig, counter: Any) -> tuple[bytes, dict[str
 
 
 def train_teacher(config: TeacherTrainingConfig, cluster: Cluster) -> dict[str, Any]:
-    """Train on the cluster (on `gpus` of its GPUs), write `teacher.weights`, return counts and test accuracy."""
+    """Train on the cluster (on `gpus` of its GPUs), write `teacher.weights`, return counts and test accuracy.
+
+    Raises RunError if that cannot be written, before it trains; if the loss is not finite; for labels that do not fit.
+    """
+    uri = config.teacher.weights
+    fs, path = patiently(uri, lambda: open_storage(uri))
+    patiently(uri, lambda: fs.create_dir(path.rpartition("/")[0], recursive=True))
     with remote_progress("teacher") as counter:
         task = _train.options(num_cpus=1.0, num_gpus=gpus_of("gpus", config.gpus, cluster))
         try:
             state, report = ray.get(task.remote(config, counter))
         except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, LabelError):
+            if isinstance(error.cause, LabelError | RunError):
                 raise RunError(str(error.cause)) from error
             raise
-    write_bytes(*open_storage(config.teacher.weights), state)
+    patiently(uri, lambda: write_bytes(fs, path, state))
     return {**report, "bytes": len(state)}

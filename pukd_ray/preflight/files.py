@@ -106,6 +106,8 @@ def file_faults(
     key = "start" if writes_teacher else "teacher.weights"
     uri = raw.get("start") if writes_teacher else teacher.get("weights") if isinstance(teacher, dict) else None
     checkpoint = None
+    if writes_teacher and sound(teacher, "teacher", "weights"):
+        faults += _destination_faults(teacher["weights"])
     if uri is not None and key not in at_fault:
         checkpoint, weights_faults = _read_weights(key, uri)
         faults += weights_faults
@@ -122,6 +124,19 @@ def file_faults(
     if has_student and sound(student, "student", "arch"):
         faults += _network_faults("student", student.get("arch", StudentConfig().arch), numbers)
     return faults
+
+
+def _destination_faults(uri: Any) -> list[str]:
+    """Of weights that are to be written: what can be told of that before hours of training."""
+    try:
+        open_storage(uri)
+        if is_local(uri):
+            local_path(uri).parent.mkdir(parents=True, exist_ok=True)
+    except ValueError as error:
+        return [f"teacher.weights: {error}"]
+    except OSError as error:
+        return [f"teacher.weights: the folder of {uri} cannot be made ({error.strerror}): name one that can"]
+    return []
 
 
 def _read_weights(key: str, uri: str) -> tuple[Checkpoint | None, list[str]]:

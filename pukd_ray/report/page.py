@@ -226,7 +226,7 @@ def _warnings(
     apart = [
         q["name"]
         for q in _quality(metrics, prior)
-        if q["audit"] and (q["audit"][1][1] < q["interval"][0] or q["audit"][1][0] > q["interval"][1])
+        if q["audit"] and q["interval"] and (q["audit"][1][1] < q["interval"][0] or q["audit"][1][0] > q["interval"][1])
     ]
     if apart:
         warnings.append(

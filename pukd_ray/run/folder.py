@@ -115,7 +115,8 @@ class RunFolder:
         """Path of the folder in `fs`."""
         return self._storage[1]
 
-    def _uri_of(self, name: str) -> str:
+    def uri_of(self, name: str) -> str:
+        """URI of `name`; a URI may have a query behind its path."""
         scheme, path, query = split_uri(self.uri)
         return f"{scheme}{path.rstrip('/')}/{name}{query}"
 
@@ -226,7 +227,7 @@ class RunFolder:
 
     def create_json(self, name: str, value: Any) -> bool:
         """Write a file unless it is there; whether it was this call that wrote it."""
-        return self.patiently(name, lambda: create_file(self.fs, self.path(name), self._uri_of(name), as_json(value)))
+        return self.patiently(name, lambda: create_file(self.fs, self.path(name), self.uri_of(name), as_json(value)))
 
     def commit_json(self, name: str, value: Any) -> None:
         """Write a file that nobody may have written yet; RunError if another driver has, or has taken over."""

@@ -57,5 +57,5 @@ class SharedOrder:
 
 
 def marked_rows(share: float, size: int) -> int:
-    """Rows of a batch of `size` that are a share of it."""
-    return round(share * size)
+    """Rows of a batch of `size` that are a share of it: some of each kind, where there is room for both."""
+    return min(max(1, round(share * size)), size - 1) if size > 1 else round(share)

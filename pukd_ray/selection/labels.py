@@ -139,7 +139,7 @@ def join(folder: RunFolder, config: RunConfig, labels: Labels) -> tuple[RunConfi
     `source_row` counts the rows of `labels.table`.
     """
     folder.write_table(JOINED, labels.table)
-    source = SourceConfig(uri=f"{folder.uri.rstrip('/')}/{JOINED}", id_column="image_id")
+    source = SourceConfig(uri=folder.uri_of(JOINED), id_column="image_id")
     relevant = labels.table.column("relevant").to_numpy()
     classes = labels.table.column("teacher_label").to_numpy().astype(np.int64)
     requests = []

@@ -70,8 +70,9 @@ def _vpu(batch: Batch) -> tuple[Tensor, Tensor]:
     # Mixing before the network standardises is the same as after it: both are affine.
     n, p, u = len(batch.inputs), batch.inputs[: batch.n_p], batch.inputs[batch.n_p :]
     mix = float(batch.rng.beta(MIXUP, MIXUP))
-    partners = p[torch.arange(len(u), device=u.device) % max(1, len(p))]
-    mixed = mix * u + (1 - mix) * partners
+    mixed = u
+    if len(p):  # a plain batch, or a rank's part of one, may have none
+        mixed = mix * u + (1 - mix) * p[torch.arange(len(u), device=u.device) % len(p)]
     logits = batch.forward(torch.cat([batch.inputs, mixed]), torch.cat([batch.kept, batch.kept[batch.n_p :]]))
     return vpu_risk(logits[:n], batch.labels, logits[n:], mix, group=batch.group)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import fields, replace
 from typing import Any
+
+import pyarrow.compute as pc
 
 from pukd_ray.config import (
     ConfigError,
@@ -16,6 +19,7 @@ from pukd_ray.config import (
 )
 from pukd_ray.corpus.context import RunContext, Shared
 from pukd_ray.corpus.labelled import index_sources
+from pukd_ray.corpus.listing import read_files
 from pukd_ray.corpus.stored_units import read_units
 from pukd_ray.corpus.units import Unit
 from pukd_ray.distillation.evaluate import measure_accuracy
@@ -42,7 +46,7 @@ from pukd_ray.studies.students import StudentJob, train_students
 
 NOT_OF_A_STUDENT = ("epochs", "baseline", "memory_gib")
 """Keys of `distill` that make no difference to a student with given steps."""
-KEPT_APART = ("loss", "inputs")
+KEPT_APART = ("loss", "inputs", "tested")
 """Of a student's result: stays in its own file."""
 EVALUATED_BYTES = 2**30
 """Weights of the students that are evaluated in one pass."""
@@ -148,7 +152,7 @@ def _tables_beside(config: PaperConfig) -> list[dict[str, Any]]:
     tables = []
     for uri in config.table.beside:
         table = json.loads(read_bytes(*open_storage(uri)))
-        if not all(run.get("relevant") for run in table["runs"].values()):
+        if not any(run.get("relevant") for run in table["runs"].values()):
             raise ConfigError([f"table.beside: {uri} does not say what share of its corpus is relevant: make it anew"])
         tables.append(table)
     return tables
@@ -167,7 +171,7 @@ def _run_config(config: PaperConfig, folder: RunFolder, seed: int, per_class: in
             "positives": replace(
                 positives, per_class=per_class, skip_per_class=positives.skip_per_class + seed * largest
             ),
-            "output": f"{folder.display}/runs/{per_class}-seed{seed}",
+            "output": folder.uri_of(f"runs/{per_class}-seed{seed}"),
             # One pass serves all rows.
             "score": replace(config.score, also=tuple(sorted({*config.score.also, *own_columns(config)}))),
         }
@@ -333,9 +337,10 @@ def _measure_students(
     run = RunContext(run_folder, run_config, cluster, weights, units)
     files = {"teacher": "teacher.json"} | {key: f"students/{key}.json" for key in keys}
     results: dict[str, dict[str, Any]] = {name: folder.read_json(file) or {} for name, file in files.items()}
-    waiting = [key for key in keys if "top1" not in results[key]]
+    tested = _test_set(run_folder, run_config)
+    waiting = [key for key in keys if results[key].get("tested") != tested]
     networks = {}
-    if results["teacher"].get("inputs") != teacher:
+    if (results["teacher"].get("inputs"), results["teacher"].get("tested")) != (teacher, tested):
         results["teacher"] = {"inputs": teacher}
         networks["teacher"] = (config.teacher.arch, weights)
     while waiting or networks:
@@ -346,10 +351,16 @@ def _measure_students(
             networks[key] = (config.student.arch, Shared.of(state))
             size += len(state)
         for name, accuracy in measure_accuracy(run, networks)[0].items():
-            results[name] |= accuracy
+            results[name] |= accuracy | {"tested": tested}
             folder.write_json(files[name], results[name])
         networks = {}
     return results
+
+
+def _test_set(folder: RunFolder, config: RunConfig) -> str:
+    """SHA-256 of what accuracies depend on beside the network: the test set's config, its files' sizes and times."""
+    files = read_files(folder).filter(pc.field("role") == "test").select(["uri", "size", "mtime"])
+    return hashlib.sha256(json.dumps([to_plain(config)["test"], files.to_pylist()]).encode()).hexdigest()
 
 
 def _size(arch: str, config: PaperConfig) -> dict[str, Any]:

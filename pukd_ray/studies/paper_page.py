@@ -204,7 +204,7 @@ def by_share(tables: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, fl
     """{title: [(share of relevant images in the corpus, mean top-1)]} of the rows that several of these tables have."""
     found: dict[str, list[tuple[float, float]]] = {}
     for table in tables:
-        share = float(np.mean([run["relevant"] for run in table["runs"].values()]))
+        share = float(np.mean([run["relevant"] for run in table["runs"].values() if run.get("relevant")]))
         of_rows = _by_row(table, "steps")
         for (name, per_class), students in of_rows.items():
             if name in BUILT_IN and per_class == next(iter(of_rows))[1]:

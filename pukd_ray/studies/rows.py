@@ -97,10 +97,10 @@ def rows_of(config: PaperConfig) -> list[TableRow]:
 
 
 def own_columns(config: PaperConfig) -> tuple[str, ...]:
-    """The rules of these rows whose column the pass writes only if asked to (`score.also`)."""
-    rules = {
-        str(row.selection.get("rule", config.selection.rule)) for row in rows_of(config) if row.data == "selection"
-    }
+    """Rules whose column the pass writes only if asked to (`score.also`): the config's, and those of all built-in rows,
+    so that a table that is made in part can grow."""
+    rows = (*BUILT_IN.values(), *rows_of(config))
+    rules = {str(row.selection.get("rule", config.selection.rule)) for row in rows if row.data == "selection"}
     return tuple(sorted(rule for rule in rules if RULES[rule].scorer))
 
 

@@ -20,6 +20,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from pukd_ray.config import SelectorConfig, TeacherConfig
 from pukd_ray.demo.pools import MEASURED, Bank, Pool, draw_pool
+from pukd_ray.errors import RunError
 from pukd_ray.networks.teacher import Teacher, teacher_opinion
 from pukd_ray.runtime.console import progress
 from pukd_ray.runtime.devices import ALONE, Worker, assigned_device, use_threads
@@ -404,8 +405,14 @@ def run_study(file: Path, sources: Mapping[str, Source], runs: list[Run], *, tun
         sources: by pool.
         runs: in the order in which they are started.
         tuning: on pools that share no image with the final ones.
+
+    Raises RunError if `file` has runs of the other kind.
     """
     study: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"runs": {}}
+    if file.exists() and study.get("tuning", False) != tuning:
+        kinds = ("the final pools", "the tuning pools")
+        raise RunError(f"--output: {file} has runs on {kinds[not tuning]}: name another file for {kinds[tuning]}")
+    study |= {"tuning": True} if tuning else {}
     default = SETTINGS["default"]
     study["pools"] = study.get("pools", {}) | {
         name: [

@@ -202,6 +202,14 @@ def test_unknown_ids_and_labels_are_refused() -> None:
         parse_labels("".join([head, row, row, *rest]), IDS, "a")
 
 
+def test_ids_of_digits_come_back_from_a_spreadsheet() -> None:
+    rows = "audit,number,image_id,label\na,1,123,yes\na,2,1.23E+18,no\na,3,7,yes\n"
+    ids = ["000123", "1230000000000000007", "7"]
+    assert parse_labels(rows, ids, "a") == {ids[0]: "yes", ids[1]: "no", "7": "yes"}
+    with pytest.raises(RunError, match="image '123' is not in the sample"):
+        parse_labels(rows.replace("a,1,", "a,9,"), ids, "a")
+
+
 @pytest.mark.parametrize("text", ["{}", "[1]", '{"audit": "a", "labels": 3}', "{", "hello", "", "[]", "a,b\n1,2\n"])
 def test_other_files_are_refused_in_one_line(text: str) -> None:
     with pytest.raises(RunError, match="labels: ") as caught:

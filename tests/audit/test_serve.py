@@ -13,7 +13,7 @@ import pytest
 from record_types import faults_of
 from synthetic import write_task
 
-from pukd_ray import ConfigError, load_config, run_pipeline
+from pukd_ray import ConfigError, RunConfig, estimate, load_config, run_pipeline
 from pukd_ray.audit.commands import draw
 from pukd_ray.audit.record import load_sample
 from pukd_ray.commands import main
@@ -43,7 +43,9 @@ def read_back(folder: RunFolder, task: Path, prior: str, capsys: pytest.CaptureF
     return capsys.readouterr().out.splitlines()[-1]
 
 
-def test_labels_serve_the_selector_and_are_never_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_labels_serve_the_selector_and_are_never_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_task(tmp_path, images=600)
     config = load_config(tmp_path / "config.yaml", STEPS)
     with_labels = load_config(tmp_path / "config.yaml", STEPS | {"selector.prior": "audit"})
@@ -70,6 +72,12 @@ def test_labels_serve_the_selector_and_are_never_lost(tmp_path: Path, capsys: py
     assert (prior["value"], prior["lower"], prior["upper"]) == (said["prior"], said["lower"], said["upper"])
     assert prior["used_for_training"] == prior["value"]
     assert prior["evidence"] is not None
+    trials: list[RunConfig] = []
+    monkeypatch.setattr(estimate, "make_trial", lambda run, *_: trials.append(run.config))
+    monkeypatch.setattr(estimate, "conclude", lambda *_: {})
+    estimate.estimate_run(with_labels, estimate.Prices(), 200)
+    Path(config.output, "estimate.json").unlink()  # of no trial
+    assert {trial.selector.prior for trial in trials} == {said["prior"]}  # the labels are the run's, not the trials'
     labels = folder.read_table(f"labels/{said['audit']}.parquet").sort_by("image_id")
     joined = labels.filter(pc.field("relevant"))
     assert meta["n_positives"] == 80

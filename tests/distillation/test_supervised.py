@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from pukd_ray.config import SourceConfig, TeacherConfig, TeacherTrainingConfig
+from pukd_ray.distillation import supervised
 from pukd_ray.distillation.data import Batch
 from pukd_ray.distillation.supervised import fit_classifier, top1
-from pukd_ray.networks.teacher import dump_state, load_state
+from pukd_ray.errors import RunError
+from pukd_ray.networks.teacher import dump_state, load_state, new_network
 from pukd_ray.runtime.devices import ALONE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -60,6 +62,19 @@ def test_averaged_epochs_go_on_from_given_weights() -> None:
     # After epochs of its own it begins where these end.
     after = load_state(fit(swa_epochs=2, swa_lr=1e-9))
     assert all(torch.allclose(after[k], before[k], atol=1e-6) for k in before)
+
+
+def test_a_training_that_fails_says_so() -> None:
+    with pytest.raises(RunError, match=r"the loss is (nan|inf) after .* steps: lower lr, 50 now"):
+        fit_classifier(replace(CONFIG, lr=50.0), thirds(500, 0), ALONE, lambda *_: None)
+
+
+def test_networks_with_switches_among_their_buffers_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = new_network(TEACHER.arch, TEACHER)
+    network.register_buffer("seen", torch.tensor(True))
+    monkeypatch.setattr(supervised, "new_network", lambda *_: network)
+    averaged = fit_classifier(replace(CONFIG, epochs=0, swa_epochs=1), thirds(500, 0), ALONE, lambda *_: None)
+    assert averaged.state_dict()["seen"].dtype == torch.bool
 
 
 def test_accuracy_counts_every_image_once() -> None:

@@ -459,6 +459,10 @@ def test_what_cannot_be_told_is_no_number(folder: RunFolder, tmp_path: Path) -> 
     lines = summary_lines(folder)
     assert sum(" cannot tell" in line for line in lines) == 3  # set apart from the figure before it
     assert any(line.endswith("none  no gap") for line in lines)
+    update(folder, "metrics.json", audit=AUDIT)
+    text = " ".join(Tags(render(folder, make_config(tmp_path))).text.split())
+    assert "prior 0.2555 – cannot tell 0.2611 0.221 to 0.311" in text
+    assert "The audit contradicts" not in text
 
 
 @pytest.mark.parametrize(

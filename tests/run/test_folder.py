@@ -119,6 +119,12 @@ def test_a_folder_travels_by_its_uri(run: RunFolder) -> None:
     assert copy.exists("a.txt")
 
 
+def test_what_lies_in_a_folder_is_named_before_the_query_of_its_uri() -> None:
+    folder = RunFolder("gs://anonymous@bucket/run/?project_id=p")
+    assert folder.uri_of("estimate") == "gs://anonymous@bucket/run/estimate?project_id=p"
+    assert RunFolder(folder.uri_of("estimate")).root == "bucket/run/estimate"
+
+
 def test_the_seconds_of_all_attempts_add_up(run: RunFolder) -> None:
     assert run.marker("score") is None
     assert run.spent("score") == 0

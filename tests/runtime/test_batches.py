@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pukd_ray.runtime.batches import EndlessOrder, SharedOrder
+from pukd_ray.runtime.batches import EndlessOrder, SharedOrder, marked_rows
 
 
 def test_marked_rows_have_their_share_of_every_batch_and_all_rows_their_turn() -> None:
@@ -25,7 +25,8 @@ def test_without_a_share_or_without_both_kinds_it_is_the_plain_order(marked: lis
     assert all(np.array_equal(shared.batch(step), plain.batch(step)) for step in range(6))
 
 
-@pytest.mark.parametrize(("share", "first"), [(0.01, False), (0.99, True)])
-def test_a_share_of_less_than_one_row_is_none(share: float, first: bool) -> None:
+@pytest.mark.parametrize(("share", "rows"), [(0.01, 1), (0.99, 7)])
+def test_a_share_leaves_no_kind_without_a_row(share: float, rows: int) -> None:
     marked = np.array([True] * 5 + [False] * 5)
-    assert (marked[SharedOrder(marked, share, 8, 1).batch(0)] == first).all()
+    assert marked[SharedOrder(marked, share, 8, 1).batch(0)].sum() == rows
+    assert [marked_rows(s, 1) for s in (0.1, 0.9)] == [0, 1]

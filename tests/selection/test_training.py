@@ -63,6 +63,13 @@ def test_every_loss_ranks_relevant_images_first(loss: str, batches: str) -> None
     assert average_precision_score(truth, logits_of(network, examples.u)) > 0.97
 
 
+@pytest.mark.parametrize("loss", ["nnpu", "naive", "vpu"])
+def test_plain_batches_may_have_no_positives(loss: str) -> None:
+    examples, _ = gaussians(0, n_p=3)
+    network = fit_selector(examples, replace(TRAINING, loss=loss, batches="plain", steps=40))
+    assert np.isfinite(logits_of(network, examples.u)).all()
+
+
 def test_nnpu_takes_about_the_prior_and_naive_next_to_nothing() -> None:
     """Why naive is the rival to beat, and not the default."""
     examples, truth = gaussians(0)

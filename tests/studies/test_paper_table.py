@@ -19,8 +19,9 @@ from synthetic import labelled, write_config, write_task
 from pukd_ray import ConfigError
 from pukd_ray.cli import parse_arguments
 from pukd_ray.commands import paper_table
+from pukd_ray.run.folder import RunFolder
 from pukd_ray.studies.config import PaperConfig, load_paper_table
-from pukd_ray.studies.paper import make_table, train_missing_teacher, write_page
+from pukd_ray.studies.paper import _run_config, make_table, train_missing_teacher, write_page
 from pukd_ray.studies.paper_page import (
     by_share,
     comparisons,
@@ -117,8 +118,13 @@ def test_the_whole_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         "pu_s1-12-seed0.pt",
     }
     assert again["students"]["pu_s1-12-seed0"]["top1"] == students["pu_s1-12-seed0"]["top1"]
+    # What was tested on other images is tested again.
+    for path in (tmp_path / "table" / "teacher.json", folder / "kd-12-seed0.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"top1": 0.0, "tested": "on other images"}))
     beside = load_paper_table(file, {"table.beside": [f"{tmp_path}/table/table.json"]})
     drawn = make_table(beside)
+    assert drawn["teacher"] == table["teacher"]
+    assert drawn["students"]["kd-12-seed0"] == students["kd-12-seed0"]
     assert drawn["by_share"]["PU-s1"] == [(pytest.approx(0.4, abs=0.05), students["pu_s1-12-seed0"]["top1"])] * 2
     assert "| share of relevant images | 0." in write_page(beside, drawn, "this test")
     assert (tmp_path / "table" / "shares.svg").read_bytes().startswith(b"<?xml")
@@ -162,7 +168,11 @@ def test_rows_and_faults_of_the_config(tmp_path: Path) -> None:
     longer = [replace(c, table=replace(c.table, lengths=(0.5,))) for c in (config, *parts)]
     assert [sum(s.length == 0.5 for s in students_of(c)) for c in longer] == [14, 14, 0]
     assert own_columns(config) == ("knn", "linear_probe")
-    assert own_columns(load_paper_table(file, {"table.rows": ["random", "pu_s1"]})) == ()
+    nearest = {"name": "x", "selection": {"rule": "rmds", "budget": 9}}
+    part = load_paper_table(file, {"table.rows": ["random", "pu_s1"], "table.more": [nearest]})
+    assert own_columns(part) == ("knn", "linear_probe", "rmds")  # so that the other rows can be made later
+    remote = _run_config(config, RunFolder("s3://bucket/table?region=x"), 1, 6)
+    assert remote.output == "s3://bucket/table/runs/6-seed1?region=x"
     assert {s.row.name for s in students_of(main) if s.seed == 3} >= {"p_only", "recommended"}
     assert not [s for s in students_of(main) if s.seed > 1 and (s.per_class == 6 or s.epochs or s.row.name == "x")]
     assert [r.name for r in rows_of(load_paper_table(file, {"original": None}))][:3] == ["p_only", "p_long", "truth"]
@@ -273,6 +283,7 @@ def test_rows_of_several_tables_are_lines_against_the_share_of_relevant_images()
         students += [student(row, 9, 0, 0.9) for row in ("pu_s1", "selected@9")]
         students += [student("knn", 3, 0, 0.9)] if share == 0.5 else []
         runs = {f"{n}-seed{s}": {"relevant": share} for n in (3, 9) for s in range(2)}
+        runs["3-seed2"] = {"relevant": None}  # of rows that select nothing
         tables.append({"students": dict(enumerate(students)), "runs": runs})
     points = [(0.02, pytest.approx(0.07)), (0.5, pytest.approx(0.55))]
     assert by_share(tables) == {"pu_s1": points, "all": points}
@@ -366,6 +377,7 @@ def test_quick_leaves_the_tables_folder_alone(tmp_path: Path) -> None:
     assert quick.table.lengths == ()
     assert (quick.table.rows, quick.distill.steps) == (("pu_s1", "all"), 7)
     assert load("--seeds", "3").output == str(tmp_path / "table")
+    assert load("--quick", "--output", "s3://bucket/t?region=x").output == "s3://bucket/t-quick?region=x"
     assert (load("--seeds", "3").table.seeds, load("--seeds", "3").table.main_seeds) == (3, None)
 
 
