@@ -64,6 +64,7 @@ from pukd_ray.storage import patiently, read_file
 from pukd_ray.studies.cifar import RELEVANT, draw_share
 from pukd_ray.studies.config import load_paper_table
 from pukd_ray.studies.paper import _check_positives, _missing, _tables_beside
+from pukd_ray.studies.selector import run_study
 
 
 @dataclass(frozen=True)
@@ -262,6 +263,11 @@ def files_without_images(home: Home) -> None:
 @under("Corpus and labelled images")
 def another_column(home: Home) -> None:
     plan(home, replace(home.images(), image_column="jpeg"))
+
+
+@under("Corpus and labelled images")
+def labels_as_truth_without_their_column(home: Home) -> None:
+    plan(home, replace(home.images(), relevant_labels=(1,)))
 
 
 @under("Corpus and labelled images")
@@ -561,6 +567,7 @@ several(
     lambda home: _check_positives(cast(Any, table(table__seeds=99)(home))),
     lambda home: tables_beside(home, corpus__relevant_column=None),
     lambda home: tables_beside(home),
+    lambda home: run_study(home.file("study.json", '{"runs": {}}'), {}, [], tuning=True),
 )
 
 
@@ -595,6 +602,7 @@ ELSEWHERE = {
     "draw more (--images)": "tests/audit/test_design.py",
     "no node with a CPU came": "tests/runtime/test_engine.py",
     "scored images: lower selection.threshold": "tests/selection/test_select.py",
+    "steps: lower lr": "tests/distillation/test_supervised.py",
     "computes something else in that format": "tests/export/test_export.py",
     "the head of its own cluster is gone": "tests/test_soak.py",
 }
@@ -611,5 +619,6 @@ ALARMS = (
     "not all came out as undisturbed",
     "a run does not come to its end",
     "the undisturbed run failed",
+    "unit ids twice",
 )
 """What says that the program is at fault, or what it stands on: nothing is known that makes it so."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import ray
@@ -13,7 +13,7 @@ from pukd_ray.config import SourceConfig, TeacherConfig
 from pukd_ray.corpus.formats import FORMATS
 from pukd_ray.corpus.listing import list_inputs
 from pukd_ray.corpus.plan import measure_units
-from pukd_ray.corpus.reading import ReadRequest, read_rows
+from pukd_ray.corpus.reading import ReadRequest, name_of, read_rows, with_default_label
 from pukd_ray.corpus.units import Unit
 
 
@@ -70,7 +70,7 @@ def index_labelled(
     """
     num_classes, classes = teacher.num_classes, teacher.class_names
     mine = [[u for u in units if u.role == role and u.source == i] for i in range(len(sources))]
-    sources = tuple(_with_default_label(s) for s in sources)
+    sources = tuple(with_default_label(s) for s in sources)
     raw = ray.get([_read_labels.remote(many, source) for many, source in zip(mine, sources, strict=True)])
     left_out = 0
     given: set[_Names] = set()
@@ -82,7 +82,7 @@ def index_labelled(
             given.add(None if mapping else numbered)
             counts = numbered is not None and not set(numbered).isdisjoint(classes or ())
             for position, (label, error) in enumerate(labels):
-                name = _name_of(label, numbered)
+                name = name_of(label, numbered)
                 if mapping is not None and label is not None:
                     key = next((key for key in (str(label), name) if key in mapping), None)
                     if key is None:
@@ -140,12 +140,6 @@ def index_labelled(
     return Labelled(requests, classes, left_out)
 
 
-def _name_of(label: int | str | None, names: _Names) -> str | None:
-    """What the file calls an integer label."""
-    is_index = isinstance(label, int) and not isinstance(label, bool) and names is not None and 0 <= label < len(names)
-    return names[label] if is_index else None  # type: ignore[index]
-
-
 def check_same_names(positives: Labelled, test: Labelled) -> None:
     """LabelError where P and test number different names: the same number would stand for two classes."""
     if positives.classes and test.classes and positives.classes != test.classes:
@@ -162,10 +156,6 @@ def index_sources(
     """`index_labelled` for sources that no run has planned; `tell` hears of files that cannot be read."""
     units = measure_units({role: sources}, list_inputs({role: sources}).table, tell)
     return index_labelled(role, units, sources, teacher)
-
-
-def _with_default_label(source: SourceConfig) -> SourceConfig:
-    return source if source.label_column else replace(source, label_column="label")
 
 
 def _where(role: str, unit: Unit, position: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, groupby, islice
@@ -21,9 +21,9 @@ from pukd_ray.corpus.faults import BROKEN, one_line
 from pukd_ray.corpus.files import FileFacts, SourceFile
 from pukd_ray.corpus.formats import FORMATS
 from pukd_ray.corpus.listing import FILES_SCHEMA, NO_KEYS, numbers, places, read_files
-from pukd_ray.corpus.reading import content_hash, read_rows
+from pukd_ray.corpus.reading import content_hash, read_rows, with_truth_label
 from pukd_ray.corpus.rows import row_id
-from pukd_ray.corpus.sources import sources_by_role
+from pukd_ray.corpus.sources import expand_braces, sources_by_role
 from pukd_ray.corpus.stored_units import PLAN
 from pukd_ray.corpus.tables import conform, pieces, read_groups, spool, write_groups
 from pukd_ray.corpus.units import UNIT_SCHEMA, Measured, Owner, Unit, clip, regroup, units_from_table, units_to_table
@@ -41,6 +41,9 @@ UNITS_AT_ONCE = 64
 """Made into a table, of sources whose rows are counted."""
 NEWS_TOLD = 5
 """Of each source, one by one."""
+TRUTH_UNITS = 16
+TRUTH_ROWS = 64
+"""Of so many units, in which a label of `relevant_labels` is looked for: to see all, the corpus is read once more."""
 
 _as_units = conform(
     UNIT_SCHEMA,
@@ -65,7 +68,7 @@ def measure(file: SourceFile, format_name: str, source: SourceConfig) -> FileFac
     if file.size == 0 and not form.single_images:
         return FileFacts(((1, 0),), error="empty: the file has no bytes")
     try:
-        return form.measure(file, source)
+        return form.measure(file, with_truth_label(source))
     except (*BROKEN, struct.error, ValueError) as error:
         return FileFacts(((1, file.size),), error=f"corrupt: not a readable {format_name} file: {one_line(error)}")
 
@@ -149,7 +152,9 @@ def plan_inputs(
         planned = np.union1d(planned, np.concatenate([_unit_keys(p) for p in pieces(known)] or [NO_KEYS]))
     cut = _cut_sources(sources, files, tell, planned, grown)
     units = _mark_repeated_ids(spool(chain(pieces(known), cut), UNIT_SCHEMA), sources)
+    _check_ids(piece.column("unit_id").to_pylist() for piece in pieces(units.select(["unit_id"])))
     _check_overlap(units, files, sources)
+    _check_truth(units.slice(len(known)), sources, tell)  # of those planned before, files may be gone
     counts = Counter[str]()
     for piece in pieces(units):
         for role, rows in zip(piece.column("role").to_pylist(), piece.column("rows").to_pylist(), strict=True):
@@ -180,7 +185,9 @@ def measure_units(
     sources: dict[str, tuple[SourceConfig, ...]], listing: pa.Table, tell: Callable[[str], None]
 ) -> list[Unit]:
     """Units of the listed files; `tell` hears of files that cannot be read."""
-    return [unit for table in _cut_sources(sources, listing, tell) for unit in units_from_table(table)]
+    units = [unit for table in _cut_sources(sources, listing, tell) for unit in units_from_table(table)]
+    _check_ids([[unit.unit_id for unit in units]])
+    return units
 
 
 def _cut_sources(
@@ -298,7 +305,7 @@ def _same_names(sources: dict[str, tuple[SourceConfig, ...]], files: pa.Table) -
     """Keys, sorted, of files whose relative path an earlier file of their role has: from another folder."""
     found = [NO_KEYS]
     for role, many in sources.items():
-        if len(many) > 1 or len(many[0].uris) > 1:
+        if len(many) > 1 or len(expand_braces(many[0].uris)) > 1:
             names, keys = [NO_KEYS], [NO_KEYS]
             for piece in pieces(files):
                 piece = piece.filter(pc.equal(piece.column("role"), role))
@@ -310,6 +317,44 @@ def _same_names(sources: dict[str, tuple[SourceConfig, ...]], files: pa.Table) -
             repeated[np.unique(np.concatenate(names), return_index=True)[1]] = False
             found.append(np.concatenate(keys)[repeated])
     return np.sort(np.concatenate(found))
+
+
+def _check_ids(names: Iterable[Sequence[str]]) -> None:
+    """RuntimeError if two units have one id: what is kept by it, labels and scores, would be of one of them."""
+    hashes = [np.array([content_hash(name.encode()) for name in some], np.int64) for some in names]
+    total = sum(map(len, hashes))
+    if (twice := total - len(np.unique(np.concatenate([NO_KEYS, *hashes])))) > 0:
+        raise RuntimeError(f"the plan has {twice:,} unit ids twice: --redo plan makes it anew")
+
+
+@ray.remote(num_cpus=0.25)
+def _labels_of(unit: Unit, source: SourceConfig) -> list[tuple[bool | None, str | None]]:
+    """(truth, label) of some rows."""
+    positions = np.unique(np.linspace(0, unit.rows - 1, TRUTH_ROWS).astype(np.int64))
+    rows = read_rows(unit, source, positions, images=False)
+    return [(row.relevant, None if row.label is None else str(row.label)) for row in rows]
+
+
+def _check_truth(units: pa.Table, sources: dict[str, tuple[SourceConfig, ...]], tell: Callable[[str], None]) -> None:
+    """Tell of corpus sources in which no label is one of `relevant_labels`, as far as some rows show."""
+    corpus = sources.get("corpus", ())
+    for index, source in enumerate(corpus):
+        if source.relevant_labels is None:
+            continue
+        mine = pc.and_(pc.equal(units.column("role"), "corpus"), pc.equal(units.column("source"), index))
+        mine = pc.and_(mine, pc.is_null(units.column("error")))
+        places_of = np.flatnonzero(mine.to_numpy())
+        spread = np.unique(np.linspace(0, len(places_of) - 1, TRUTH_UNITS).astype(np.int64))[: len(places_of)]
+        some = [unit for at in places_of[spread].tolist() for unit in units_from_table(units.slice(at, 1))]
+        found = [row for rows in ray.get([_labels_of.remote(unit, source) for unit in some]) for row in rows]
+        if not found or any(relevant for relevant, _ in found):
+            continue
+        labels = [label for label, _ in Counter(label for _, label in found if label is not None).most_common(5)]
+        key = "corpus" if len(corpus) == 1 else f"corpus.{index}"
+        tell(
+            f"{key}: of {len(found):,} images looked at none has a label of relevant_labels: "
+            + (f"theirs are such as {', '.join(label[:40] for label in labels)}" if labels else "they have no label")
+        )
 
 
 def _check_overlap(units: pa.Table, files: pa.Table, sources: dict[str, tuple[SourceConfig, ...]]) -> None:

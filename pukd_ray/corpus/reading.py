@@ -84,6 +84,22 @@ def content_hash(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big", signed=True)
 
 
+def with_default_label(source: SourceConfig) -> SourceConfig:
+    """`source` with the column of labels that it has where it names none."""
+    return source if source.label_column else replace(source, label_column="label")
+
+
+def with_truth_label(source: SourceConfig) -> SourceConfig:
+    """The same where its labels are wanted as truth."""
+    return source if source.relevant_labels is None else with_default_label(source)
+
+
+def name_of(label: int | str | None, names: tuple[str, ...] | None) -> str | None:
+    """What the file calls an integer label."""
+    is_index = isinstance(label, int) and not isinstance(label, bool) and names is not None and 0 <= label < len(names)
+    return names[label] if is_index else None  # type: ignore[index]
+
+
 def read_rows(
     unit: Unit, source: SourceConfig, positions: np.ndarray | None = None, *, images: bool = True
 ) -> Iterator[ImageRow]:
@@ -104,6 +120,9 @@ def read_rows(
             yield replace(row, image_id=name, relevant=source.relevant)
         return
     known = set(map(str, source.relevant_labels)) if source.relevant_labels is not None else None
+    by_name = {label for label in source.relevant_labels or () if isinstance(label, str)}
+    source = with_truth_label(source)
+    names = FORMATS[unit.format].label_names(unit, source) if by_name else None
     seen = 0
     for row in FORMATS[unit.format].read(unit, source, asked, images):
         seen += 1
@@ -111,7 +130,8 @@ def read_rows(
         if source.relevant is not None:
             relevant = source.relevant
         elif known is not None:
-            relevant = row.label is not None and str(row.label) in known
+            unknown = row.label is None
+            relevant = None if unknown else str(row.label) in known or name_of(row.label, names) in by_name
         yield row if relevant == row.relevant else replace(row, relevant=relevant)
     if seen != len(asked):
         planned = f"the plan counted {len(asked)}" if positions is None else f"{len(asked)} were asked for"

@@ -134,11 +134,16 @@ def make_row(
         image_id = image_id if users is None or duplicate else users
     except BadValueError as fault:
         reasons.append(str(fault))
+    try:
+        relevant = as_truth(truth)
+    except BadValueError as fault:
+        relevant = None
+        reasons.append(str(fault))
     reasons.append(duplicate and f"duplicate_id: {duplicate}")
     reason = next((reason for reason in reasons if reason), None)
     if reason and not error and images and not image and not reason.startswith("too_large"):
         reason = "empty: no bytes"  # of several reasons the first of the list
-    return ImageRow(image_id, unit.files[0], row, image, label, as_truth(truth), reason)
+    return ImageRow(image_id, unit.files[0], row, image, label, relevant, reason)
 
 
 def failed_rows(unit: Unit, rows: Iterable[int], reason: str | None) -> Iterator[ImageRow]:
@@ -171,5 +176,15 @@ def as_label(value: Any) -> Any:
 
 
 def as_truth(value: Any) -> bool | None:
-    """A truth column's value; None if it is neither boolean nor a number."""
-    return bool(value) if isinstance(value, bool | int) else None
+    """A truth column's value: 0.0 and 1.0 are what pandas makes of false and true next to a null.
+
+    BadValueError if it is neither boolean nor an integer.
+    """
+    if isinstance(value, BadValueError):
+        raise value
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, bool | int) or value in (0.0, 1.0):
+        return bool(value)
+    shown = value if isinstance(value, float) else f"a {type(value).__name__}"
+    raise BadValueError(f"corrupt: relevant_column: {shown} is neither true nor false")

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hub_server import serve_dataset
+from small_files import units_of
 
 from pukd_ray.config import ConfigError, SourceConfig, TeacherConfig
 from pukd_ray.corpus.huggingface import front_matter, named_columns, split_by_name, splits_of
@@ -210,6 +211,14 @@ def test_a_label_map_takes_names_and_numbers(pets: Path) -> None:
     assert (labels(found), found.left_out, found.classes) == ([1, 0, 1], 1, None)
     by_number = SourceConfig(uri=str(pets), split="train", label_map={"0": "dog", "1": "cat"})
     assert labels(index(by_number, ("cat", "dog", "eel"))) == [1, 0, 1]
+
+
+def test_relevant_labels_take_names_and_numbers(pets: Path) -> None:
+    for wanted in (["cat", "eel"], [0, 2], ["0", "eel"]):
+        source = SourceConfig(uri=str(pets), split="train", relevant_labels=wanted)
+        assert [row.relevant for unit in units_of(source) for row in read_rows(unit, source)] == [
+            *(True, False, True, True)
+        ]
 
 
 def test_a_run_of_an_earlier_version_is_not_stale() -> None:

@@ -41,7 +41,7 @@ def test_images_in_the_line_and_beside_the_file(tmp_path: Path, name: str) -> No
             {"image": b64(PNG[0]), "label": 3, "ok": True},
             "  ",
             {"path": "cats/1.png", "label": "cat", "ok": 0},
-            {"path": str(tmp_path / "cats/1.png"), "image": None, "label": 2.0, "ok": "?"},
+            {"path": str(tmp_path / "cats/1.png"), "image": None, "label": 2.0, "ok": None},
             {"path": f"file://{tmp_path}/cats/1.png"},
             {"image": "", "label": ""},
             "",
@@ -57,7 +57,23 @@ def test_images_in_the_line_and_beside_the_file(tmp_path: Path, name: str) -> No
     ]
     light = read(tmp_path, format="jsonl", relevant_column="ok", images=False)
     assert light == [replace(row, image=None) for row in rows]
-    assert [r.label for r in read(path, label_column="ok")] == [True, 0, "?", None, None]
+    assert [r.label for r in read(path, label_column="ok")] == [True, 0, None, None, None]
+
+
+def test_truth_is_true_false_or_told(tmp_path: Path) -> None:
+    given = [True, 0, 1.0, 0.0, float("nan"), None, 0.5, float("inf"), "true", [1]]
+    write_jsonl(tmp_path / "a.jsonl", [{"image": b64(PNG[0]), "ok": ok} for ok in given])
+    rows = read(tmp_path, relevant_column="ok")
+    assert [r.relevant for r in rows] == [True, False, True, False, *[None] * 6]
+    assert [r.error for r in rows] == [None] * 6 + [
+        f"corrupt: relevant_column: {what} is neither true nor false" for what in ("0.5", "inf", "a str", "a list")
+    ]
+
+
+def test_truth_by_label_is_unknown_of_a_broken_line(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"image": b64(PNG[0]), "label": "cat"}, "{", {"image": b64(PNG[0]), "label": 3}])
+    rows = read(tmp_path, relevant_labels=["cat"])
+    assert [r.relevant for r in rows] == [True, None, False]
 
 
 def test_other_keys_and_ids(tmp_path: Path) -> None:

@@ -13,13 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import listing as byname
-from pukd_ray.config import ConfigError, SourceConfig
-from pukd_ray.corpus import tables
+from pukd_ray.config import ConfigError, SourceConfig, TeacherConfig
+from pukd_ray.corpus import plan, tables
 from pukd_ray.corpus import units as units_module
+from pukd_ray.corpus.labelled import index_sources
 from pukd_ray.corpus.listing import Drift, compare_listing, list_inputs
 from pukd_ray.corpus.pixels import encode_png
 from pukd_ray.corpus.plan import measure_units, plan_inputs
-from pukd_ray.corpus.reading import read_rows
+from pukd_ray.corpus.reading import read_blocks, read_rows
 from pukd_ray.corpus.rows import ImageRow
 from pukd_ray.corpus.units import Unit, units_from_table
 from pukd_ray.run.folder import RunFolder
@@ -54,6 +55,12 @@ def planned(folder: RunFolder, sources: Sources) -> list[Unit]:
 
 def rows_of(units: list[Unit], sources: Sources, role: str = "corpus") -> list[ImageRow]:
     return [r for u in units if u.role == role for r in read_rows(u, sources[role][u.source])]
+
+
+def teacher(num_classes: int) -> TeacherConfig:
+    return TeacherConfig(
+        arch="lenet5", weights="w", num_classes=num_classes, input_size=28, mean=[0.5] * 3, std=[0.5] * 3
+    )
 
 
 @pytest.fixture
@@ -243,6 +250,93 @@ def test_the_same_relative_path_in_two_sources_gives_two_ids(tmp_path: Path) -> 
     assert [r.label for r in rows] == [None, "cat", None, None, "cat"]
     one = {"corpus": (SourceConfig(uri=[str(tmp_path / "a"), str(tmp_path / "b")]),)}
     assert [r.image_id for r in rows_of(measure_units(one, list_inputs(one).table, no_news), one)] == names
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("kind", ["images", "parquet"])
+def test_the_same_relative_path_in_two_folders_of_one_uri_gives_two_ids(
+    tmp_path: Path, run: RunFolder, kind: str
+) -> None:
+    end = "png" if kind == "images" else "parquet"
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        if kind == "images":
+            images(folder, "cat/1.png", f"{folder.name}.png")
+        else:
+            parquet(folder / "cat/1.parquet", 0, 2)
+            parquet(folder / f"{folder.name}.parquet", 9, 10)
+    sources: Sources = {"corpus": (source(tmp_path / "{a,b}"),)}
+    units = planned(run, sources)
+    names = [r.image_id for r in rows_of(units, sources)]
+    assert len({u.unit_id for u in units}) == len(units)
+    assert len(set(names)) == len(names)
+    listed = {"corpus": (SourceConfig(uri=[str(tmp_path / "a"), str(tmp_path / "b")]),)}
+    assert names == [r.image_id for r in rows_of(measure_units(listed, list_inputs(listed).table, no_news), listed)]
+    files = list(dict.fromkeys(name.partition("#")[0] for name in names))
+    assert [name for name in files if "~" not in name] == [f"a.{end}", f"cat/1.{end}", f"b.{end}"]
+    assert [name.partition("~")[0] for name in files if "~" in name] == [f"cat/1.{end}"]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_labels_of_one_uri_stay_with_their_folder(tmp_path: Path) -> None:
+    for at, folder in enumerate("ab"):
+        parquet(tmp_path / folder / "p.parquet", 2 * at, 2 * at + 2, label=[2 * at, 2 * at + 1])
+    sources: Sources = {"positives": (source(tmp_path / "{a,b}/p.parquet"),)}
+    found = index_sources("positives", sources["positives"], teacher(4), no_news)
+    blocks = [block for r in found.requests for block in read_blocks(r, sources["positives"][0])]
+    rows = [row for block in blocks for row in block.to_pylist()]
+    assert [(row["image"], row["label"]) for row in rows] == [(PNG[i], str(i)) for i in range(4)]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_units_with_one_id_stop_the_plan(tmp_path: Path, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in "ab":
+        parquet(tmp_path / folder / "p.parquet", 0, 2)
+    sources: Sources = {"corpus": (source(tmp_path / "{a,b}"),)}
+    monkeypatch.setattr(plan, "_same_names", lambda *_: np.zeros(0, np.int64))
+    with pytest.raises(RuntimeError, match="the plan has 1 unit ids twice"):
+        planned(run, sources)
+    assert not run.exists("plan.parquet")
+    with pytest.raises(RuntimeError, match="unit ids twice"):
+        measure_units(sources, list_inputs(sources).table, no_news)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        (["cat"], []),
+        (["Cat"], ["corpus: of 6 images looked at none has a label of relevant_labels: theirs are such as cat, dog"]),
+    ],
+)
+def test_relevant_labels_that_are_nowhere_are_told(
+    tmp_path: Path, run: RunFolder, wanted: list[str], told: list[str]
+) -> None:
+    images(tmp_path, *(f"{name}/{i}.png" for name in ("cat", "dog") for i in range(3)))
+    sources: Sources = {"corpus": (source(tmp_path, relevant_labels=wanted),)}
+    said: list[str] = []
+    plan_inputs(run, sources, list_inputs(sources).table, said.append)
+    assert said == told
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_relevant_labels_are_looked_for_in_new_files_only(tmp_path: Path, run: RunFolder) -> None:
+    parquet(tmp_path / "u/a.parquet", 0, 2, label=["cat", "dog"])
+    sources: Sources = {"corpus": (source(tmp_path / "u", relevant_labels=["cat"]),)}
+    planned(run, sources)
+    (tmp_path / "u/a.parquet").unlink()  # files of the corpus may go
+    parquet(tmp_path / "u/b.parquet", 2, 4, label=["cat", "dog"])
+    assert [unit.rows for unit in planned(run, sources)] == [2, 2]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_relevant_labels_of_images_without_labels_are_told(tmp_path: Path, run: RunFolder) -> None:
+    images(tmp_path / "cat", "1.png")
+    images(tmp_path / "dog", "2.png")
+    sources: Sources = {"corpus": (source(tmp_path / "{cat,dog}", relevant_labels=["cat"]),)}
+    said: list[str] = []
+    plan_inputs(run, sources, list_inputs(sources).table, said.append)
+    assert said == ["corpus: of 2 images looked at none has a label of relevant_labels: they have no label"]
+    assert [r.relevant for r in rows_of(units_from_table(run.read_table("plan.parquet")), sources)] == [None, None]
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -185,8 +185,36 @@ def test_an_image_that_vanished_is_no_row_but_a_link_to_nothing_is(tmp_path: Pat
 def test_constant_truth_and_truth_by_label(tmp_path: Path) -> None:
     image_folder(tmp_path)
     assert [r.relevant for r in read(tmp_path, relevant=False)] == [False] * 5
-    assert [r.relevant for r in read(tmp_path, relevant_labels=["cat", "deep"])] == [False, True, True, False, False]
+    assert [r.relevant for r in read(tmp_path, relevant_labels=["cat", "deep"])] == [None, True, True, False, False]
     assert [r.relevant for r in read(tmp_path)] == [None] * 5
+
+
+def test_truth_by_label_is_unknown_where_there_is_no_label(tmp_path: Path) -> None:
+    table = pa.table({"image": PNG[:3], "label": ["cat", None, "dog"], "kind": [1, None, 2]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert [r.relevant for r in read(tmp_path, relevant_labels=["cat"])] == [True, None, False]
+    assert [r.relevant for r in read(tmp_path, relevant_labels=[2], label_column="kind")] == [False, None, True]
+
+
+def test_a_file_that_breaks_after_planning_has_no_names_of_labels(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": PNG[:3], "label": ["cat"] * 3}), tmp_path / "a.parquet")
+    source = SourceConfig(uri=str(tmp_path), relevant_labels=["cat"])
+    (unit,) = units_of(source)
+    (tmp_path / "a.parquet").write_bytes(b"no Parquet" * 9)
+    rows = list(read_rows(unit, source))
+    assert [(r.relevant, str(r.error).partition(":")[0]) for r in rows] == [(None, "corrupt")] * 3
+
+
+def test_labels_as_truth_need_their_column(tmp_path: Path) -> None:
+    for folder, columns in (("label=cat", {}), ("label=__HIVE_DEFAULT_PARTITION__", {}), ("x", {"kind": ["cat"] * 2})):
+        (tmp_path / folder).mkdir()
+        pq.write_table(pa.table({"image": PNG[:2], **columns}), tmp_path / folder / "a.parquet")
+    rows = read(tmp_path, relevant_labels=["cat"])
+    assert [r.relevant for r in rows] == [None, None, True, True, None, None]
+    assert [r.error for r in rows] == [None] * 4 + [
+        "unsupported: no column label for relevant_labels: set label_column (columns: image, kind)"
+    ] * 2
+    assert [r.relevant for r in read(tmp_path / "x", relevant_labels=["cat"], label_column="kind")] == [True, True]
 
 
 # -- tars -------------------------------------------------------------------------------------------------------
@@ -209,6 +237,31 @@ def test_tars(tmp_path: Path, suffix: str) -> None:
     assert [(r.label, r.relevant) for r in other][:2] == [(3, None), (4, True)]
     light = read(tmp_path, images=False)
     assert [(r.image_id, r.label, r.image) for r in light] == [(r.image_id, r.label, None) for r in rows]
+
+
+def test_a_null_in_the_json_of_a_sample_leaves_its_cls(tmp_path: Path) -> None:
+    members = [("1.png", PNG[0]), ("1.cls", b"7"), ("1.json", b'{"label": null}')]
+    members += [("2.png", PNG[1]), ("2.cls", b"7"), ("2.json", b'{"label": 0}')]
+    write_tar(tmp_path / "x.tar", members)
+    assert [r.label for r in read(tmp_path)] == [7, 0]
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_tars_that_were_joined_are_told(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("x.tar" if mode == "w" else "x.tar.gz")
+    one, two = (write_tar(path, [(f"{i}.png", PNG[i])], mode) for i in range(2))
+    for data, told in (
+        (one, None),
+        (one + two, f"{path} goes on behind its end of archive, after 1 images"),
+    ):
+        path.write_bytes(data)
+        (file,) = list_source(SourceConfig(uri=str(path)), "corpus")[1]
+        note = measure(file, "webdataset", SourceConfig(uri=str(path))).note
+        assert (note and note[: len(told or "")]) == told
+        assert ids(read(path)) == [f"{path.name}#0.png"]
+    path.write_bytes(write_tar(path, [("0.png", PNG[0])], "w") + bytes(3 << 20) + b"x")
+    (file,) = list_source(SourceConfig(uri=str(path)), "corpus")[1]
+    assert "goes on behind" in str(measure(file, "webdataset", SourceConfig(uri=str(path))).note)
 
 
 @pytest.mark.parametrize("cut", [700, 1300, 1024, 5000, 1])

@@ -43,13 +43,14 @@ def _claims(name: str) -> bool:
     return name.endswith((".parquet", ".pq"))
 
 
-def _partition(uri: str, column: str | None) -> str | None:
-    """What a folder of the path says of a column: `column=value`."""
-    for folder in reversed(split_uri(uri)[1].split("/")[:-1]):
-        name, equals, value = folder.partition("=")
-        if equals and unquote(name) == column:
-            return None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value)
-    return None
+def _partitions(uri: str) -> dict[str | None, str | None]:
+    """What folders of the path say of columns: `column=value`."""
+    folders = (folder.partition("=") for folder in split_uri(uri)[1].split("/")[:-1])
+    return {
+        unquote(name): None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value)
+        for name, equals, value in folders
+        if equals
+    }
 
 
 def _measure(file: SourceFile, source: SourceConfig) -> FileFacts:
@@ -58,13 +59,18 @@ def _measure(file: SourceFile, source: SourceConfig) -> FileFacts:
         metadata, names = parquet.metadata, parquet.schema_arrow.names
         source = named_columns(parquet.schema_arrow, source)
         wanted = [source.image_column, source.id_column]
-        if _partition(file.uri, source.relevant_column) is None:
+        in_path = _partitions(file.uri)
+        if source.relevant_column not in in_path:
             wanted.append(source.relevant_column)
+        truth = source.label_column if source.relevant_labels is not None else None
+        if truth not in in_path:
+            wanted.append(truth)
         missing = [name for name in wanted if name is not None and name not in names]
         if missing:
+            why = " for relevant_labels: set label_column" if missing[-1] == truth else ""
             return FileFacts(
                 ((metadata.num_rows, file.size),),
-                error=f"unsupported: no column {', '.join(missing)} (columns: {', '.join(names)})",
+                error=f"unsupported: no column {', '.join(missing)}{why} (columns: {', '.join(names)})",
             )
         if fault := _column_fault(parquet.schema_arrow, source):
             return FileFacts(((metadata.num_rows, file.size),), error=f"unsupported: {fault}")
@@ -140,8 +146,11 @@ def _read(unit: Unit, source: SourceConfig, positions: np.ndarray, images: bool)
 def _label_names(unit: Unit, source: SourceConfig) -> tuple[str, ...] | None:
     if unit.error:
         return None
-    with open_file(unit.files[0]) as handle:
-        schema = pq.read_schema(handle)
+    try:
+        with open_file(unit.files[0]) as handle:
+            schema = pq.read_schema(handle)
+    except BROKEN:  # reading the rows tells why
+        return None
     return label_names(schema, named_columns(schema, source).label_column)
 
 
@@ -159,7 +168,7 @@ def _read_group(
     there = set(parquet.schema_arrow.names)
     names = [source.image_column if images else None, source.label_column, source.id_column, source.relevant_column]
     # What is no column may be in the path.
-    others: list[Any] = [None if name in there else _partition(uri, name) for name in names]
+    others: list[Any] = [None if name in there else _partitions(uri).get(name) for name in names]
     others[3] = {"true": True, "1": True, "false": False, "0": False}.get(str(others[3]).lower())
     columns = [name if name in there else None for name in names]
     read = list(dict.fromkeys(name for name in columns if name is not None))

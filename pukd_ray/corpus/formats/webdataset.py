@@ -243,6 +243,11 @@ def _measure(file: SourceFile, source: SourceConfig) -> FileFacts:
                         rows = size = 0
                     spans.append((sample.start, stop, sample.rows))
                     rows, size = rows + sample.rows, size + stop - sample.start
+            if _goes_on(stream):
+                note = (
+                    f"{file.uri} goes on behind its end of archive, after {sum(n for n, _ in parts) + rows} images, "
+                    "and is read up to there: were tars joined? Keep them apart, or join them with tar --concatenate"
+                )
         except BROKEN as error:
             if not spans and not parts:
                 raise
@@ -254,6 +259,14 @@ def _measure(file: SourceFile, source: SourceConfig) -> FileFacts:
         what = ", ".join(f"{n} {kind}" for kind, n in others.most_common(3))
         note = f"{file.uri} holds no images by the names of its members ({what}, ...)"
     return FileFacts(tuple(parts), note=note, indices=() if packed else tuple(indices), repeated=tuple(repeated))
+
+
+def _goes_on(stream: IO[bytes]) -> bool:
+    """Whether anything but zeros follows: of a tar that is followed by another, no reader takes more than the first."""
+    while piece := stream.read(1 << 20):
+        if piece.count(0) < len(piece):
+            return True
+    return False
 
 
 def _read(unit: Unit, source: SourceConfig, positions: np.ndarray, images: bool) -> Iterator[ImageRow]:
@@ -384,7 +397,8 @@ def _label(sample: _Sample, stem: str, source: SourceConfig) -> tuple[Any, Any]:
         if (text := _side(sample, stem, ".json")) is not None:
             values = parse_json(text, "its .json is no JSON")
             if isinstance(values, dict):
-                label = values.get(source.label_column or "label", label)
+                said = values.get(source.label_column or "label")
+                label = label if said is None else said
                 truth = values.get(source.relevant_column) if source.relevant_column else None
         if isinstance(label, dict | list):
             raise BadValueError("corrupt: the label is an object or a list")
