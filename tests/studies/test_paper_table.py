@@ -316,6 +316,8 @@ REAL_POOLS = {
     "with hidden images": "cifar10-tiny-hidden",
     "`cifar10-tiny`, a quarter P": "cifar10-tiny-quarter",
     "with hidden images, a quarter P": "cifar10-tiny-hidden-quarter",
+    "the same, a better teacher, other P": "cifar10-tiny-hidden-averaged",
+    "the last two together": "cifar10-tiny-hidden-quarter and -averaged",
 }
 """Columns of the second table, and the page that each is of."""
 CHANGES = {
@@ -343,6 +345,14 @@ def test_published_tables_come_from_their_figures() -> None:
         assert (page.parent / "lengths.svg").exists() == bool(lengths(table))
         assert (page.parent / "shares.svg").exists() == bool(table.get("by_share"))
         assert (page.parent / "table.svg").read_bytes().startswith(b"<?xml")
+    both = [
+        json.loads((DOCS / "paper" / f"cifar10-tiny-hidden-{t}" / "table.json").read_text())
+        for t in ("quarter", "averaged")
+    ]
+    assert not both[0]["students"].keys() & both[1]["students"].keys()  # other seeds
+    together = dict(comparisons({"students": both[0]["students"] | both[1]["students"]}))
+    judged["cifar10-tiny-hidden-quarter and -averaged"] = together
+    text += " ".join(together.values())
     remarks = (DOCS / "paper.md").read_text()
     cells = [line.strip("| ").split(" | ") for line in remarks.splitlines() if line.startswith("| ")]
     starts = {row[0]: i for i, row in enumerate(cells)}
