@@ -64,6 +64,14 @@ def test_averaged_epochs_go_on_from_given_weights() -> None:
     assert all(torch.allclose(after[k], before[k], atol=1e-6) for k in before)
 
 
+def test_averages_are_means_of_all_steps() -> None:
+    average, steps = torch.zeros(2), torch.zeros((), dtype=torch.int64)
+    for n, value in enumerate([1.0, 2.0, 3.0, 6.0]):
+        supervised._mean([average, steps], [torch.full((2,), value), torch.tensor(n)], n)
+    assert average.tolist() == [3.0, 3.0]
+    assert steps == 3
+
+
 def test_a_training_that_fails_says_so() -> None:
     with pytest.raises(RunError, match=r"the loss is (nan|inf) after .* steps: lower lr, 50 now"):
         fit_classifier(replace(CONFIG, lr=50.0), thirds(500, 0), ALONE, lambda *_: None)
