@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, groupby, islice
@@ -27,6 +28,7 @@ from pukd_ray.corpus.sources import expand_braces, sources_by_role
 from pukd_ray.corpus.stored_units import PLAN
 from pukd_ray.corpus.tables import conform, pieces, read_groups, spool, write_groups
 from pukd_ray.corpus.units import UNIT_SCHEMA, Measured, Owner, Unit, clip, regroup, units_from_table, units_to_table
+from pukd_ray.errors import MissingError
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.console import say
 from pukd_ray.runtime.environment import describe_environment
@@ -391,9 +393,11 @@ def _id_hashes(numbers: list[int], units: list[Unit], source: SourceConfig, part
     """(id hash, whether it is the user's, unit number, row) of every row, uint64 [n, 4], split by hash."""
     rows = []
     for number, unit in zip(numbers, units, strict=True):
-        for row in read_rows(replace(unit, repeated=()), source, images=False):
-            given = FORMATS[unit.format].has_id_column and row.image_id != row_id(unit, row.row)
-            rows.append((content_hash(row.image_id.encode()) % 2**64, given, number, row.row))
+        # Ids of a planned file that is gone bind nobody; one that should be there the scoring misses.
+        with suppress(MissingError):
+            for row in read_rows(replace(unit, repeated=()), source, images=False):
+                given = FORMATS[unit.format].has_id_column and row.image_id != row_id(unit, row.row)
+                rows.append((content_hash(row.image_id.encode()) % 2**64, given, number, row.row))
     table = np.array(rows, dtype=np.uint64).reshape(-1, 4)
     pieces = [table[table[:, 0] % parts == p] for p in range(parts)]
     return pieces if parts > 1 else pieces[0]

@@ -329,6 +329,17 @@ def test_relevant_labels_are_looked_for_in_new_files_only(tmp_path: Path, run: R
 
 
 @pytest.mark.usefixtures("ray_cluster")
+def test_user_ids_of_files_that_are_gone_bind_nobody(tmp_path: Path, run: RunFolder) -> None:
+    parquet(tmp_path / "u/a.parquet", 0, 2, key=["x", "y"])
+    sources: Sources = {"corpus": (source(tmp_path / "u", id_column="key"),)}
+    planned(run, sources)
+    (tmp_path / "u/a.parquet").unlink()
+    parquet(tmp_path / "u/b.parquet", 2, 4, key=["y", "z"])
+    after = planned(run, sources)
+    assert [(row.image_id, row.error) for row in rows_of(after[1:], sources)] == [("y", None), ("z", None)]
+
+
+@pytest.mark.usefixtures("ray_cluster")
 def test_relevant_labels_of_images_without_labels_are_told(tmp_path: Path, run: RunFolder) -> None:
     images(tmp_path / "cat", "1.png")
     images(tmp_path / "dog", "2.png")
