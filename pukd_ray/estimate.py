@@ -27,7 +27,6 @@ from pukd_ray.runtime.console import say
 from pukd_ray.runtime.engine import Cluster, engine
 from pukd_ray.runtime.timing import Stopwatch
 from pukd_ray.selection.chunks import CHUNK_SECONDS
-from pukd_ray.selection.labels import load_labels
 from pukd_ray.storage import list_files, read_file
 
 TRIALS = "estimate"
@@ -154,6 +153,8 @@ def estimate_run(config: RunConfig, prices: Prices, images: int) -> EstimateReco
             plan_seconds = watch.seconds
             units = read_units(folder)
             if config.selector.prior == "audit":  # the labels lie with the run: the trials are told what they say
+                from pukd_ray.selection.labels import load_labels  # torch, which the pipeline does without
+
                 told = load_labels(whole, _rows_of(units)["corpus"]).prior.value
                 run = replace(run, config=replace(config, selector=replace(config.selector, prior=told)))
             few = images // SMALLER, TRIAL_STEPS // SMALLER

@@ -468,7 +468,7 @@ def test_the_config_of_a_teacher_training(home: Path) -> None:
         load_teacher_training(home / "train.yaml", {"start": "teacher.pt", "teacher.arch": "lenet5_half"})
     for weights, fault in {
         "nosuch://x/t.pt": "Protocol not known",
-        "run.yaml/t.pt": "the folder of .* cannot be made",
+        "run.yaml/t.pt": "cannot be written, for .*/run.yaml is no folder that",
     }.items():
         with pytest.raises(ConfigError, match=f"teacher.weights: .*{fault}"):
             load_teacher_training(home / "train.yaml", {"teacher.weights": weights})

@@ -130,12 +130,11 @@ def _destination_faults(uri: Any) -> list[str]:
     """Of weights that are to be written: what can be told of that before hours of training."""
     try:
         open_storage(uri)
-        if is_local(uri):
-            local_path(uri).parent.mkdir(parents=True, exist_ok=True)
-    except ValueError as error:
+        above = next(folder for folder in local_path(uri).parents if folder.exists()) if is_local(uri) else None
+    except (ValueError, OSError) as error:
         return [f"teacher.weights: {error}"]
-    except OSError as error:
-        return [f"teacher.weights: the folder of {uri} cannot be made ({error.strerror}): name one that can"]
+    if above and not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        return [f"teacher.weights: {uri} cannot be written, for {above} is no folder that this user may write to"]
     return []
 
 
