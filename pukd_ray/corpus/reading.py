@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import numpy as np
 import pyarrow as pa
@@ -122,7 +123,7 @@ def read_rows(
     known = set(map(str, source.relevant_labels)) if source.relevant_labels is not None else None
     by_name = {label for label in source.relevant_labels or () if isinstance(label, str)}
     source = with_truth_label(source)
-    names = FORMATS[unit.format].label_names(unit, source) if by_name else None
+    names = cache(partial(FORMATS[unit.format].label_names, unit, source))  # one more look at the file, if it is needed
     seen = 0
     for row in FORMATS[unit.format].read(unit, source, asked, images):
         seen += 1
@@ -130,8 +131,9 @@ def read_rows(
         if source.relevant is not None:
             relevant = source.relevant
         elif known is not None:
-            unknown = row.label is None
-            relevant = None if unknown else str(row.label) in known or name_of(row.label, names) in by_name
+            relevant = None if row.label is None else str(row.label) in known
+            if by_name and relevant is False and isinstance(row.label, int):
+                relevant = name_of(row.label, names()) in by_name
         yield row if relevant == row.relevant else replace(row, relevant=relevant)
     if seen != len(asked):
         planned = f"the plan counted {len(asked)}" if positions is None else f"{len(asked)} were asked for"

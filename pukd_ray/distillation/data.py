@@ -194,7 +194,7 @@ class Streamed:
         positive_share: float = 0.0,
     ) -> None:
         self.count = count
-        of_positives = marked_rows(positive_share, batch_size) if positives and positive_share else 0
+        of_positives = marked_rows(positive_share, batch_size) if positives else 0
         self._positives = positives
         self._order = EndlessOrder(len(positives), of_positives, seed, 10) if positives and of_positives else None
         self._shard, self._spec, self._batch_size, self._seed = shard, spec, batch_size - of_positives, seed

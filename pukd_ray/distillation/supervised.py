@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import ray
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from pukd_ray.config import SourceConfig, TeacherConfig, TeacherTrainingConfig
@@ -17,14 +17,16 @@ from pukd_ray.corpus.labelled import LabelError, index_sources
 from pukd_ray.corpus.pixels import pixel_spec
 from pukd_ray.corpus.reading import read_blocks
 from pukd_ray.distillation.data import Batch, InMemory, augment, decode_labelled
-from pukd_ray.distillation.training import lr_factor
+from pukd_ray.distillation.training import lr_factor, moving_average
 from pukd_ray.errors import RunError
 from pukd_ray.networks.teacher import Normalise, dump_state, load_state, new_network
 from pukd_ray.networks.zoo import load_weights
 from pukd_ray.runtime.console import remote_progress, say
 from pukd_ray.runtime.devices import Worker, assigned_device, spare_threads, to_device, to_fastest_layout, use_threads
 from pukd_ray.runtime.engine import Cluster, gpus_of
-from pukd_ray.storage import open_storage, patiently, read_bytes, write_bytes
+from pukd_ray.storage import open_storage, patiently, read_file, write_bytes
+
+_mean = moving_average(lambda count: count / (count + 1))
 
 
 def _load(role: str, sources: tuple[SourceConfig, ...], teacher: TeacherConfig) -> tuple[Batch, tuple[str, ...] | None]:
@@ -90,15 +92,6 @@ def fit_classifier(
     return (average.module if average else network).eval()
 
 
-def _mean(averages: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
-    """Of all so far; of what is not a real number, such as BatchNorm's counters, the last."""
-    for average, value in zip(averages, current, strict=True):
-        if average.is_floating_point():
-            average.lerp_(value, 1 / (int(count) + 1))
-        else:
-            average.copy_(value)
-
-
 @torch.inference_mode()
 def top1(network: nn.Module, teacher: TeacherConfig, examples: Batch, worker: Worker) -> float:
     """Accuracy on labelled images."""
@@ -120,7 +113,7 @@ def _train(config: TeacherTrainingConfig, counter: Any) -> tuple[bytes, dict[str
     def tell(step: int, steps: int, loss: float) -> None:
         counter.set.remote(step, steps, "teacher", loss)
 
-    start = None if config.start is None else read_bytes(*open_storage(config.start))
+    start = None if config.start is None else read_file(config.start)
     network = fit_classifier(config, examples, worker, tell, start)
     report: dict[str, Any] = {"images": len(examples), "steps": _steps(config, len(examples))[1], "classes": classes}
     if config.test is not None:
@@ -132,11 +125,8 @@ def _train(config: TeacherTrainingConfig, counter: Any) -> tuple[bytes, dict[str
 def train_teacher(config: TeacherTrainingConfig, cluster: Cluster) -> dict[str, Any]:
     """Train on the cluster (on `gpus` of its GPUs), write `teacher.weights`, return counts and test accuracy.
 
-    Raises RunError if that cannot be written, before it trains; if the loss is not finite; for labels that do not fit.
+    Raises RunError if the loss is not finite, for labels that do not fit, and if that cannot be written.
     """
-    uri = config.teacher.weights
-    fs, path = patiently(uri, lambda: open_storage(uri))
-    patiently(uri, lambda: fs.create_dir(path.rpartition("/")[0], recursive=True))
     with remote_progress("teacher") as counter:
         task = _train.options(num_cpus=1.0, num_gpus=gpus_of("gpus", config.gpus, cluster))
         try:
@@ -145,5 +135,6 @@ def train_teacher(config: TeacherTrainingConfig, cluster: Cluster) -> dict[str, 
             if isinstance(error.cause, LabelError | RunError):
                 raise RunError(str(error.cause)) from error
             raise
-    patiently(uri, lambda: write_bytes(fs, path, state))
+    uri = config.teacher.weights
+    patiently(uri, lambda: write_bytes(*open_storage(uri), state))
     return {**report, "bytes": len(state)}

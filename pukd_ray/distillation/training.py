@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -163,7 +164,9 @@ def distil(
     model = worker.prepare(to_fastest_layout(worker.share_batch_statistics(student)))
     bare = getattr(model, "module", model)
     average = (
-        AveragedModel(bare, multi_avg_fn=_moving_average(settings.ema), use_buffers=True) if settings.ema else None
+        AveragedModel(bare, multi_avg_fn=moving_average(partial(_keeps, settings.ema)), use_buffers=True)
+        if settings.ema
+        else None
     )
     optimizer = torch.optim.SGD(
         model.parameters(),
@@ -244,14 +247,24 @@ def distil(
     return history, students
 
 
-def _moving_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
+def _keeps(decay: float, count: int) -> float:
     """Exponential, but early steps average over what there is: the random start does not linger."""
+    return min(decay, (1 + count) / (10 + count))
+
+
+def moving_average(
+    keeps: Callable[[int], float],
+) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
+    """For torch's AveragedModel: `keeps` is the share of an average of so many that stays.
+
+    Of what is not a real number, such as BatchNorm's counters, the last is taken.
+    """
 
     def update(averages: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
-        keep = min(decay, (1 + int(count)) / (10 + int(count)))
+        share = 1 - keeps(int(count))
         for average, value in zip(averages, current, strict=True):
             if average.is_floating_point():
-                average.lerp_(value, 1 - keep)
+                average.lerp_(value, share)
             else:
                 average.copy_(value)
 

@@ -102,12 +102,12 @@ def file_faults(
                 faults += check_reachable(tuple(uri) if isinstance(uri, list) else (uri,), key)
     teacher: Any = raw.get("teacher")
     student: Any = raw.get("student", {})
-    # A training may begin with weights of its own; those of `teacher` it writes.
-    key = "start" if writes_teacher else "teacher.weights"
-    uri = raw.get("start") if writes_teacher else teacher.get("weights") if isinstance(teacher, dict) else None
+    weights = teacher["weights"] if sound(teacher, "teacher", "weights") else None
+    # A training writes these, and may begin with others.
+    key, uri = ("start", raw.get("start")) if writes_teacher else ("teacher.weights", weights)
     checkpoint = None
-    if writes_teacher and sound(teacher, "teacher", "weights"):
-        faults += _destination_faults(teacher["weights"])
+    if writes_teacher and weights is not None:
+        faults += _destination_faults(weights)
     if uri is not None and key not in at_fault:
         checkpoint, weights_faults = _read_weights(key, uri)
         faults += weights_faults

@@ -204,12 +204,14 @@ def by_share(tables: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, fl
     """{title: [(share of relevant images in the corpus, mean top-1)]} of the rows that several of these tables have."""
     found: dict[str, list[tuple[float, float]]] = {}
     for table in tables:
-        share = float(np.mean([run["relevant"] for run in table["runs"].values() if run.get("relevant")]))
+        shares = [run["relevant"] for run in table["runs"].values() if run.get("relevant") is not None]
+        if not shares:  # none of its rows selects
+            continue
         of_rows = _by_row(table, "steps")
         for (name, per_class), students in of_rows.items():
             if name in BUILT_IN and per_class == next(iter(of_rows))[1]:
                 top1 = float(np.mean([s["top1"] for s in students.values()]))
-                found.setdefault(_title(students), []).append((share, top1))
+                found.setdefault(_title(students), []).append((float(np.mean(shares)), top1))
     return {title: sorted(points) for title, points in found.items() if points[1:]}
 
 

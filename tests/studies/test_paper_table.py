@@ -287,6 +287,8 @@ def test_rows_of_several_tables_are_lines_against_the_share_of_relevant_images()
         tables.append({"students": dict(enumerate(students)), "runs": runs})
     points = [(0.02, pytest.approx(0.07)), (0.5, pytest.approx(0.55))]
     assert by_share(tables) == {"pu_s1": points, "all": points}
+    nowhere = tables[0] | {"runs": {"3-seed0": {"relevant": None}}}
+    assert by_share([*tables, nowhere]) == by_share(tables)
     drawn = draw_shares({"by_share": by_share(tables)}).decode()
     assert "<!-- pu_s1 -->" in drawn
 

@@ -146,11 +146,8 @@ def _read(unit: Unit, source: SourceConfig, positions: np.ndarray, images: bool)
 def _label_names(unit: Unit, source: SourceConfig) -> tuple[str, ...] | None:
     if unit.error:
         return None
-    try:
-        with open_file(unit.files[0]) as handle:
-            schema = pq.read_schema(handle)
-    except BROKEN:  # reading the rows tells why
-        return None
+    with open_file(unit.files[0]) as handle:
+        schema = pq.read_schema(handle)
     return label_names(schema, named_columns(schema, source).label_column)
 
 
