@@ -333,6 +333,9 @@ class StudentConfig:
 
     arch: Text = "resnet18_cifar"
     """As teacher.arch."""
+    start: Text | None = None
+    """Weights of such a network to begin with, in a file as of teacher.weights (path or URI); of other classes, such as
+    ImageNet's, all but its classifier. null: random ones."""
 
 
 @dataclass(frozen=True, kw_only=True, config=OPTIONS)
@@ -548,7 +551,7 @@ class TeacherTrainingConfig(SupervisedConfig):
     teacher: TeacherConfig
     """`teacher.weights` is the file to write."""
     start: Text | None = None
-    """Weights of such a network to begin with (path or URI); null: random ones."""
+    """As student.start."""
     train: Sources
     """Labelled images to train on."""
     test: Sources | None = None

@@ -37,7 +37,8 @@ def outline_run(folder: RunFolder, config: RunConfig, redo: str | None = None) -
     lines = [f"dry run   of {config.name} into {folder.display}: nothing is started, nothing is written"]
     lines += [f"          {remark}" for remark in progress.listing.remarks]
     lines += _inputs(folder, config, progress)
-    lines.append(f"networks  teacher {config.teacher.arch}, student {config.student.arch}")
+    start = f" from {config.student.start}" if config.student.start else ""
+    lines.append(f"networks  teacher {config.teacher.arch}, student {config.student.arch}{start}")
     lines += _stages(folder, progress)
     lines.append(
         f"resources gpus_per_actor {_shown(r.gpus_per_actor)}, score_actors {_shown(r.score_actors)}, train_workers "

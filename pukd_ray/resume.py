@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pukd_ray.config import ConfigError, RunConfig, to_plain
 from pukd_ray.corpus.listing import Drift, Listing, compare_listing, list_inputs, read_files
@@ -53,15 +53,17 @@ def fingerprints(config: RunConfig, weights: bytes) -> dict[str, dict[str, Any]]
         mine = {k: v for k, v in mine.items() if k not in stage.except_for}
         if "teacher" in stage.depends_on:
             mine["teacher.weights"] = hashlib.sha256(weights).hexdigest()
+        if mine.get("student.start"):
+            mine["student.start"] = hashlib.sha256(read_file(mine["student.start"])).hexdigest()
         inputs[stage.name] = known | mine | {f"format.{stage.name}": stage.format_version}
         if stage.asked_by is None:
             known = inputs[stage.name]
     return inputs
 
 
-def teacher_inputs(config: RunConfig, weights: bytes) -> dict[str, Any]:
-    """Of the fingerprints what is the teacher's."""
-    return {k: v for k, v in fingerprints(config, weights)["selector"].items() if k.startswith("teacher.")}
+def network_inputs(network: Literal["teacher", "student"], config: RunConfig, weights: bytes) -> dict[str, Any]:
+    """Of the fingerprints what is that network's."""
+    return {k: v for k, v in fingerprints(config, weights)["distill"].items() if k.startswith(f"{network}.")}
 
 
 def _lookup(plain: Any, key: str) -> Any:

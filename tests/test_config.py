@@ -81,7 +81,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "target_precision": None,
         "deduplicate": "exact",
     }
-    assert plain["student"] == {"arch": "resnet18_cifar"}
+    assert plain["student"] == {"arch": "resnet18_cifar", "start": None}
     assert plain["export"] is None
     distill = ("epochs", "steps", "batch_size", "class_weights", "epsilon", "adversary")
     assert [plain["distill"][k] for k in distill] == [30, None, 256, "soft", 0.1, "l2_sum_zero"]

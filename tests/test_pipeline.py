@@ -336,6 +336,17 @@ def test_two_workers_train_the_same_head_and_stream_what_is_too_large_for_memory
     assert not torch.equal(*biases), "the order of the stream differs from the one in memory: was it streamed at all?"
 
 
+def test_a_student_begins_with_given_weights(finished: Path, tmp_path: Path) -> None:
+    start = finished / "student/student.pt"
+    config, run = copy_of(finished, tmp_path, **{"student.start": str(start), "distill.lr": 1e-9, "distill.steps": 2})
+    with pytest.raises(ConfigError, match=r"student\.start: has changed since stage distill "):
+        run_pipeline(config)
+    run_pipeline(config, redo="distill", until="distill")
+    given, begun = (torch.load(path, weights_only=True) for path in (start, run / "student/student.pt"))
+    for name, value in given.items():
+        torch.testing.assert_close(begun[name], value, rtol=0, atol=1e-5)
+
+
 def test_a_finetuned_trunk_is_trained_by_two_workers_and_scores(finished: Path, tmp_path: Path) -> None:
     config, run = copy_of(finished, tmp_path, **{"selector.trunk": "finetune", "resources.train_workers": 2})
     run_pipeline(config, redo="selector", until="score")

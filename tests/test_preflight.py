@@ -443,6 +443,25 @@ def test_text_that_looks_like_a_number_stays_text(home: Path) -> None:
     assert load_config(home / "config.yaml") == config
 
 
+def test_a_student_that_begins_with_weights(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(build_network("resnet8_cifar", **{**SHAPE, "num_classes": 7}).state_dict(), home / "seven.pt")
+    config = load(home, student__arch="resnet8_cifar", student__start="seven.pt")
+    assert config.student.start == f"{home}/seven.pt"
+    assert f"student.start: {home}/seven.pt: taken all but its classifier of 7 classes" in capsys.readouterr().out
+    for overrides, fault in (
+        ({"student.start": "gone.pt"}, f"student.start: no such file: {home}/gone.pt"),
+        ({"student.start": "data/p.parquet"}, f"student.start: {home}/data/p.parquet "),
+        ({"student.start": 3}, "student.start: 3 should be text"),
+        (
+            {"student.start": "seven.pt", "student.arch": "resnet20_cifar"},
+            f"student.start: {home}/seven.pt, arch resnet20_cifar: does not fit CifarResNet: missing layer1.1.",
+        ),
+        ({"student.start": "seven.pt", "student.arch": "resnet8"}, "student.arch: resnet8: no such network"),
+    ):
+        (found,) = faults(home, overrides)
+        assert found.startswith(fault), found
+
+
 def test_the_config_of_a_teacher_training(home: Path) -> None:
     raw = {
         "teacher": {"arch": "lenet5", "weights": "new.pt", "mean": [0.2], "std": [0.3], **SHAPE},

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from pukd_ray.config import TeacherConfig
-from pukd_ray.corpus.context import RunContext
+from pukd_ray.config import RunConfig, TeacherConfig
+from pukd_ray.corpus.context import RunContext, Shared
 from pukd_ray.distillation.training import effective_classes
 from pukd_ray.distillation.training_set import positives_of
 from pukd_ray.distillation.worker import CHECKPOINT, Arm, train_loop
@@ -16,6 +16,7 @@ from pukd_ray.runtime.console import remote_progress
 from pukd_ray.runtime.engine import CPU_ACTOR_CPUS, decoder_cpus
 from pukd_ray.runtime.timing import covered_seconds
 from pukd_ray.runtime.train_group import train_group
+from pukd_ray.storage import read_file
 
 
 def preprocessing_of(teacher: TeacherConfig) -> Preprocessing:
@@ -28,6 +29,11 @@ def preprocessing_of(teacher: TeacherConfig) -> Preprocessing:
         "std": list(std),
         "resize": teacher.resize,
     }
+
+
+def start_of(config: RunConfig) -> Shared | None:
+    """What `student.start` holds, for all workers."""
+    return None if config.student.start is None else Shared.of(read_file(config.student.start))
 
 
 def distill_student(run: RunContext) -> dict[str, Any]:
@@ -50,7 +56,7 @@ def distill_student(run: RunContext) -> dict[str, Any]:
     }
     with remote_progress("distill") as counter:
         setup = {"folder": folder, "config": config, "weights": run.weights, "arms": arms, "counter": counter}
-        setup["about"] = about
+        setup |= {"about": about, "start": start_of(config)}
         datasets = {"student": images.stream(config, decoder_cpus(run.cluster))} if streamed else None
         report = train_group(train_loop, setup, folder, "student", config.resources, run.cluster, share, datasets)
     student = report["arms"]["student"]

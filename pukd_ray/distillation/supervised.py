@@ -19,8 +19,7 @@ from pukd_ray.corpus.reading import read_blocks
 from pukd_ray.distillation.data import Batch, InMemory, augment, decode_labelled
 from pukd_ray.distillation.training import lr_factor, moving_average
 from pukd_ray.errors import RunError
-from pukd_ray.networks.teacher import Normalise, dump_state, load_state, new_network
-from pukd_ray.networks.zoo import load_weights
+from pukd_ray.networks.teacher import Normalise, begun_network, dump_state
 from pukd_ray.runtime.console import remote_progress, say
 from pukd_ray.runtime.devices import Worker, assigned_device, spare_threads, to_device, to_fastest_layout, use_threads
 from pukd_ray.runtime.engine import Cluster, gpus_of
@@ -53,10 +52,7 @@ def fit_classifier(
     `start` is the content of `config.start`.
     """
     torch.manual_seed(config.seed)
-    network = new_network(config.teacher.arch, config.teacher)
-    if start is not None:
-        load_weights(network, load_state(start), what="start")
-    network = worker.prepare(network).train()
+    network = worker.prepare(begun_network(config.teacher.arch, config.teacher, start)).train()
     if not worker.on_cpu:
         network = to_fastest_layout(network)
     normalise = Normalise(config.teacher).to(worker.device)

@@ -22,7 +22,7 @@ from pukd_ray.config import DistillConfig, RunConfig, TeacherConfig
 from pukd_ray.distillation.data import Batch, Images, InMemory, augment
 from pukd_ray.distillation.loss import NOT_FINITE, rkd_objective
 from pukd_ray.distillation.weights import class_weights
-from pukd_ray.networks.teacher import Normalise, load_network, new_network
+from pukd_ray.networks.teacher import Normalise, begun_network, load_network
 from pukd_ray.runtime.devices import Worker, set_up, to_device, to_fastest_layout
 
 SMOOTHING = 1e-3  # of the class sums: a class that the teacher never sees gets a large weight, not an infinite one
@@ -118,6 +118,8 @@ class Distillation:
     """[K], before the adversary moves them."""
     steps: int
     worker: Worker
+    start: bytes | None = None
+    """Content of the file `student.start`."""
 
 
 def view(run: Distillation, step: int) -> tuple[Tensor, list[tuple[Tensor, Batch]]]:
@@ -160,7 +162,7 @@ def distil(
     """
     config, settings, worker, steps = run.config, run.config.distill, run.worker, run.steps
     torch.manual_seed(config.seed)
-    student = new_network(config.student.arch, config.teacher)
+    student = begun_network(config.student.arch, config.teacher, run.start)
     model = worker.prepare(to_fastest_layout(worker.share_batch_statistics(student)))
     bare = getattr(model, "module", model)
     average = (

@@ -43,6 +43,7 @@ def train_loop(setup: dict[str, Any]) -> dict[str, Any] | None:
     teacher, normalise = frozen_teacher(config.teacher, setup["weights"].get(), worker)
     arms: list[Arm] = setup["arms"]
     report: dict[str, Any] = {}
+    start = None if setup["start"] is None else setup["start"].get()
     saved = _load_checkpoint(folder)
     for number, arm in enumerate(arms):
         if saved and number < saved["number"]:
@@ -53,7 +54,7 @@ def train_loop(setup: dict[str, Any]) -> dict[str, Any] | None:
         # All arms take the steps of the first: what differs is what they learn from.
         steps = report[arms[0].name]["steps"] if report else total_steps(config.distill, images.count)
         weights, sums = measure_classes(teacher, images, config.distill, config.teacher.num_classes, worker)
-        run = Distillation(config, images, teacher, normalise, weights, steps, worker)
+        run = Distillation(config, images, teacher, normalise, weights, steps, worker, start)
 
         def save(state: dict[str, Any], number: int = number) -> None:
             _save_checkpoint(folder, {"number": number, "finished": dict(report), **state}, worker)

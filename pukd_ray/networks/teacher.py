@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pukd_ray.config import TeacherConfig
 from pukd_ray.networks.features import MultiScaleExtractor
 from pukd_ray.networks.found import read_checkpoint
-from pukd_ray.networks.zoo import build_network, load_weights
+from pukd_ray.networks.zoo import build_network, find_start, load_weights, put_weights
 from pukd_ray.runtime.devices import Precision, autocast, for_inference, set_up
 
 WIDEST_GRID = 4096  # features per image, 8 KB in the cache, up to which grid `auto` goes for 3 x 3 or 2 x 2 cells
@@ -53,6 +53,15 @@ def new_network(arch: str, teacher: TeacherConfig) -> nn.Module:
     return build_network(
         arch, num_classes=teacher.num_classes, channels=teacher.channels, input_size=teacher.input_size
     )
+
+
+def begun_network(arch: str, teacher: TeacherConfig, start: bytes | None) -> nn.Module:
+    """Such a network to train: from a file of weights as `find_start` takes them; None: random."""
+    network = new_network(arch, teacher)
+    if start is not None:
+        numbers = {"num_classes": teacher.num_classes, "channels": teacher.channels, "input_size": teacher.input_size}
+        put_weights(network, find_start(arch, load_state(start), **numbers))
+    return network
 
 
 def load_network(arch: str, teacher: TeacherConfig, weights: bytes, device: torch.device, *, what: str) -> nn.Module:

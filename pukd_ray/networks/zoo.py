@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pukd_ray.networks import small
-from pukd_ray.networks.found import Found, parts_that_fit
+from pukd_ray.networks.found import Found, parts_that_fit, row_counts
 
 _SMALL: dict[str, Callable[..., nn.Module]] = {
     "lenet5": small.lenet5,
@@ -80,6 +80,26 @@ def find_weights(model: nn.Module, checkpoint: Mapping[str, Any]) -> Found:
     return first
 
 
+def find_start(arch: str, checkpoint: Mapping[str, Any], *, num_classes: int, channels: int, input_size: int) -> Found:
+    """As `find_weights`, what a training of such a network can begin with: of a checkpoint of other classes all but the
+    classifier, that is all whose shape does not go by the number of classes. Raises ValueError like `find_weights`."""
+    numbers = {"channels": channels, "input_size": input_size}
+    network = outline_network(arch, num_classes=num_classes, **numbers)
+    try:
+        return find_weights(network, checkpoint)
+    except ValueError:
+        shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+        for others in row_counts(checkpoint):
+            try:
+                found = find_weights(outline_network(arch, num_classes=others, **numbers), checkpoint)
+            except ValueError:
+                continue
+            kept = {name: tensor for name, tensor in found.state.items() if tensor.shape == shapes[name]}
+            words = [found.taken] * bool(found.taken) + [f"all but its classifier of {others} classes"]
+            return Found(kept, ", ".join(words))
+        raise
+
+
 def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], *, what: str) -> str:
     """Load the weights that `find_weights` finds, in place; a model on the meta device takes over the tensors.
 
@@ -90,13 +110,19 @@ def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], *, what: str) 
         found = find_weights(model, checkpoint)
     except ValueError as fault:
         raise ValueError(f"{what}: {fault}") from None
+    put_weights(model, found)
+    return found.taken
+
+
+def put_weights(model: nn.Module, found: Found) -> None:
+    """Load what was found, in place; what was not stays as it is."""
     # Names and shapes are those of the network as it is now, so its own versions of the layers hold, which checkpoints
     # often lack; so do the counters of BatchNorm that files older than PyTorch 0.4.1 lack.
     state = model.state_dict()
-    state.update({name: torch.zeros((), dtype=torch.long) for name in state.keys() - found.state.keys()})
+    counters = {name for name in state.keys() - found.state.keys() if name.endswith("num_batches_tracked")}
+    state.update({name: torch.zeros((), dtype=torch.long) for name in counters})
     state.update(found.state)
     model.load_state_dict(state, assign=any(tensor.is_meta for tensor in model.parameters()))
-    return found.taken
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -37,12 +37,14 @@ def resolve_paths(raw: dict[str, Any], base: Path, source_keys: Sequence[str]) -
     raw = {key: source(value) if key in source_keys else value for key, value in raw.items()}
     if "start" in raw:
         raw["start"] = absolute(raw["start"])
-    teacher = raw.get("teacher")
+    teacher, student = raw.get("teacher"), raw.get("student")
     if isinstance(teacher, dict):
         raw["teacher"] = {
             k: absolute(v) if k == "weights" or (k == "classes" and isinstance(v, str)) else v
             for k, v in teacher.items()
         }
+    if isinstance(student, dict) and "start" in student:
+        raw["student"] = student | {"start": absolute(student["start"])}
     return raw
 
 
@@ -115,14 +117,20 @@ def file_faults(
         return faults
     numbers = {k: teacher.get(k, 3) for k in ("num_classes", "channels", "input_size")}  # channels has a default
     if sound(teacher, "teacher", "arch"):
-        faults += _network_faults("teacher", teacher["arch"], numbers, checkpoint, f"{key}: {uri}")
+        where = f"{key}: {uri}"
+        faults += _network_faults("teacher", teacher["arch"], numbers, checkpoint, where, begins=writes_teacher)
         if checkpoint and teacher["arch"] in RENORMALISING and teacher.get("transform_input") is None:
             _tell(
                 f"warning: teacher.transform_input is not set, and {teacher['arch']} has such a switch, which weights "
                 "do not tell: true if they were trained with it, as torchvision's own of ImageNet; taken for false"
             )
     if has_student and sound(student, "student", "arch"):
-        faults += _network_faults("student", student.get("arch", StudentConfig().arch), numbers)
+        begun = None
+        if student.get("start") is not None and sound(student, "student", "start"):
+            begun, start_faults = _read_weights("student.start", student["start"])
+            faults += start_faults
+        arch, where = student.get("arch", StudentConfig().arch), f"student.start: {student.get('start')}"
+        faults += _network_faults("student", arch, numbers, begun, where, begins=True)
     return faults
 
 
@@ -154,13 +162,19 @@ def _read_weights(key: str, uri: str) -> tuple[Checkpoint | None, list[str]]:
 
 
 def _network_faults(
-    section: str, arch: str, numbers: dict[str, int], checkpoint: Checkpoint | None = None, where: str = ""
+    section: str,
+    arch: str,
+    numbers: dict[str, int],
+    checkpoint: Checkpoint | None = None,
+    where: str = "",
+    *,
+    begins: bool = False,
 ) -> list[str]:
     """Faults of a network and, if there is a `checkpoint`, of the weights that are to fit it; says what is taken of it.
 
-    `where` the checkpoint is: its key and file.
+    `where` the checkpoint is: its key and file. `begins`: a training begins with it, maybe with another classifier.
     """
-    from pukd_ray.networks.zoo import find_weights, outline_network
+    from pukd_ray.networks.zoo import find_start, find_weights, outline_network
 
     try:
         network = outline_network(arch, **numbers)
@@ -169,7 +183,7 @@ def _network_faults(
     if checkpoint is None:
         return []
     try:
-        found = find_weights(network, checkpoint.content)
+        found = find_start(arch, checkpoint.content, **numbers) if begins else find_weights(network, checkpoint.content)
     except ValueError as fault:
         return [f"{where}, arch {arch}: {fault}"]
     said = [f"taken {found.taken}"] * bool(found.taken)

@@ -31,7 +31,7 @@ from pukd_ray.networks.teacher import new_network
 from pukd_ray.networks.zoo import count_multiply_adds, count_parameters
 from pukd_ray.pipeline import open_folder, run_pipeline
 from pukd_ray.preflight.files import file_exists
-from pukd_ray.resume import StaleResultsError, teacher_inputs
+from pukd_ray.resume import StaleResultsError, network_inputs
 from pukd_ray.run.folder import RunFolder, changed_inputs
 from pukd_ray.run.records import SelectionRecord, selection_in
 from pukd_ray.runtime.console import say
@@ -92,7 +92,9 @@ def make_table(config: PaperConfig) -> dict[str, Any]:
     """
     folder = open_folder(config)
     weights = read_bytes(*open_storage(config.teacher.weights))
-    teacher = teacher_inputs(config, weights)
+    teacher = network_inputs("teacher", config, weights)
+    start = network_inputs("student", config, weights)["student.start"]
+    networks = teacher | ({"student.start": start} if start else {})  # tables of earlier versions have no such key
     beside = _tables_beside(config)
     with engine(config.name, config.resources.autoscales) as cluster:
         _check_positives(config)
@@ -110,7 +112,7 @@ def make_table(config: PaperConfig) -> dict[str, Any]:
             say(f"selector  {per_class} per class, seed {seed}")
             try:
                 _score(run, mine)
-                made, runs[f"{per_class}-seed{seed}"] = _jobs_of_run(config, run, mine, folder, original, teacher)
+                made, runs[f"{per_class}-seed{seed}"] = _jobs_of_run(config, run, mine, folder, original, networks)
             except RunError as error:
                 failed[f"{per_class} per class, seed {seed}"] = cause_of(error)
                 say(f"          failed: {cause_of(error)}")
@@ -224,9 +226,9 @@ def _jobs_of_run(
     students: list[TableStudent],
     folder: RunFolder,
     original: TrainingSet | None,
-    teacher: dict[str, Any],
+    networks: dict[str, Any],
 ) -> tuple[list[StudentJob], dict[str, Any]]:
-    """The students' trainings, their selections made, and what is known of the run; `teacher` are its inputs."""
+    """The students' trainings, their selections made, and what is known of the run; `networks` are their inputs."""
     run_folder = RunFolder(run.output)
     units = read_units(run_folder)
     positives = positives_of(run_folder, run, units)
@@ -266,7 +268,7 @@ def _jobs_of_run(
                 "positives": planned["finished"] if row.data != "original" else None,
                 "original": [data.count, to_plain(config)["original"]] if row.data == "original" else None,
                 "seed": run.seed,
-                **teacher,
+                **networks,
             },
         }
         jobs.append(StudentJob(student.key, replace(run, distill=distill), data, folder, facts))

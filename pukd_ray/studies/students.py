@@ -12,6 +12,7 @@ import ray
 
 from pukd_ray.config import RunConfig
 from pukd_ray.corpus.context import Shared
+from pukd_ray.distillation.distill import start_of
 from pukd_ray.distillation.training_set import TrainingSet
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.console import progress, say
@@ -52,6 +53,7 @@ def train_students(jobs: list[StudentJob], done: int, weights: Shared, cluster: 
     if not jobs:
         return failed
     gpus = gpus_per_train_worker(jobs[0].config.resources, cluster)
+    start = start_of(jobs[0].config)
     # Students that stream must leave CPUs to the tasks that read for them, or all would wait for ever.
     some_stream = any(job.streamed for job in jobs) and not cluster.autoscales
     room = max(1, int(cluster.cpus // 2)) if some_stream else len(jobs)
@@ -62,7 +64,7 @@ def train_students(jobs: list[StudentJob], done: int, weights: Shared, cluster: 
             while left and len(waiting) < room:
                 job = left.pop(0)
                 task = _train_student.options(num_cpus=CPU_ACTOR_CPUS if job.streamed else 1.0, num_gpus=gpus)
-                waiting[task.remote(job, weights.ref)] = job
+                waiting[task.remote(job, weights.ref, start and start.ref)] = job
             (finished,), _ = ray.wait(list(waiting))
             job = waiting.pop(finished)
             try:
@@ -75,7 +77,7 @@ def train_students(jobs: list[StudentJob], done: int, weights: Shared, cluster: 
 
 
 @ray.remote(max_retries=3)
-def _train_student(job: StudentJob, weights: bytes) -> None:
+def _train_student(job: StudentJob, weights: bytes, start: bytes | None) -> None:
     """Writes the student and then its result; a retried task goes on from the last state it kept."""
     import torch
 
@@ -113,7 +115,7 @@ def _train_student(job: StudentJob, weights: bytes) -> None:
         torch.save({**state, "inputs": job.training, "seconds": before + time.monotonic() - began}, sink)
         folder.write_bytes(state_file, sink.getvalue())
 
-    run = Distillation(config, images, teacher, normalise, class_weights, settings.steps, worker)
+    run = Distillation(config, images, teacher, normalise, class_weights, settings.steps, worker, start)
     history, students = distil(run, resume, save)
     folder.write_bytes(f"students/{job.key}.pt", dump_state(students[""]))
     result = {

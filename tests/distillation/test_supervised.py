@@ -80,7 +80,7 @@ def test_a_training_that_fails_says_so() -> None:
 def test_networks_with_switches_among_their_buffers_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
     network = new_network(TEACHER.arch, TEACHER)
     network.register_buffer("seen", torch.tensor(True))
-    monkeypatch.setattr(supervised, "new_network", lambda *_: network)
+    monkeypatch.setattr(supervised, "begun_network", lambda *_: network)
     averaged = fit_classifier(replace(CONFIG, epochs=0, swa_epochs=1), thirds(500, 0), ALONE, lambda *_: None)
     assert averaged.state_dict()["seen"].dtype == torch.bool
 

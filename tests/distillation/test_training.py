@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from pukd_ray.config import DistillConfig, RunConfig, SourceConfig, StudentConfi
 from pukd_ray.corpus.pixels import PixelSpec
 from pukd_ray.distillation.data import Batch, InMemory, Streamed, decode_all
 from pukd_ray.distillation.training import Distillation, distil, label_loss, lr_factor, measure_classes, view
-from pukd_ray.networks.teacher import Normalise, new_network
+from pukd_ray.networks.teacher import Normalise, dump_state, new_network
 from pukd_ray.runtime.devices import ALONE, Worker
 
 TEACHER = TeacherConfig(arch="lenet5", weights="w", num_classes=3, input_size=28, channels=1, mean=[0.5], std=[0.3])
@@ -102,6 +103,25 @@ def test_class_sums_are_those_of_what_a_student_sees() -> None:
         assert sums.tolist() == pytest.approx(expected)
         seen = torch.cat([Bright()(images.batch(step).pixels).argmax(1) for step in range(100)])
         assert (100 * torch.bincount(seen, minlength=3) / len(seen)).tolist() == pytest.approx(expected)
+
+
+def test_a_student_begins_with_what_it_is_given() -> None:
+    """Of the same classes with all of it, of others with all but the classifier; not where it goes on."""
+    run = replace(distillation(stripes(100), steps=2), config=distillation(stripes(100), lr=1e-9).config)
+    other = replace(TEACHER, num_classes=5)
+    random = distil(run)[1][""]
+    for teacher, anew in ((TEACHER, set()), (other, {"fc3.weight", "fc3.bias"})):
+        torch.manual_seed(77)
+        given = new_network("lenet5_half", teacher).state_dict()
+        begun = distil(replace(run, start=dump_state(given)))[1][""]
+        for name, value in begun.items():
+            torch.testing.assert_close(value, (random if name in anew else given)[name], rtol=0, atol=1e-5)
+    whole = distillation(stripes(100), steps=10)
+    kept: list[dict[str, Any]] = []
+    expected = distil(replace(whole, start=dump_state(random)), on_checkpoint=lambda s: kept.append(deepcopy(s)))
+    again = distil(replace(whole, start=dump_state(random)), resume=kept[1])
+    assert again[0] == expected[0]
+    assert all(torch.equal(value, again[1][""][name]) for name, value in expected[1][""].items())
 
 
 @pytest.mark.parametrize("settings", [{}, {"ema": 0.9, "mixup": 0.2}], ids=str)

@@ -5,7 +5,15 @@ import pytest
 import torch
 from torch import nn
 
-from pukd_ray.networks.zoo import build_network, count_parameters, find_weights, load_weights, outline_network
+from pukd_ray.networks.zoo import (
+    build_network,
+    count_parameters,
+    find_start,
+    find_weights,
+    load_weights,
+    outline_network,
+    put_weights,
+)
 
 TEN_GRAY = {"num_classes": 10, "channels": 1, "input_size": 28}
 
@@ -138,6 +146,41 @@ def test_load_weights_of_the_time_before_batch_counters():
     network = build_network("resnet20_cifar", num_classes=10, channels=3, input_size=32)
     weights = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
     load_weights(network, weights, what="teacher.weights")
+
+
+@pytest.mark.parametrize(
+    ("arch", "classifier"),
+    [
+        ("resnet20_cifar", {"fc.weight", "fc.bias"}),
+        ("mobilenet_v3_small", {"classifier.3.weight", "classifier.3.bias"}),
+        ("densenet121", {"classifier.weight", "classifier.bias"}),
+        ("vit_b_32", {"heads.head.weight", "heads.head.bias"}),
+    ],
+)
+def test_a_training_begins_with_weights_of_other_classes(arch, classifier):
+    shape = {"channels": 3, "input_size": 64}
+    there = build_network(arch, num_classes=100, **shape).state_dict()
+    found = find_start(arch, {"model": {f"module.{k}": v for k, v in there.items()}}, num_classes=7, **shape)
+    assert found.taken == "its 'model', names after 'module.', all but its classifier of 100 classes"
+    network = build_network(arch, num_classes=7, **shape)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    put_weights(network, found)
+    now = network.state_dict()
+    assert {name for name in now if name not in found.state} == classifier
+    assert all(torch.equal(now[name], (before if name in classifier else there)[name]) for name in now)
+
+
+def test_a_training_begins_with_all_of_its_own_classes_and_with_nothing_else():
+    shape = {"num_classes": 10, "channels": 3, "input_size": 32}
+    there = build_network("resnet20_cifar", **shape).state_dict()
+    assert find_start("resnet20_cifar", there, **shape).state.keys() == there.keys()
+    others = {**there, "fc.weight": torch.zeros(5, 32), "fc.bias": torch.zeros(5)}  # the classifier of another network
+    for weights, fault in (
+        (others, "wrong shape: fc.weight is .5, 32. instead"),
+        ({"a": torch.zeros(3)}, "missing conv1"),
+    ):
+        with pytest.raises(ValueError, match=f"does not fit CifarResNet: {fault}"):
+            find_start("resnet20_cifar", weights, **shape)
 
 
 def renamed(weights, names):

@@ -1,7 +1,9 @@
 """A run's folder: markers, seconds, what a stage leaves and what retiring it moves."""
 
 import pickle
+import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +12,7 @@ import pytest
 from synthetic import write_config, write_task
 
 from pukd_ray import ConfigError, load_config
+from pukd_ray.config import StudentConfig
 from pukd_ray.errors import PlaceError
 from pukd_ray.resume import check_progress, fingerprints
 from pukd_ray.run.folder import (
@@ -59,6 +62,27 @@ def test_what_is_half_done_is_not_gone_on_with_under_other_settings(tmp_path: Pa
         check_progress(folder, other, None, STAGES)
     assert stage in [s.name for s in check_progress(folder, other, stage, STAGES).pending]
     assert not folder.exists(f"markers/{stage}.inputs.json")
+
+
+def test_a_student_that_began_with_other_weights_is_told_by_their_content(tmp_path: Path) -> None:
+    file = write_config(tmp_path, write_task(tmp_path, images=20))
+    config = load_config(file)
+    folder = RunFolder(config.output)
+    weights = (tmp_path / "teacher.pt").read_bytes()
+    old = fingerprints(config, weights)["distill"]
+    del old["student.start"]  # as earlier versions wrote it
+    folder.write_json("markers/distill.inputs.json", old)
+    check_progress(folder, config, None, STAGES)
+    (tmp_path / "start.pt").write_bytes(weights)
+    begun = load_config(file, {"student.arch": "lenet5", "student.start": "start.pt"})
+    folder.write_json("markers/distill.inputs.json", fingerprints(begun, weights)["distill"])
+    shutil.copy(tmp_path / "start.pt", tmp_path / "copy.pt")
+    check_progress(
+        folder, replace(begun, student=StudentConfig(arch="lenet5", start=f"{tmp_path}/copy.pt")), None, STAGES
+    )
+    (tmp_path / "start.pt").write_bytes(weights + b" ")
+    with pytest.raises(ConfigError, match=r"student\.start: has changed since stage distill "):
+        check_progress(folder, begun, None, STAGES)
 
 
 def test_the_schemas_are_those_of_the_contract() -> None:

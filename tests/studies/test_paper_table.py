@@ -14,11 +14,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from synthetic import labelled, write_config, write_task
 
 from pukd_ray import ConfigError
 from pukd_ray.cli import parse_arguments
 from pukd_ray.commands import paper_table
+from pukd_ray.networks.teacher import new_network
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.studies.config import PaperConfig, load_paper_table
 from pukd_ray.studies.paper import _run_config, make_table, train_missing_teacher, write_page
@@ -59,8 +61,12 @@ def test_the_whole_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         {"name": "selected@50", "selection": {"rule": "budget", "budget": 50}},
         {"name": "as-recommended", "distill": {"sample_weights": "pu_probability"}},
         {"name": "wild", "distill": {"lr": 1e12}},
+        {"name": "still", "distill": {"lr": 1e-9}},
     ]
     file = write_paper_task(tmp_path, per_class=[12], more=more, lengths=[0.5, 1])
+    start = new_network("lenet5_half", load_paper_table(file).teacher).state_dict()
+    torch.save(start, tmp_path / "start.pt")
+    write_config(tmp_path, yaml.safe_load(file.read_text()) | {"student": {"arch": "lenet5_half", "start": "start.pt"}})
     (tmp_path / "teacher.pt").unlink()
     raw = load_paper_table(file, {"teacher_training": {"epochs": 30, "batch_size": 40, "augment": "none"}})
     assert train_missing_teacher(raw)
@@ -91,6 +97,9 @@ def test_the_whole_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert [s["steps"] for s in students.values() if s["equal"] == "length"] == [15] * 14
     assert students["knn-12-seed0"]["precision"] > students["random-12-seed0"]["precision"]
     assert students["all-12-seed0-epochs"]["steps"] == round(30 * 648 / 160)
+    still = torch.load(tmp_path / "table/students/still-12-seed0.pt", weights_only=True)
+    for name, value in start.items():
+        torch.testing.assert_close(still[name], value, rtol=0, atol=1e-5)
     # The same training under another name is not done twice.
     twins = [students[f"{name}-12-seed0"] for name in ("recommended", "as-recommended")]
     assert twins[0] == twins[1] | {"row": "recommended", "title": "recommended"}
@@ -128,8 +137,14 @@ def test_the_whole_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert drawn["by_share"]["PU-s1"] == [(pytest.approx(0.4, abs=0.05), students["pu_s1-12-seed0"]["top1"])] * 2
     assert "| share of relevant images | 0." in write_page(beside, drawn, "this test")
     assert (tmp_path / "table" / "shares.svg").read_bytes().startswith(b"<?xml")
-    with pytest.raises(ConfigError, match=r"distill: has changed since p_only-12-seed0 and 39 other students"):
+    with pytest.raises(ConfigError, match=r"distill: has changed since p_only-12-seed0 and 40 other students"):
         make_table(load_paper_table(file, {"distill.temperature": 4.0}))
+    torch.save({"model": start}, tmp_path / "start.pt")
+    with pytest.raises(
+        ConfigError, match=r"student.start: has changed since p_only-12-seed0 and 4[0-9] other students"
+    ):
+        make_table(config)
+    torch.save(start, tmp_path / "start.pt")
     marker = tmp_path / "table" / "runs" / "12-seed0" / "markers" / "score.json"
     marker.write_text(json.dumps(json.loads(marker.read_text()) | {"finished": "later"}))
     with pytest.raises(ConfigError, match=r"scores: has changed since truth-12-seed0 and 3[0-9] other students"):
