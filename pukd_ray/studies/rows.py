@@ -136,7 +136,7 @@ def students_of(config: PaperConfig) -> list[TableStudent]:
     main = BUILT_IN if config.table.main_rows is None else config.table.main_rows
     once = {*config.table.once, *(row.name for row in config.table.more if row.once)}
     for seed in range(start, start + max(config.table.seeds, config.table.main_seeds or 0)):
-        rows = [row for row in rows_of(config) if not seed or row.name not in once]
+        rows = [row for row in rows_of(config) if seed == start or row.name not in once]
         if seed - start >= config.table.seeds:
             students += [TableStudent(row, first, seed) for row in rows if row.name in main]
             continue
@@ -144,7 +144,7 @@ def students_of(config: PaperConfig) -> list[TableStudent]:
         students += [TableStudent(row, n, seed) for n in others for row in rows if row.fewer]
         # What takes longer as it is has no place among other lengths, and compares at no epochs.
         usual = [row for row in rows if row.name in BUILT_IN and row.longer == 1]
-        if not seed:
+        if seed == start:
             others_of = (length for length in config.table.lengths if length != 1)
             students += [TableStudent(row, first, seed, length=length) for length in others_of for row in usual]
         if config.table.equal_epochs:
