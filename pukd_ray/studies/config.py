@@ -68,8 +68,8 @@ class TableConfig:
     seeds: Count = 5
     """Repetitions: each draws other positives (`skip_per_class`) and everything random anew."""
     first_seed: Annotated[Int, Field(ge=0)] = 0
-    """The first of them, of which rows are that are made once: a table of other positives, or repetitions made apart,
-    several at once, in one folder, which a call without it collects (it takes what is made once from the very first)."""
+    """The first of them; it alone has the rows that are made once. Not 0: a table of other positives, or repetitions
+    made apart, several at once, in one folder, which a call without it collects."""
     main_seeds: Count | None = None
     """Repetitions of the built-in rows with the first number of positives at equal steps, which the method is judged
     by; null: `seeds`."""
