@@ -143,7 +143,7 @@ def parts_that_fit(shapes: Mapping[str, list[int]], checkpoint: Mapping[str, Any
 def row_counts(checkpoint: Mapping[str, Any]) -> list[int]:
     """Rows of its matrices, each number once, the last matrix's first: a classifier's are its classes."""
     values = [value for _, mapping in _mappings(checkpoint) for value in mapping.values()]
-    matrices = [v for v in values if isinstance(v, Tensor) and v.dim() >= 2 and v[0, 0].numel() == 1]
+    matrices = [v for v in values if isinstance(v, Tensor) and v.dim() >= 2 and v.shape[2:].numel() == 1]
     return list(dict.fromkeys(len(matrix) for matrix in reversed(matrices)))
 
 
