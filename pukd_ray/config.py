@@ -335,7 +335,7 @@ class StudentConfig:
     """As teacher.arch."""
     start: Text | None = None
     """Weights of such a network to begin with, in a file as of teacher.weights (path or URI); of other classes, such as
-    ImageNet's, all but its classifier. It sees pixels as the teacher does, by teacher.mean and std. null: random ones."""
+    ImageNet's, all but its classifier. null: random ones. Pixels are normalised for it as for the teacher."""
 
 
 @dataclass(frozen=True, kw_only=True, config=OPTIONS)
