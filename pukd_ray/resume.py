@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from pukd_ray.config import ConfigError, RunConfig, to_plain
 from pukd_ray.corpus.listing import Drift, Listing, compare_listing, list_inputs, read_files
@@ -40,7 +40,8 @@ class Progress:
 
 
 def fingerprints(config: RunConfig, weights: bytes) -> dict[str, dict[str, Any]]:
-    """What each stage's result depends on: config keys, the weights' SHA-256, the format version of its files."""
+    """What each stage's result depends on: config keys, SHA-256 of `weights`, the teacher's, and of
+    the file `student.start`, the format version of its files."""
     plain = to_plain(config)
     for source in (s for role in ("positives", "corpus", "test") for s in plain[role] or ()):
         del source["follow_links"]  # what it changes is in the listing
@@ -59,11 +60,6 @@ def fingerprints(config: RunConfig, weights: bytes) -> dict[str, dict[str, Any]]
         if stage.asked_by is None:
             known = inputs[stage.name]
     return inputs
-
-
-def network_inputs(network: Literal["teacher", "student"], config: RunConfig, weights: bytes) -> dict[str, Any]:
-    """Of the fingerprints what is that network's."""
-    return {k: v for k, v in fingerprints(config, weights)["distill"].items() if k.startswith(f"{network}.")}
 
 
 def _lookup(plain: Any, key: str) -> Any:

@@ -55,8 +55,8 @@ def distill_student(run: RunContext) -> dict[str, Any]:
         "preprocessing": preprocessing_of(config.teacher),
     }
     with remote_progress("distill") as counter:
-        setup = {"folder": folder, "config": config, "weights": run.weights, "arms": arms, "counter": counter}
-        setup |= {"about": about, "start": start_of(config)}
+        setup = {"folder": folder, "config": config, "weights": run.weights, "start": start_of(config)}
+        setup |= {"arms": arms, "about": about, "counter": counter}
         datasets = {"student": images.stream(config, decoder_cpus(run.cluster))} if streamed else None
         report = train_group(train_loop, setup, folder, "student", config.resources, run.cluster, share, datasets)
     student = report["arms"]["student"]

@@ -59,8 +59,8 @@ def begun_network(arch: str, teacher: TeacherConfig, start: bytes | None) -> nn.
     """Such a network to train: from a file of weights as `find_start` takes them; None: random."""
     network = new_network(arch, teacher)
     if start is not None:
-        numbers = {"num_classes": teacher.num_classes, "channels": teacher.channels, "input_size": teacher.input_size}
-        put_weights(network, find_start(arch, load_state(start), **numbers))
+        shape = {"channels": teacher.channels, "input_size": teacher.input_size}
+        put_weights(network, find_start(network, load_state(start), arch, **shape))
     return network
 
 

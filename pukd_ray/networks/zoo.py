@@ -80,18 +80,17 @@ def find_weights(model: nn.Module, checkpoint: Mapping[str, Any]) -> Found:
     return first
 
 
-def find_start(arch: str, checkpoint: Mapping[str, Any], *, num_classes: int, channels: int, input_size: int) -> Found:
-    """As `find_weights`, what a training of such a network can begin with: of a checkpoint of other classes all but the
-    classifier, that is all whose shape does not go by the number of classes. Raises ValueError like `find_weights`."""
-    numbers = {"channels": channels, "input_size": input_size}
-    network = outline_network(arch, num_classes=num_classes, **numbers)
+def find_start(model: nn.Module, checkpoint: Mapping[str, Any], arch: str, *, channels: int, input_size: int) -> Found:
+    """As `find_weights`, what a training of this network, built by these, can begin with: of a checkpoint of other
+    classes all but the classifier, that is all whose shape does not go by the number of classes."""
     try:
-        return find_weights(network, checkpoint)
+        return find_weights(model, checkpoint)
     except ValueError:
-        shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         for others in row_counts(checkpoint):
             try:
-                found = find_weights(outline_network(arch, num_classes=others, **numbers), checkpoint)
+                outline = outline_network(arch, num_classes=others, channels=channels, input_size=input_size)
+                found = find_weights(outline, checkpoint)
             except ValueError:
                 continue
             kept = {name: tensor for name, tensor in found.state.items() if tensor.shape == shapes[name]}

@@ -183,7 +183,9 @@ def _network_faults(
     if checkpoint is None:
         return []
     try:
-        found = find_start(arch, checkpoint.content, **numbers) if begins else find_weights(network, checkpoint.content)
+        shape = {key: numbers[key] for key in ("channels", "input_size")}
+        content = checkpoint.content
+        found = find_start(network, content, arch, **shape) if begins else find_weights(network, content)
     except ValueError as fault:
         return [f"{where}, arch {arch}: {fault}"]
     said = [f"taken {found.taken}"] * bool(found.taken)

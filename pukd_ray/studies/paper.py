@@ -31,7 +31,7 @@ from pukd_ray.networks.teacher import new_network
 from pukd_ray.networks.zoo import count_multiply_adds, count_parameters
 from pukd_ray.pipeline import open_folder, run_pipeline
 from pukd_ray.preflight.files import file_exists
-from pukd_ray.resume import StaleResultsError, network_inputs
+from pukd_ray.resume import StaleResultsError, fingerprints
 from pukd_ray.run.folder import RunFolder, changed_inputs
 from pukd_ray.run.records import SelectionRecord, selection_in
 from pukd_ray.runtime.console import say
@@ -92,8 +92,9 @@ def make_table(config: PaperConfig) -> dict[str, Any]:
     """
     folder = open_folder(config)
     weights = read_bytes(*open_storage(config.teacher.weights))
-    teacher = network_inputs("teacher", config, weights)
-    start = network_inputs("student", config, weights)["student.start"]
+    inputs = fingerprints(config, weights)["distill"]
+    teacher = {key: value for key, value in inputs.items() if key.startswith("teacher.")}
+    start = inputs["student.start"]
     networks = teacher | ({"student.start": start} if start else {})  # tables of earlier versions have no such key
     beside = _tables_beside(config)
     with engine(config.name, config.resources.autoscales) as cluster:

@@ -160,9 +160,9 @@ def test_load_weights_of_the_time_before_batch_counters():
 def test_a_training_begins_with_weights_of_other_classes(arch, classifier):
     shape = {"channels": 3, "input_size": 64}
     there = build_network(arch, num_classes=100, **shape).state_dict()
-    found = find_start(arch, {"model": {f"module.{k}": v for k, v in there.items()}}, num_classes=7, **shape)
-    assert found.taken == "its 'model', names after 'module.', all but its classifier of 100 classes"
     network = build_network(arch, num_classes=7, **shape)
+    found = find_start(network, {"model": {f"module.{k}": v for k, v in there.items()}}, arch, **shape)
+    assert found.taken == "its 'model', names after 'module.', all but its classifier of 100 classes"
     before = {name: value.clone() for name, value in network.state_dict().items()}
     put_weights(network, found)
     now = network.state_dict()
@@ -171,16 +171,17 @@ def test_a_training_begins_with_weights_of_other_classes(arch, classifier):
 
 
 def test_a_training_begins_with_all_of_its_own_classes_and_with_nothing_else():
-    shape = {"num_classes": 10, "channels": 3, "input_size": 32}
-    there = build_network("resnet20_cifar", **shape).state_dict()
-    assert find_start("resnet20_cifar", there, **shape).state.keys() == there.keys()
+    shape = {"channels": 3, "input_size": 32}
+    network = build_network("resnet20_cifar", num_classes=10, **shape)
+    there = network.state_dict()
+    assert find_start(network, there, "resnet20_cifar", **shape).state.keys() == there.keys()
     others = {**there, "fc.weight": torch.zeros(5, 32), "fc.bias": torch.zeros(5)}  # the classifier of another network
     for weights, fault in (
         (others, "wrong shape: fc.weight is .5, 32. instead"),
         ({"a": torch.zeros(3)}, "missing conv1"),
     ):
         with pytest.raises(ValueError, match=f"does not fit CifarResNet: {fault}"):
-            find_start("resnet20_cifar", weights, **shape)
+            find_start(network, weights, "resnet20_cifar", **shape)
 
 
 def renamed(weights, names):

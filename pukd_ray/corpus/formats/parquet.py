@@ -165,7 +165,8 @@ def _read_group(
     there = set(parquet.schema_arrow.names)
     names = [source.image_column if images else None, source.label_column, source.id_column, source.relevant_column]
     # What is no column may be in the path.
-    others: list[Any] = [None if name in there else _partitions(uri).get(name) for name in names]
+    in_path = _partitions(uri)
+    others: list[Any] = [None if name in there else in_path.get(name) for name in names]
     others[3] = {"true": True, "1": True, "false": False, "0": False}.get(str(others[3]).lower())
     columns = [name if name in there else None for name in names]
     read = list(dict.fromkeys(name for name in columns if name is not None))
