@@ -9,12 +9,13 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from urllib.request import urlopen
 from uuid import uuid4
 
 import yaml
@@ -27,11 +28,14 @@ from ray._raylet import AuthenticationTokenLoader
 from ray.job_submission import JobStatus, JobSubmissionClient
 from ray.util.state import list_tasks
 from ray.util.state.common import TaskState
+from ray.util.state.exception import RayStateApiException
 
 from pukd_ray.runtime.devices import PRETENDED
 
 ROOT = Path(__file__).parents[1]
 RUNTIME_ENV = yaml.safe_load((ROOT / "jobs" / "runtime_env.yaml").read_text())
+
+T = TypeVar("T")
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -56,38 +60,37 @@ class Head:
         """`jobs/full_pipeline.py`; the job's id."""
         job = f"test-{uuid4().hex}"
         folder, runtime_env = (".", {"working_dir": str(ROOT), **RUNTIME_ENV}) if self.uploads else (ROOT, None)
-        # The dashboard answers before the agent that starts jobs is there, and a busy one may answer too late.
-        for attempt in range(60):
+        entrypoint = f"{sys.executable} {folder}/jobs/full_pipeline.py {arguments}"
+
+        def send() -> str:
             try:
-                return self.client().submit_job(
-                    submission_id=job,
-                    entrypoint=f"{sys.executable} {folder}/jobs/full_pipeline.py {arguments}",
-                    runtime_env=runtime_env,
-                )
-            except (ConnectionError, RuntimeError) as error:
-                if "already exists" in str(error):
-                    return job
-                if attempt == 59:
+                return self.client().submit_job(submission_id=job, entrypoint=entrypoint, runtime_env=runtime_env)
+            except RuntimeError as error:
+                if "already exists" not in str(error):  # it got there, its answer did not
                     raise
-                time.sleep(1)
-        raise AssertionError
+                return job
+
+        return answered(send)
 
     def client(self) -> JobSubmissionClient:
         return JobSubmissionClient(self.dashboard)
 
     def status(self, job: str) -> JobStatus:
-        return self.client().get_job_status(job)
+        return answered(lambda: self.client().get_job_status(job))
 
     def exit_status(self, job: str) -> int | None:
         """Of its driver; None while it runs, or if it was stopped."""
-        return self.client().get_job_info(job).driver_exit_code
+        return answered(lambda: self.client().get_job_info(job)).driver_exit_code
+
+    def stop(self, job: str) -> None:
+        answered(lambda: self.client().stop_job(job))
 
     def logs(self, job: str) -> str:
-        return self.client().get_job_logs(job)
+        return answered(lambda: self.client().get_job_logs(job))
 
     def figures(self) -> dict[tuple[str, ...], float]:
         """{(name without ray_pukd_, run, other labels by their names): value} as Prometheus would see them."""
-        page = urllib.request.urlopen(self.metrics, timeout=10).read().decode()
+        page = answered(lambda: urlopen(self.metrics, timeout=10).read()).decode()
         samples = [s for family in text_string_to_metric_families(page) for s in family.samples]
         return {
             (s.name.removeprefix("ray_pukd_"), s.labels["run"], *own_labels(s.labels)): s.value
@@ -97,12 +100,26 @@ class Head:
 
     def tasks(self, name: str) -> list[TaskState]:
         """Of all jobs, those of that name, as the dashboard's pages show them."""
-        found: list[TaskState] = list_tasks(self.dashboard, filters=[("name", "=", name)], detail=True, timeout=60)
+        named = [("name", "=", name)]
+        found: list[TaskState] = answered(lambda: list_tasks(self.dashboard, filters=named, detail=True, timeout=60))
         return found
 
     def wait(self, *jobs: str, seconds: float = 400) -> None:
         """Until all have ended."""
         wait_for(lambda: all(self.status(job).is_terminal() for job in jobs), seconds)
+
+
+def answered(ask: Callable[[], T]) -> T:
+    """What a head answers. It does so before the agent that starts jobs is there, and a busy one may answer too late
+    or hang up: `requests` and `urllib` each tell that by an OSError of its own."""
+    for attempt in range(60):
+        try:
+            return ask()
+        except (OSError, HTTPException, RuntimeError, RayStateApiException):
+            if attempt == 59:
+                raise
+            time.sleep(1)
+    raise AssertionError
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> None:

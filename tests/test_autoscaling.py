@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from heads import Head, start_head
+from heads import Head, answered, start_head
 from ray.job_submission import JobStatus
 from ray.util.state import list_nodes, list_tasks
 from synthetic import write_config, write_task
@@ -38,7 +38,7 @@ class Seen:
 def look(head: Head, markers: Path, began: float) -> Seen:
     alive = [("state", "=", "ALIVE")]
     # Nodes that are about to go no longer answer.
-    nodes: list[Any] = list_nodes(head.dashboard, alive, detail=True, raise_on_missing_output=False)
+    nodes: list[Any] = answered(lambda: list_nodes(head.dashboard, alive, detail=True, raise_on_missing_output=False))
     workers = [n.resources_total for n in nodes if not n.is_head_node]
     gpus = sum("GPU" in resources for resources in workers)
     done = frozenset(p.stem for p in markers.glob("*.json") if "." not in p.stem)
@@ -47,7 +47,7 @@ def look(head: Head, markers: Path, began: float) -> Seen:
 
 def ask_for_gpus(head: Head) -> set[str]:
     """Functions and classes of tasks and actors; in a placement group the resource is called `GPU_group_...`."""
-    tasks: list[Any] = list_tasks(head.dashboard, detail=True, limit=10_000)
+    tasks: list[Any] = answered(lambda: list_tasks(head.dashboard, detail=True, limit=10_000))
     return {t.name.removesuffix(".__init__") for t in tasks if any("GPU" in r for r in t.required_resources or {})}
 
 

@@ -9,7 +9,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 import torch
-from heads import Head, own_token, start_head, start_node, wait_for
+from heads import Head, answered, own_token, start_head, start_node, wait_for
 from ray.job_submission import JobStatus
 from synthetic import write_config, write_task
 
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 def groups(head: Head) -> list[int]:
     """Sizes of the groups of workers that trained the student, in order."""
     ask = Request(f"{head.dashboard}/api/train/v2/runs/v1", headers={"Authorization": f"Bearer {own_token()}"})
-    runs: list[dict[str, Any]] = json.loads(urlopen(ask, timeout=30).read())["train_runs"]
+    runs: list[dict[str, Any]] = json.loads(answered(lambda: urlopen(ask, timeout=30).read()))["train_runs"]
     of_student = sorted((run for run in runs if run["name"] == "train-student"), key=lambda run: run["start_time_ns"])
     return [len(attempt["workers"]) for run in of_student for attempt in run["attempts"]]
 
