@@ -178,13 +178,14 @@ def as_label(value: Any) -> Any:
 def as_truth(value: Any) -> bool | None:
     """A truth column's value: 0.0 and 1.0 are what pandas makes of false and true next to a null.
 
-    BadValueError if it is neither boolean nor an integer.
+    BadValueError if it is neither boolean nor 0 or 1.
     """
     if isinstance(value, BadValueError):
         raise value
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
-    if isinstance(value, bool | int) or value in (0.0, 1.0):
+    if value in (0, 1):
         return bool(value)
-    shown = value if isinstance(value, float) else f"a {type(value).__name__}"
+    short = isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
+    shown = value if short else f"a {type(value).__name__}"
     raise BadValueError(f"corrupt: relevant_column: {shown} is neither true nor false")

@@ -61,12 +61,13 @@ def test_images_in_the_line_and_beside_the_file(tmp_path: Path, name: str) -> No
 
 
 def test_truth_is_true_false_or_told(tmp_path: Path) -> None:
-    given = [True, 0, 1.0, 0.0, float("nan"), None, 0.5, float("inf"), "true", [1]]
+    given = [True, 0, 1.0, 0.0, float("nan"), None, 0.5, float("inf"), 2, -1, 10**400, "true", [1]]
     write_jsonl(tmp_path / "a.jsonl", [{"image": b64(PNG[0]), "ok": ok} for ok in given])
     rows = read(tmp_path, relevant_column="ok")
-    assert [r.relevant for r in rows] == [True, False, True, False, *[None] * 6]
+    assert [r.relevant for r in rows] == [True, False, True, False, *[None] * 9]
     assert [r.error for r in rows] == [None] * 6 + [
-        f"corrupt: relevant_column: {what} is neither true nor false" for what in ("0.5", "inf", "a str", "a list")
+        f"corrupt: relevant_column: {what} is neither true nor false"
+        for what in ("0.5", "inf", "2", "-1", "a int", "a str", "a list")
     ]
 
 

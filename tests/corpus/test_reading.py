@@ -182,6 +182,17 @@ def test_an_image_that_vanished_is_no_row_but_a_link_to_nothing_is(tmp_path: Pat
     assert [r.error for r in rows] == [None, "io: a link to nothing", None, None, None]
 
 
+def test_labels_are_no_truth(tmp_path: Path) -> None:
+    table = pa.table({"image": pa.array(PNG[:3], pa.binary()), "label": [0, 1, 7]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    rows = read(tmp_path, label_column="label", relevant_column="label")
+    assert [(r.relevant, r.error) for r in rows] == [
+        (False, None),
+        (True, None),
+        (None, "corrupt: relevant_column: 7 is neither true nor false"),
+    ]
+
+
 def test_constant_truth_and_truth_by_label(tmp_path: Path) -> None:
     image_folder(tmp_path)
     assert [r.relevant for r in read(tmp_path, relevant=False)] == [False] * 5
