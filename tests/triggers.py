@@ -602,7 +602,7 @@ ELSEWHERE = {
     "draw more (--images)": "tests/audit/test_design.py",
     "no node with a CPU came": "tests/runtime/test_engine.py",
     "scored images: lower selection.threshold": "tests/selection/test_select.py",
-    "steps: lower lr": "tests/distillation/test_supervised.py",
+    "steps: lower ": "tests/distillation/test_supervised.py",
     "computes something else in that format": "tests/export/test_export.py",
     "the head of its own cluster is gone": "tests/test_soak.py",
 }

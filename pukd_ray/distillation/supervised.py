@@ -83,7 +83,8 @@ def fit_classifier(
         if step % 20 == 0 or step + 1 == steps:
             value = loss.item()
             if not math.isfinite(value):
-                raise RunError(f"the loss is {value} after {step + 1:,} steps: lower lr, {config.lr:g} now")
+                key, rate = ("lr", config.lr) if step < usual else ("swa_lr", config.swa_lr)
+                raise RunError(f"the loss is {value} after {step + 1:,} steps: lower {key}, {rate:g} now")
             on_step(step + 1, steps, value)
     return (average.module if average else network).eval()
 

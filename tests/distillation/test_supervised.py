@@ -75,6 +75,9 @@ def test_averages_are_means_of_all_steps() -> None:
 def test_a_training_that_fails_says_so() -> None:
     with pytest.raises(RunError, match=r"the loss is (nan|inf) after .* steps: lower lr, 50 now"):
         fit_classifier(replace(CONFIG, lr=50.0), thirds(500, 0), ALONE, lambda *_: None)
+    averaged = replace(CONFIG, epochs=1, swa_epochs=4, swa_lr=50.0)
+    with pytest.raises(RunError, match=r"steps: lower swa_lr, 50 now"):
+        fit_classifier(averaged, thirds(500, 0), ALONE, lambda *_: None)
 
 
 def test_networks_with_switches_among_their_buffers_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
