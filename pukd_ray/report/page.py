@@ -140,10 +140,11 @@ def _content(folder: RunFolder, config: RunConfig, gallery: Gallery) -> dict[str
         "rule": config.selection.rule,
         "rule_text": explain_rule(config.selection),
         "uses_selector": RULES[config.selection.rule].uses_selector,
+        "known_by_logit": RULES[config.selection.rule].known_by_logit,
         "quality": _quality(metrics, prior),
         "audit": metrics.get("audit"),
         "drift": metrics.get("drift"),
-        "warnings": _warnings(metrics, prior, meta, summary, names),
+        "warnings": _warnings(config.selection, metrics, prior, meta, summary, names),
         "prior": prior,
         "meta": meta,
         "flow": _flow(metrics),
@@ -215,7 +216,12 @@ def _quality(metrics: MetricsRecord, prior: PriorRecord) -> list[dict[str, Any]]
 
 
 def _warnings(
-    metrics: MetricsRecord, prior: PriorRecord, meta: SelectorRecord, summary: SelectionRecord, names: list[str]
+    selection: SelectionConfig,
+    metrics: MetricsRecord,
+    prior: PriorRecord,
+    meta: SelectorRecord,
+    summary: SelectionRecord,
+    names: list[str],
 ) -> list[str]:
     warnings = list(prior["warnings"])
     if meta["teacher_agreement"] < 0.7:
@@ -232,9 +238,15 @@ def _warnings(
         warnings.append(
             f"The audit contradicts the {' and the '.join(apart)} that the run assumes or estimates: believe the audit."
         )
+    more = "give more of such images in P"
+    rule = RULES[selection.rule]
+    if "budget" in rule.needs and not rule.per_class and metrics["n_selected"] == selection.budget:
+        more = (
+            "the budget went to other classes: raise selection.budget, or take rule quota, which shares it evenly"
+        )
     for counts, what in (
         (meta["positives_per_class"], "P has no image of {}: give some, images of such classes are hardly selected."),
-        (summary["class_counts"], "Nothing is selected for {}: look at the gallery; give more of such images in P."),
+        (summary["class_counts"], f"Nothing is selected for {{}}: look at the gallery; {more}."),
     ):
         missing = [name for name, count in zip(names, counts, strict=True) if not count]
         if missing:

@@ -65,6 +65,8 @@ def summary_lines(folder: RunFolder) -> list[str]:
         ("recall", "recall", selection["recall"], estimated["recall"], estimated["recall_interval"]),
     ):
         figures = f"{'cannot tell':>12}{'':15}"
+        if told and name != "prior":
+            figures = f"{'cannot tell':>12}  of this rule "
         if value is not None and bounds is not None:
             figures = f"{value:>11.4f}  {_interval(bounds)}"
         known = f"  {audit[name][0]:.4f}  {_interval(audit[name][1])}" if name in audit else ""

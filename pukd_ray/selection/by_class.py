@@ -69,7 +69,9 @@ class ClassBins:
         v = np.ones(len(self.p)) if p_weights is None else p_weights
         every = np.bincount(self.u_cell, u_weights, len(self.z) + 1).astype(np.float64)
         w, classes = every[:-1], int(self.p_class.max()) + 1
-        drawn, size = np.bincount(self.p_class, v, classes), np.bincount(self.cell_class, w, classes)
+        size = np.bincount(self.cell_class, w, classes)
+        v = v * (size > 0)[self.p_class]  # of a class that U has no image of P says nothing, and would pull a and b up
+        drawn = np.bincount(self.p_class, v, classes)
 
         def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
             offsets = theta[1] + theta[2:]

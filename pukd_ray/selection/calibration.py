@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, log_expit
 
-MAX_SLOPE = 10.0  # in units of 1 / sd_U(z): beyond, P scores higher than U's own positives and a would run away
+MAX_SLOPE = 10.0  # in units of 1 / sd_U(z): beyond, U parts cleanly or P scores above its positives; a would run away
 BINS = 1024
 
 
@@ -30,7 +30,7 @@ class Calibration:
     slope: float
     offset: float
     at_bound: bool = False
-    """The slope hit its bound: P and the relevant images of U differ, probabilities are too extreme."""
+    """The slope hit its bound: U parts cleanly, or P scores higher than the relevant images of U do."""
     tilt: float = 0.0
     """P stood for the relevant images with weights proportional to exp(-tilt * logit): above 0 where it may be a biased
     sample of them, that scores too high."""

@@ -16,7 +16,7 @@ from pukd_ray.corpus.units import Unit
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.runtime.engine import IO_CPUS
 from pukd_ray.selection.rows import SelectJob, as_results, by_part, read_tables
-from pukd_ray.selection.scoring import sort_key
+from pukd_ray.selection.scoring import keep_key
 
 # A shuffle makes tasks x parts objects, and the driver knows each of them: parts are as large as memory allows.
 COPY_SHUFFLE_ROWS = 20_000_000
@@ -39,7 +39,7 @@ def _hash_rows(job: SelectJob, files: list[str], task: int, parts: int) -> Any:
     readable = table.column("error").is_null().to_numpy(zero_copy_only=False)
     good = table.filter(readable)  # first: a column with nulls would turn into floating point
     hashes = good.column("content_hash").to_numpy()
-    ids = [sort_key(job.config.seed, i) for i in good.column("image_id").to_pylist()]
+    ids = [keep_key(job.config.seed, i) for i in good.column("image_id").to_pylist()]
     rows = np.column_stack([hashes, np.array(ids, np.int64), (task << 32) + np.flatnonzero(readable)])
     return as_results([rows[rows[:, 0] % parts == p] for p in range(parts)])
 

@@ -12,7 +12,7 @@ from pukd_ray.runtime.console import say
 from pukd_ray.selection.crossfit import FitReport
 from pukd_ray.selection.features import LABELS, Features
 from pukd_ray.selection.rules import RULES
-from pukd_ray.selection.verdict import Verdict
+from pukd_ray.selection.verdict import GIVEN, Verdict
 
 MIN_POSITIVES = 10
 MIN_SAMPLE = 100
@@ -20,6 +20,7 @@ MIN_PRIOR = 0.005  # below, held-out scores of U show next to nothing that looks
 # Below, the head selects next to nothing: the clamp won (docs/method.md, "A wrong prior is not symmetric").
 MIN_SHARE_OF_PRIOR = 0.2
 MAX_SHARE = 0.95
+ABOVE = 0.75  # share of P in the upper half of the corpus's relevant images; were they alike, it would be a half
 
 
 def check_sample(config: RunConfig, n_p: int, n_u: int, errors: list[tuple[str, str, str]]) -> None:
@@ -112,12 +113,26 @@ def fit_warnings(fit: FitReport, verdict: Verdict) -> list[str]:
         warnings.append(
             f"only {fit.recall:.0%} of held-out positives are recognised: P may be too small or too varied; add images"
         )
-    if fit.calibration.at_bound:
+    if fit.calibration.at_bound and _is_above(fit, verdict.prior):
         warnings.append(
-            "P scores higher than anything in the corpus: probabilities are too extreme; label some corpus images and "
-            "set selector.prior"
+            f"P scores higher than what a prior of {verdict.prior:.3g} takes of the corpus: it is too high, or P "
+            "differs from the corpus in something beside what it shows; probabilities are too extreme: `pukd audit` "
+            "checks both"
+            if verdict.estimator in GIVEN
+            else "P scores higher than anything in the corpus: probabilities are too extreme; label some corpus images "
+            "and set selector.prior"
         )
     return warnings
+
+
+def _is_above(fit: FitReport, prior: float) -> bool:
+    """Whether held-out P scores higher than U's relevant images do, half of which are above U's 1 - prior / 2 quantile.
+
+    A slope at its bound alone does not say so: it also is where U parts cleanly.
+    """
+    w = fit.p_weights / fit.p_weights.sum()
+    share = float(w @ (fit.p_logits > np.quantile(fit.u_logits, 1 - prior / 2)))
+    return share > max(ABOVE, 0.5 + 3 * 0.5 * float(np.sqrt(w @ w)))
 
 
 def check_selection(config: RunConfig, share: float, prior: float) -> None:

@@ -22,7 +22,7 @@ from pukd_ray.run.folder import RunFolder
 from pukd_ray.run.records import NearRecord
 from pukd_ray.runtime.engine import IO_CPUS
 from pukd_ray.selection.rows import SelectJob, read_tables
-from pukd_ray.selection.scoring import sort_key
+from pukd_ray.selection.scoring import keep_key
 
 MOST_ROWS = 100_000_000
 """Of a corpus: a task holds the hashes of all of it, and ten times the images take a hundred times as long."""
@@ -93,7 +93,7 @@ def _hash_rows(job: SelectJob, files: list[str], task: int) -> np.ndarray:
     table = read_tables(job.folder, files, ["image_id", "perceptual_hash"])
     there = np.flatnonzero(table.column("perceptual_hash").is_valid().to_numpy(zero_copy_only=False))
     good = table.take(there)
-    ids = [sort_key(job.config.seed, i) for i in good.column("image_id").to_pylist()]
+    ids = [keep_key(job.config.seed, i) for i in good.column("image_id").to_pylist()]
     hashes = np.frombuffer(b"".join(good.column("perceptual_hash").to_pylist()), np.uint8)
     return np.column_stack([np.array(ids, np.int64), (task << 32) + there, hash_words(hashes.reshape(-1, BITS // 8))])
 

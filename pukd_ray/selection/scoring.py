@@ -261,3 +261,9 @@ def _check_rejected(config: RunConfig, markers: list[dict[str, Any]]) -> None:
 def sort_key(seed: int, image_id: str) -> int:
     """Seeded 64-bit hash of an image id: the order in which training streams the selection."""
     return content_hash(f"{seed}/{image_id}".encode())
+
+
+def keep_key(seed: int, image_id: str) -> int:
+    """Seeded 64-bit hash of an image id: of equal images the lowest stays. Apart from `sort_key`, by which rules draw
+    at random: pictures of which there are many copies would be drawn more seldom, or more often, than others."""
+    return sort_key(seed, f"copies/{image_id}")

@@ -70,7 +70,7 @@ def select_images(
     quality = estimate_selection(
         binned, logits[of_p], weights, *from_json(folder.read_json("selector/calibration.json"))
     )
-    told = folder.read_record(PRIOR)["trust"] != "none"
+    told = folder.read_record(PRIOR)["trust"] != "none" and job.rule.known_by_logit
     estimated: QualityRecord = {
         "precision": quality["precision"] if told else None,
         "precision_interval": quality["precision_interval"] if told else None,

@@ -198,9 +198,10 @@ def judge(e: Evidence) -> Verdict:
             return Verdict(float(np.sqrt(value * found.value)), lower, upper, train, "low", told, e, "both")
         return Verdict(value, lower, upper, train, "high", told, e, "density_ratio")
     # A prior twice too large ranks better than one that is too small, and worse than the right one.
+    bbe = float(np.clip(e.bbe, 1e-4, 1 - 1e-4))  # exactly 0 where nothing of U looks like P
     if biased or vague:  # how many to take has to be decided all the same; the density ratio may have collapsed
-        return Verdict(e.bbe, 0.0, 1.0, float(np.clip(2 * e.bbe, value, 0.7)), "none", told, e, "bbe")
-    return Verdict(value, lower, upper, float(np.clip(e.bbe, value, 0.7)), "low", told, e, "density_ratio")
+        return Verdict(bbe, 0.0, 1.0, float(np.clip(2 * bbe, value, 0.7)), "none", told, e, "bbe")
+    return Verdict(value, lower, upper, float(np.clip(bbe, value, 0.7)), "low", told, e, "density_ratio")
 
 
 def given(prior: float) -> Verdict:

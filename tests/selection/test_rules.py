@@ -99,6 +99,14 @@ def test_rules_against_brute_force(rule: str, seed: int) -> None:
     assert take(SelectionConfig(rule=rule, **options), scores) == expected(scores)
 
 
+def test_as_many_as_the_prior_says_without_what_was_dropped_as_copies() -> None:
+    chosen = RULES["prior"]
+    left = Supply(0.25, 10_000, np.array([0.9, 0.01]), np.array([1000, 7500]))  # of 2,500 relevant images
+    targets = chosen.targets(SelectionConfig(rule="prior"), np.array([8500]), left)
+    assert targets is not None
+    assert targets.tolist() == [975]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_random_budget_is_a_random_part_of_the_positives(seed: int) -> None:
     scores = make_scores(seed)
@@ -204,6 +212,11 @@ def test_unit_interval_covers_it_in_the_order_of_unsigned_hashes() -> None:
     assert values.dtype == np.float32
     assert values.tolist() == [0, 0, 0.25, pytest.approx(0.5), 0.5, pytest.approx(1)]
     assert values[-1] < 1
+
+
+def test_p_of_a_logit_holds_for_what_goes_by_the_logit_or_by_nothing() -> None:
+    known = {name for name, rule in RULES.items() if rule.known_by_logit}
+    assert known == {"positive", "threshold", "budget", "quota", "prior", "precision", "random", "all"}
 
 
 def test_only_the_rivals_do_without_the_selector() -> None:

@@ -27,8 +27,8 @@ from pukd_ray.run.folder import SCORES_SCHEMA, SELECTED_SCHEMA, RunFolder
 from pukd_ray.run.records import selection_in
 from pukd_ray.selection import average_precision, copies, find_cuts, moving, select
 from pukd_ray.selection.calibration import Calibration, to_json
-from pukd_ray.selection.cuts import digits, ordered_bits, share_quota
-from pukd_ray.selection.scoring import sort_key
+from pukd_ray.selection.cuts import digits, ordered_bits, share_quota, unit_interval
+from pukd_ray.selection.scoring import keep_key, sort_key
 
 CLASSES = 3
 FILES, PER_FILE = 8, 30
@@ -155,10 +155,12 @@ def expected(config: RunConfig, **selection: Any) -> list[int]:
     good = [r for r in scored if r["error"] is None]
     for r in good:
         r["key"] = sort_key(config.seed, r["image_id"])
+        r["keep"] = keep_key(config.seed, r["image_id"])
         r["pu_logit"] = float(np.float32(r["pu_logit"]))
     good.sort(key=lambda r: r["key"])
     if selection.get("deduplicate") != "none":
-        good = list({r["content_hash"]: r for r in reversed(good)}.values())
+        by_keep = sorted(good, key=lambda r: -r["keep"])  # of equal images the lowest stays
+        good = sorted({r["content_hash"]: r for r in by_keep}.values(), key=lambda r: r["key"])
     good = [r for r in good if r["content_hash"] != content_hash(image_of(7))]
     rule, budget = selection["rule"], selection.get("budget", 0)
     if rule in ("positive", "budget", "quota"):
@@ -203,7 +205,19 @@ def test_who_is_taken_does_not_depend_on_the_number_of_tasks(
         assert summary["histogram"][name] == plain["histogram"][name]
     np.testing.assert_allclose(summary["histogram"]["logit"], plain["histogram"]["logit"], rtol=1e-12)
     for name, value in plain["estimated"].items():  # sums of floating point are rounded by task
-        assert summary["estimated"][name] == pytest.approx(value, rel=1e-9)
+        assert summary["estimated"][name] == (None if value is None else pytest.approx(value, rel=1e-9))
+
+
+def test_pictures_with_copies_are_drawn_as_often_as_others() -> None:
+    ids = np.array([f"{i}" for i in range(12_000)])
+    picture = np.r_[np.arange(2000), np.repeat(np.arange(2000, 4000), 5)]  # half of them are there five times
+    keys = np.array([[keep_key(0, i), sort_key(0, i)] for i in ids])
+    rows = np.column_stack([picture, keys[:, 0], np.arange(len(ids))])
+    dropped = copies._copies_in._function(np.zeros(0, np.int64), True, rows)
+    left = np.delete(np.arange(len(ids)), dropped)
+    assert sorted(picture[left]) == list(range(4000))
+    chosen = left[np.argsort(-unit_interval(keys[left, 1]))[:200]]
+    assert (picture[chosen] < 2000).mean() == pytest.approx(0.5, abs=0.1)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -219,6 +233,8 @@ def test_what_cannot_be_told_is_null(run: Run) -> None:
         folder.write_json("selector/prior.json", before)
     assert set(untold["estimated"].values()) == {None}
     assert {**untold, "estimated": None} == {**told, "estimated": None}
+    rival, _ = selected(run, "rows/told", rule="teacher_confidence", budget=37)
+    assert set(rival["estimated"].values()) == {None}
 
 
 @pytest.mark.usefixtures("ray_cluster")

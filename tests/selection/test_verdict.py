@@ -111,6 +111,19 @@ def test_classes_that_u_has_more_of_than_p_do_not_lower_the_prior() -> None:
     assert set(few.p_class) == {0}
 
 
+def test_classes_that_u_has_not_leave_the_prior_alone() -> None:
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(5):
+        truth = rng.random(20_000) < 0.1
+        u, u_classes = rng.normal(3 * truth, 1), rng.integers(0, 10, len(truth))
+        p, p_classes = rng.normal(3, 1, 1000), np.repeat(np.arange(100), 10)
+        fitted = ClassBins.of(p, u, p_classes, u_classes).fit()
+        found.append(fitted.prior / truth.mean())
+        assert fitted.p_weights[p_classes >= 10].max() < 1e-6
+    assert np.mean(found) == pytest.approx(1, abs=0.15)  # nine tenths of P's classes made it a third too high
+
+
 def test_weights_give_p_the_classes_of_what_is_taken() -> None:
     weights = class_weights(np.repeat([0, 1], 50), np.repeat([0, 1, 7], [900, 90, 500]))
     assert weights.mean() == pytest.approx(1)
@@ -207,6 +220,16 @@ def test_drawn_priors_have_the_verdicts_interval() -> None:
     rng = np.random.default_rng(0)
     low, high = np.quantile([verdict.drawn_prior(rng) for _ in range(4000)], [0.05, 0.95])
     assert (low, high) == (pytest.approx(0.1, rel=0.05), pytest.approx(0.3, rel=0.05))
+
+
+def test_a_corpus_without_anything_like_p_has_a_prior_to_draw_from() -> None:
+    plain = evidence()
+    nothing = replace(plain, boundary=replace(plain.boundary, inner=False), bbe=0.0, test=TwoSample(0.9, 0.02, 400, 9))
+    verdict = judge(nothing)
+    assert (verdict.trust, verdict.estimator) == ("none", "bbe")
+    assert 0 < verdict.prior < 1e-3
+    rng = np.random.default_rng(0)
+    assert all(0 < verdict.drawn_prior(rng) < 1 for _ in range(100))
 
 
 def gaussian_task(k: float) -> tuple[Examples, Groups, np.ndarray]:

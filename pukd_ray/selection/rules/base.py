@@ -119,6 +119,11 @@ class Rule:
     """What else to check where it takes nothing."""
 
     @property
+    def known_by_logit(self) -> bool:
+        """Whether P(relevant) of a logit holds for what it takes: not where another key, or truth, has a say."""
+        return self.rank_by in (by_logit, by_tie_breaker) and (self.uses_selector or self.eligible is everyone)
+
+    @property
     def positives_only(self) -> bool:
         """Whether it is confined to what the selector takes for relevant."""
         return self.eligible is positive_logit
