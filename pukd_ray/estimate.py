@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from pukd_ray.config import ConfigError, RunConfig
+from pukd_ray.config import ConfigError, RunConfig, SelectionConfig
 from pukd_ray.corpus.context import RunContext, Shared
 from pukd_ray.corpus.listing import list_inputs
 from pukd_ray.corpus.reading import content_hash
@@ -27,6 +27,7 @@ from pukd_ray.runtime.console import say
 from pukd_ray.runtime.engine import Cluster, engine
 from pukd_ray.runtime.timing import Stopwatch
 from pukd_ray.selection.chunks import CHUNK_SECONDS
+from pukd_ray.selection.rules import RULES
 from pukd_ray.storage import list_files, read_file
 
 TRIALS = "estimate"
@@ -191,7 +192,8 @@ def make_trial(run: RunContext, units: Sequence[Unit], name: str, images: int, s
     total = sum(u.rows for u in corpus)
     mine = [*labelled, *take_units(corpus, images, config.seed), *take_units(test, images, config.seed)]
     rows = _rows_of(mine)
-    budget = config.selection.budget and max(10, config.selection.budget * rows["corpus"] // max(1, total))
+    # Rounded up: a trial that fills it says that the run will fill its own.
+    budget = config.selection.budget and max(10, -(-config.selection.budget * rows["corpus"] // max(1, total)))
     small = replace(
         config,
         selector=replace(
@@ -241,6 +243,16 @@ def selector_rows(config: RunConfig) -> dict[str, float]:
     }
 
 
+def selected_rows(selection: SelectionConfig, corpus: int, trial: Amounts) -> float:
+    """Images that the rule will take of so many: its budget, if it goes by one, as far as there are so many (for rules
+    that are confined to positives: as many of them as the trial says); else the share that it took in the trial."""
+    rule = RULES[selection.rule]
+    alike = trial.selected / max(1, trial.corpus) * corpus
+    if selection.budget is None or "budget" not in rule.needs:
+        return alike
+    return min(float(selection.budget), alike if rule.positives_only else float(corpus))
+
+
 def _seen(config: RunConfig, steps: int) -> float:
     arms = 2 if config.distill.baseline == "positives" else 1
     return float(steps * config.distill.batch_size * arms)
@@ -263,8 +275,7 @@ def conclude(
 
     first, small, large = trials
     rows = _rows_of(units)
-    share = large.amounts.selected / max(1, large.amounts.corpus)
-    selected = float(config.selection.budget or share * rows["corpus"])
+    selected = selected_rows(config.selection, rows["corpus"], large.amounts)
     steps = total_steps(config.distill, int(rows["positives"] + selected))
     sample = min(config.selector.sample, rows["corpus"])
     whole = Amounts(

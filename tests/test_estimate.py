@@ -112,6 +112,30 @@ def test_a_law_is_found_again(run_config: RunConfig) -> None:
     assert any("money" in line for line in lines_of(found))
 
 
+@pytest.mark.parametrize(
+    ("rule", "budget", "selected"),
+    [
+        ("positive", None, 20_000),  # 400 of the trial's 2,000
+        ("positive", 50_000, 20_000),  # which it does not go by
+        ("budget", 5_000, 5_000),
+        ("budget", 50_000, 20_000),  # all positives
+        ("random", 50_000, 50_000),
+        ("random", 5_000_000, 100_000),  # the whole corpus
+    ],
+)
+def test_a_budget_counts_where_the_rule_goes_by_it_and_can_fill_it(
+    rule: str, budget: int | None, selected: int, run_config: RunConfig
+) -> None:
+    selection = replace(run_config.selection, budget=budget, rule=rule)
+    distill = replace(run_config.distill, steps=None, epochs=10, batch_size=100, baseline="none")
+    wanted = replace(run_config, selection=selection, distill=distill)
+    trials = trial(500, 50, 100), trial(500, 50, 100), trial(2000, 200, 400)
+    found = conclude(wanted, CLUSTER, UNITS, 3.0, trials, Prices())
+    assert found["images"]["selected"] == selected
+    assert found["seconds"]["distill"] == pytest.approx(2 + 0.001 * 10 * (selected + 500))
+    assert found["storage_gib"] == pytest.approx((100_000 * 100 + selected * 1000) / 2**30)
+
+
 def test_few_images_make_no_trial(run_config: RunConfig) -> None:
     with pytest.raises(ConfigError, match="--images"):
         estimate_run(run_config, Prices(), 100)

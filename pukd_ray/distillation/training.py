@@ -22,8 +22,8 @@ from pukd_ray.config import DistillConfig, RunConfig, TeacherConfig
 from pukd_ray.distillation.data import Batch, Images, InMemory, augment
 from pukd_ray.distillation.loss import NOT_FINITE, rkd_objective
 from pukd_ray.distillation.weights import class_weights
-from pukd_ray.networks.teacher import Normalise, begun_network, load_network
-from pukd_ray.runtime.devices import Worker, set_up, to_device, to_fastest_layout
+from pukd_ray.networks.teacher import Normalise, all_finite, begun_network, load_network
+from pukd_ray.runtime.devices import Worker, half_type, set_up, to_device, to_fastest_layout
 
 SMOOTHING = 1e-3  # of the class sums: a class that the teacher never sees gets a large weight, not an infinite one
 CLIP = (0.1, 10.0)  # of the class weights, before they are rescaled
@@ -63,6 +63,17 @@ def shows_as_is(settings: DistillConfig) -> bool:
 
 
 @torch.no_grad()
+def within_range(logits: Tensor, teacher: nn.Module, pixels: Tensor, worker: Worker) -> Tensor:
+    """The teacher's `logits` [b, K] of `pixels` [b, C, H, W] as float32; rows that are not finite, in it once more."""
+    logits = logits.float()
+    if half_type(worker.device, worker.precision) == torch.float16:  # others end where float32 does: nothing waits
+        beyond = ~all_finite(logits)
+        if beyond.any():
+            logits[beyond] = teacher(pixels[beyond]).float()
+    return logits
+
+
+@torch.no_grad()
 def measure_classes(
     teacher: nn.Module, images: Images, settings: DistillConfig, classes: int, worker: Worker
 ) -> tuple[Tensor, Tensor]:
@@ -75,8 +86,10 @@ def measure_classes(
     cache = images if isinstance(images, InMemory) and shows_as_is(settings) else None
     seen: list[Tensor] = []
     for batch in images.all_batches():
+        pixels = to_device(batch.pixels, worker.device)
         with worker.autocast(learns=False):
-            logits = teacher(to_device(batch.pixels, worker.device)).float()
+            logits = teacher(pixels)
+        logits = within_range(logits, teacher, pixels, worker)
         if cache:
             seen.append(logits)
         mass = logits.double().softmax(1)
@@ -139,6 +152,16 @@ def view(run: Distillation, step: int) -> tuple[Tensor, list[tuple[Tensor, Batch
     each = share[:, None, None, None]
     mixed_in = augment(other.pixels, settings.augment, (seed, 8, step), settings.batch_size, worker)
     return each * pixels + (1 - each) * mixed_in, [(share, batch), (1 - share, other)]
+
+
+def seed_step(seed: int, step: int, worker: Worker) -> None:
+    """Seed what a network draws by itself in a step, as dropout does: by the step, so that a resumed training draws
+    what the whole one did, and by the rank, so that each draws its own."""
+    mixed = int(np.random.SeedSequence([seed, 13, step, worker.rank]).generate_state(1, np.uint64)[0])
+    if worker.on_cpu:  # torch.manual_seed tells all kinds of devices, which takes a hundred times longer
+        torch.default_generator.manual_seed(mixed)
+    else:
+        torch.manual_seed(mixed)
 
 
 def label_loss(logits: Tensor, shown: list[tuple[Tensor, Batch]]) -> Tensor:
@@ -206,6 +229,8 @@ def distil(
         if target is None:
             with torch.no_grad():
                 target = ask_teacher(pixels)  # the same view as the student's
+            target = within_range(target, run.teacher, pixels, worker)
+        seed_step(config.seed, step, worker)  # after the capture, which draws too
         target, logits = target.float(), ask_student(images).float()
         weights = None
         if settings.sample_weights == "pu_probability":
@@ -234,7 +259,7 @@ def distil(
         if average:
             average.update_parameters(bare)
         if (step + 1) % log_every == 0 or step + 1 == steps:
-            loss = float(value)  # the one wait for the device
+            loss = float(value)  # waits for the device
             if not math.isfinite(loss):
                 raise ValueError(NOT_FINITE)
             history.append((step + 1, loss))

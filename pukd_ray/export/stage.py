@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ class CheckImages:
 
 
 def export_student(run: RunContext) -> dict[str, Any]:
-    """Run the stage; returns its counts. RunError if a float file does not say what PyTorch says."""
+    """Run the stage; returns its counts. RunError if a float file does not say what PyTorch says, or one says NaN."""
     folder, config = run.folder, run.config
     positives = positives_of(folder, config, run.units).sample(CALIBRATED // 2, config.seed)
     test = None
@@ -105,7 +106,7 @@ def _selected_images(folder: RunFolder, count: int) -> list[bytes]:
 def write_files(folder: RunFolder, settings: ExportConfig, calibration: np.ndarray, check: CheckImages) -> ExportRecord:
     """Write the student of a run in all formats asked for into its folder `export`; what was found is returned.
 
-    `calibration` uint8 [M, C, S, S]. RunError if a float file does not say what PyTorch says.
+    `calibration` uint8 [M, C, S, S]. RunError if a float file does not say what PyTorch says, or one says NaN.
     """
     import torch
 
@@ -138,7 +139,7 @@ def write_files(folder: RunFolder, settings: ExportConfig, calibration: np.ndarr
         files[name] = compare(chosen.load(data), len(data), check, kind, expected)
         files[name]["file"], files[name]["runtime"] = f"export/{chosen.file}", chosen.runtime
         gap = files[name]["largest_difference"]
-        if chosen.exact and gap > GAP:
+        if math.isnan(gap) or (chosen.exact and gap > GAP):
             raise RunError(
                 f"export: probabilities of {chosen.file} differ by up to {gap:.3f} from PyTorch's: the network "
                 "computes something else in that format; leave it out of export.formats"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,21 +84,35 @@ def _foreign(data: bytes) -> list[str]:
 
 
 def _load_without(data: bytes, skipped: list[str]) -> Any:
-    """The file with something inert in their places; None if it cannot be read so."""
-    if not skipped:
-        return None
-    try:
-        with torch.serialization.safe_globals([(_Inert, name) for name in skipped]):
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception:
-        return None
+    """The file with something inert in their places, or mappings, which can be filled; None if it cannot be read so."""
+    made: list[OrderedDict[Any, Any]] = []
+
+    class Filled:
+        """Stands for an object that its pickle fills like a dict: torch fills nothing else than its own and this."""
+
+        def __new__(cls, *_args: Any, **_options: Any) -> Any:
+            made.append(OrderedDict())
+            return made[-1]
+
+    for stand_in in (_Inert, Filled) if skipped else ():
+        try:
+            with torch.serialization.safe_globals([(stand_in, name) for name in skipped]):
+                content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        except Exception:
+            continue
+        for mapping in made:
+            mapping.__dict__.clear()  # the object's attributes, which may hide a mapping's own: values, items
+        hollow = isinstance(content, Mapping) and not content  # the whole file was one object, which filled nothing
+        return None if hollow else content
+    return None
 
 
 def _plain(error: Exception) -> str:
-    """A loader's reason in one line: without torch's advice to switch the check off, and without colours."""
+    """A loader's reason in one line: without torch's advice to switch its check off or to widen it, and colours."""
     text = re.sub(r"\x1b\[[\d;]*m", "", str(error))
     said = re.search(r"WeightsUnpickler error: (.+)", text)
     plain = said[1] if said else next(iter(text.splitlines()), "")
+    plain = re.sub(r"\.? Please use .*", "", plain)
     return plain if plain and "weights_only" not in plain else type(error).__name__
 
 

@@ -73,7 +73,7 @@ def find_weights(model: nn.Module, checkpoint: Mapping[str, Any]) -> Found:
     if not found:
         raise ValueError(_weights_fault(model, shapes, checkpoint))
     first, *others = found
-    unlike = [other for other in others if any(not torch.equal(other.state[k], v) for k, v in first.state.items())]
+    unlike = [other for other in others if any(not _equal(other.state[k], v) for k, v in first.state.items())]
     if unlike:
         parts = " and ".join(part.taken or "the whole" for part in (first, unlike[0]))
         raise ValueError(f"several parts of it fit {type(model).__name__}: {parts}; save the one that is meant alone")
@@ -222,6 +222,7 @@ def _weights_fault(model: nn.Module, expected: Mapping[str, list[int]], checkpoi
         inner = [v for v in state_dict.values() if isinstance(v, Mapping) and any(map(torch.is_tensor, v.values()))]
         if len(inner) == 1 and not any(map(torch.is_tensor, state_dict.values())):
             (state_dict,) = inner
+    state_dict = {name: value for name, value in state_dict.items() if isinstance(name, str)}
     if state_dict and all(name.startswith("module.") and name not in expected for name in state_dict):
         state_dict = {name.removeprefix("module."): value for name, value in state_dict.items()}
     found = {
@@ -242,6 +243,12 @@ def _weights_fault(model: nn.Module, expected: Mapping[str, list[int]], checkpoi
         if names
     ]
     return f"does not fit {type(model).__name__}: {'; '.join(parts)}"
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """`torch.equal`, which takes no sparse tensors."""
+    one, other = (tensor if tensor.layout == torch.strided else tensor.to_dense() for tensor in (one, other))
+    return torch.equal(one, other)
 
 
 def _first_few(names: list[str]) -> str:

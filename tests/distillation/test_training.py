@@ -18,9 +18,11 @@ from torch import nn
 
 from pukd_ray.config import DistillConfig, RunConfig, SourceConfig, StudentConfig, TeacherConfig
 from pukd_ray.corpus.pixels import PixelSpec
+from pukd_ray.distillation import training
 from pukd_ray.distillation.data import Batch, InMemory, Streamed, decode_all
 from pukd_ray.distillation.training import Distillation, distil, label_loss, lr_factor, measure_classes, view
 from pukd_ray.networks.teacher import Normalise, dump_state, new_network
+from pukd_ray.runtime import devices
 from pukd_ray.runtime.devices import ALONE, Worker
 
 TEACHER = TeacherConfig(arch="lenet5", weights="w", num_classes=3, input_size=28, channels=1, mean=[0.5], std=[0.3])
@@ -58,6 +60,24 @@ def distillation(examples: Batch, worker: Worker = ALONE, steps: int = 40, **set
     images = InMemory(examples, config.distill.batch_size, config.seed, worker)
     weights = torch.ones(3, dtype=torch.float64)
     return Distillation(config, images, Bright(), Normalise(TEACHER), weights, steps, worker)
+
+
+DRAWN: list[float] = []
+"""What networks of `drawing` drew, one number a step."""
+
+
+class Drops(nn.Dropout):
+    """Dropout that says what it drew."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            DRAWN.append(float(torch.rand(())))
+        return super().forward(features)
+
+
+def drawing(*, num_classes: int, channels: int, input_size: int) -> nn.Module:
+    size = channels * input_size**2
+    return nn.Sequential(nn.Flatten(), nn.Linear(size, 32), nn.ReLU(), Drops(), nn.Linear(32, num_classes))
 
 
 def student_of(state: dict[str, torch.Tensor]) -> Any:
@@ -124,9 +144,14 @@ def test_a_student_begins_with_what_it_is_given() -> None:
     assert all(torch.equal(value, again[1][""][name]) for name, value in expected[1][""].items())
 
 
-@pytest.mark.parametrize("settings", [{}, {"ema": 0.9, "mixup": 0.2}], ids=str)
-def test_a_resumed_training_ends_where_the_whole_one_does(settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("settings", "arch"),
+    [({}, "lenet5_half"), ({"ema": 0.9, "mixup": 0.2}, "lenet5_half"), ({}, f"{__name__}:drawing")],
+    ids=str,
+)
+def test_a_resumed_training_ends_where_the_whole_one_does(settings: dict[str, Any], arch: str) -> None:
     run = distillation(stripes(200), steps=10, **settings)
+    run = replace(run, config=replace(run.config, student=StudentConfig(arch=arch)))
     kept: list[dict[str, Any]] = []
 
     def keep(state: dict[str, Any]) -> None:
@@ -141,6 +166,47 @@ def test_a_resumed_training_ends_where_the_whole_one_does(settings: dict[str, An
     for suffix, state in whole.items():
         for name, value in state.items():
             torch.testing.assert_close(resumed[suffix][name], value, rtol=0, atol=0)
+
+
+def test_every_rank_and_step_draws_its_own() -> None:
+    DRAWN.clear()
+    for worker in (Worker(0, 1), Worker(1, 1)):
+        run = distillation(stripes(200), worker, steps=10)
+        distil(replace(run, config=replace(run.config, student=StudentConfig(arch=f"{__name__}:drawing"))))
+    assert len(set(DRAWN)) == len(DRAWN) == 20
+
+
+class Large(nn.Module):
+    """A teacher whose hidden layer passes 65,504, where float16 ends, on a white image only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.hidden, self.last = nn.Linear(784, 8, bias=False), nn.Linear(8, 3, bias=False)
+        nn.init.constant_(self.hidden.weight, 0.4)
+        nn.init.normal_(self.last.weight, std=1e-5)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.last(self.hidden(pixels.float().flatten(1)))
+
+
+def test_a_teacher_beyond_float16_is_asked_again_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of_a_gpu(_device: Any, _precision: str = "auto", *, learns: bool = False) -> torch.dtype:
+        return torch.bfloat16 if learns else torch.float16
+
+    examples = stripes(64)
+    examples.pixels[5] = 255
+    run = replace(distillation(examples, steps=3, augment="crop"), teacher=Large())
+    whole = measure_classes(run.teacher, run.images, run.config.distill, 3, ALONE)
+    for module in (devices, training):
+        monkeypatch.setattr(module, "half_type", of_a_gpu)
+    with ALONE.autocast(learns=False):
+        finite = run.teacher(examples.pixels).isfinite().all(1)
+    assert (~finite).nonzero().flatten().tolist() == [5]
+    again = measure_classes(run.teacher, run.images, run.config.distill, 3, ALONE)
+    torch.testing.assert_close(again, whole, rtol=1e-2, atol=0)
+    history, _ = distil(run)
+    assert all(np.isfinite(loss) for _, loss in history)
 
 
 @pytest.mark.parametrize(("settings", "asked"), [({}, 0), ({"augment": "crop"}, 3), ({"mixup": 0.2}, 3)], ids=str)

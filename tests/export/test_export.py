@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
@@ -129,6 +130,21 @@ def test_a_file_that_says_something_else_stops_the_run(colour: RunFolder, monkey
     with pytest.raises(
         RunError, match=r"export: probabilities of student\.pt2 differ .* leave it out of export\.formats"
     ):
+        stage.write_files(colour, ExportConfig(formats=["torch"]), check.pixels, check)
+    assert not colour.exists("export/student.pt2")
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["float", "int8"])
+def test_a_file_that_says_nothing_stops_the_run(
+    exact: bool, colour: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(_data: bytes) -> Any:
+        return lambda pixels: np.full((len(pixels), 5), np.nan, np.float32)
+
+    check = stage.CheckImages(pixels_like(4, (3, 32, 32), 1), np.full(4, -1))
+    monkeypatch.setitem(FORMATS, "torch", replace(FORMATS["torch"], load=silent, exact=exact))
+    colour.delete_folder("export")
+    with pytest.raises(RunError, match=r"student\.pt2 differ by up to nan from PyTorch's"):
         stage.write_files(colour, ExportConfig(formats=["torch"]), check.pixels, check)
     assert not colour.exists("export/student.pt2")
 

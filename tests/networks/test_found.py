@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import io
 import json
 import os
@@ -60,6 +61,14 @@ class Calls:
         return self.call
 
 
+class CfgNode(dict[str, Any]):
+    """Of a checkpoint: settings as yacs and its heirs hold them, with attributes beside the entries."""
+
+    def __init__(self, **entries: Any) -> None:
+        super().__init__(entries)
+        self.__dict__["__immutable__"] = True
+
+
 # What frameworks write, by their own documentation and code: Lightning's save_checkpoint, timm's CheckpointSaver,
 # torch.optim.swa_utils, torch.compile, the ImageNet example of PyTorch.
 CASES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], str]] = {
@@ -107,6 +116,15 @@ CASES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], str]] = {
     "teacher of a distillation": (
         lambda w: {"teacher": behind("backbone.", w)},
         "its 'teacher', names after 'backbone.'",
+    ),
+    "detectron": (
+        lambda w: {
+            "model": w,
+            "cfg": CfgNode(lr=0.1, solver=CfgNode(steps=[1, 2])),
+            "history": collections.defaultdict(list, {"loss": [1.0, 0.5]}),
+            "args": argparse.Namespace(depth=5, items=3),
+        },
+        "its 'model'",
     ),
     "half": (lambda w: {k: v.half() for k, v in w.items()}, ""),
 }
@@ -158,6 +176,42 @@ def test_a_pickled_network_is_refused_in_one_line(zipped: bool) -> None:
     if zipped:
         assert "LeNet5" in text
         assert text.endswith("): write one with torch.save(model.state_dict(), ...)")
+
+
+def test_files_of_an_older_torch_are_refused_without_its_advice(weights: dict[str, torch.Tensor]) -> None:
+    sink = io.BytesIO()
+    content = {"state_dict": weights, "args": argparse.Namespace(depth=5)}
+    torch.save(content, sink, _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match=r"\(.*argparse\.Namespace was not an .*\): write one with") as caught:
+        read_checkpoint(sink.getvalue())
+    assert "safe_globals" not in str(caught.value)
+
+
+def test_an_object_in_place_of_the_whole_is_refused() -> None:
+    held = argparse.Namespace(history=collections.defaultdict(list, {"loss": [1.0]}))
+    with pytest.raises(ValueError, match=r"\(it holds objects of argparse\.Namespace, builtins\.list, collections\."):
+        read_checkpoint(saved(held))
+
+
+@pytest.mark.parametrize("keys", [lambda i: i, lambda i: (i, 1)], ids=["numbers", "tuples"])
+@pytest.mark.parametrize("nested", [True, False])
+def test_tensors_without_names_do_not_fit(
+    keys: Callable[[int], Any], nested: bool, weights: dict[str, torch.Tensor]
+) -> None:
+    content: Any = {keys(i): value for i, value in enumerate(weights.values())}
+    with pytest.raises(ValueError, match=r"^w: does not fit LeNet5: missing conv1\.weight, "):
+        loads(saved({"model": content, "epoch": 1} if nested else content), weights)
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor:UserWarning", "ignore:Sparse CSR:UserWarning")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_parts_that_are_alike_but_for_their_layout_are_one(
+    layout: torch.layout, weights: dict[str, torch.Tensor]
+) -> None:
+    sparse = {k: v.to_sparse(layout=layout) if k == "fc1.weight" else v for k, v in weights.items()}
+    assert loads(saved({"model": weights, "model_ema": sparse}), weights) == "its 'model'"
+    with pytest.raises(ValueError, match="several parts of it fit"):
+        loads(saved({"model": {k: v + 1 for k, v in weights.items()}, "model_ema": sparse}), weights)
 
 
 def test_parts_that_differ_are_a_question(weights: dict[str, torch.Tensor]) -> None:
