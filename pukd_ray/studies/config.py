@@ -46,6 +46,9 @@ RowName = Literal[
     "recommended",
 ]
 
+NOT_OF_A_STUDENT = ("epochs", "baseline", "memory_gib")
+"""Keys of `distill` that make no difference to a student with given steps, as all of the table are."""
+
 
 @dataclass(frozen=True, kw_only=True, config=OPTIONS)
 class MoreRowConfig:
@@ -56,7 +59,7 @@ class MoreRowConfig:
     selection: dict[str, Any] = Field(default_factory=dict)
     """Keys of `selection` to change."""
     distill: dict[str, Any] = Field(default_factory=dict)
-    """Keys of `distill` to change."""
+    """Keys of `distill` to change; the length by `steps`."""
     once: Bool = False
     """Whether one repetition is enough."""
 
@@ -144,6 +147,13 @@ def load_paper_table(path: str | Path, overrides: Mapping[str, Any] | None = Non
         for i, row in enumerate(config.table.more)
         for section, changes in (("selection", row.selection), ("distill", row.distill))
         for fault in validate({**to_plain(getattr(config, section)), **changes}, type(getattr(config, section)))[1]
+    ]
+    faults += [
+        f"table.more.{i}.distill.{key}: cannot differ from row to row: "
+        + ("use steps" if key == "epochs" else "leave it out")
+        for i, row in enumerate(config.table.more)
+        for key in NOT_OF_A_STUDENT
+        if key in row.distill
     ]
     faults += [f"table.beside: no such file: {uri}" for uri in config.table.beside if not file_exists(uri)]
     if faults:

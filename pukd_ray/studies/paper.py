@@ -38,14 +38,12 @@ from pukd_ray.runtime.console import say
 from pukd_ray.runtime.engine import Cluster, cause_of, engine, gpus_per_actor
 from pukd_ray.selection.select import select_images
 from pukd_ray.storage import open_storage, read_bytes
-from pukd_ray.studies.config import PaperConfig
+from pukd_ray.studies.config import NOT_OF_A_STUDENT, PaperConfig
 from pukd_ray.studies.pages import describe_machine
 from pukd_ray.studies.paper_page import by_share, draw_accuracy, draw_lengths, draw_shares, render_table
 from pukd_ray.studies.rows import BUILT_IN, TableRow, TableStudent, has_truth, own_columns, students_of
 from pukd_ray.studies.students import StudentJob, train_students
 
-NOT_OF_A_STUDENT = ("epochs", "baseline", "memory_gib")
-"""Keys of `distill` that make no difference to a student with given steps."""
 KEPT_APART = ("loss", "inputs", "tested")
 """Of a student's result: stays in its own file."""
 EVALUATED_BYTES = 2**30

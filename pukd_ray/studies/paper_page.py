@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,7 +56,8 @@ def _by_row(table: dict[str, Any], equal: str) -> dict[tuple[str, int], dict[int
     """{(row, per class): {seed: student}} in the order in which they were made."""
     found: dict[tuple[str, int], dict[int, dict[str, Any]]] = {}
     for student in table["students"].values():
-        if student["equal"] == equal or (equal == "epochs" and student["row"] == "kd"):
+        is_in_both = student["row"] == "kd" and student["equal"] == "steps"
+        if student["equal"] == equal or (equal == "epochs" and is_in_both):
             found.setdefault((student["row"], student["positives_per_class"]), {})[student["seed"]] = student
     return found
 
@@ -77,6 +79,30 @@ def _title(students: dict[int, dict[str, Any]]) -> str:
 def _mean(students: dict[int, dict[str, Any]], key: str, form: str) -> str:
     values = [s[key] for s in students.values() if s[key] is not None]
     return format(np.mean(values), form) if values else ""
+
+
+def _device(student: dict[str, Any]) -> str:
+    return str(student.get("device", "CPU"))  # tables of earlier versions do not say
+
+
+def timed_device(table: dict[str, Any]) -> str | None:
+    """The device whose students' seconds are shown, that of most of them; None if no student's are known.
+
+    Seconds of a CPU and of a GPU have no mean that any student takes.
+    """
+    devices = Counter(_device(s) for s in table["students"].values() if s["seconds"] is not None)
+    return max(devices, key=lambda name: devices[name], default=None)
+
+
+def _seconds(table: dict[str, Any], students: dict[int, dict[str, Any]]) -> float | None:
+    """Mean of those on the timed device; None if there are none."""
+    device = timed_device(table)
+    values = [s["seconds"] for s in students.values() if s["seconds"] is not None and _device(s) == device]
+    return float(np.mean(values)) if values else None
+
+
+def _whole(value: float | None) -> str:
+    return "" if value is None else format(value, ",.0f")
 
 
 def _accuracy(students: dict[int, dict[str, Any]]) -> str:
@@ -113,7 +139,7 @@ def table_rows(table: dict[str, Any], equal: str) -> list[dict[str, str]]:
                 "difference": _difference(students, found.get(reference, {})) if name != reference[0] else "",
                 "seeds": str(len(students)),
                 "steps": _mean(students, "steps", ",.0f"),
-                "seconds": _mean(students, "seconds", ",.0f"),
+                "seconds": _whole(_seconds(table, students)),
             }
         )
     return rows
@@ -130,7 +156,7 @@ def further_rows(table: dict[str, Any]) -> list[dict[str, str]]:
             "difference": _difference(students, found.get(("recommended", per_class), {})),
             "seeds": str(len(students)),
             "steps": _mean(students, "steps", ",.0f"),
-            "seconds": _mean(students, "seconds", ",.0f"),
+            "seconds": _whole(_seconds(table, students)),
         }
         for (name, per_class), students in found.items()
         if name not in BUILT_IN
@@ -141,10 +167,12 @@ def cost_rows(table: dict[str, Any]) -> list[dict[str, str]]:
     """The cells of what each built-in row cost, means over its students: seconds by stage, and those of CPUs and GPUs.
 
     Selector and pass hold all of the machine, a student one CPU or one GPU. What makes no difference to a row is not
-    counted: a random choice needs no scores, the surest of the teacher need the pass alone.
+    counted: a random choice needs no scores, the surest of the teacher need the pass alone. A row without a student on
+    the timed device says nothing of the student's seconds, nor of the sums that they are part of.
     """
     found = _by_row(table, "steps")
     machine, first = table["machine"], next(iter(found))[1]
+    on_cpu = timed_device(table) == "CPU"
     rows = []
     for (name, per_class), students in found.items():
         if name not in BUILT_IN or per_class != first:
@@ -153,20 +181,21 @@ def cost_rows(table: dict[str, Any]) -> list[dict[str, str]]:
         runs = [table["runs"][f"{per_class}-seed{seed}"]["seconds"] for seed in students]
         stages = {k: float(np.mean([run[k] for run in runs])) if k in needed else 0.0 for k in STAGES}
         before = sum(stages.values())
-        is_cpu = [s.get("device", "CPU") == "CPU" for s in students.values()]
-        seconds = [s["seconds"] for s in students.values()]
-        cpu = before * machine["cpus"] + float(np.mean(np.multiply(seconds, is_cpu)))
-        gpu = before * machine["gpus"] + float(np.mean(np.multiply(seconds, np.logical_not(is_cpu))))
+        training = _seconds(table, students)
+        cpu = gpu = 0.0
+        if training is not None:
+            cpu = before * machine["cpus"] + training * on_cpu
+            gpu = before * machine["gpus"] + training * (not on_cpu)
         top1 = 100 * float(np.mean([s["top1"] for s in students.values()]))
         rows.append(
             {
                 "title": _title(students),
                 **{k: format(spent, ",.0f") if spent else "" for k, spent in stages.items()},
-                "training": _mean(students, "seconds", ",.0f"),
+                "training": _whole(training),
                 "cpu": format(cpu, ",.0f") if cpu else "",
                 "gpu": format(gpu, ",.0f") if gpu else "",
                 "top1": format(top1, ".2f"),
-                "rate": format(top1 / (cpu + gpu), ".3f"),
+                "rate": "" if training is None else format(top1 / (cpu + gpu), ".3f"),
             }
         )
     return rows
@@ -237,6 +266,7 @@ def render_table(table: dict[str, Any], command: str) -> str:
         machine=table["machine"],
         networks=table["networks"],
         devices=sorted({s["device"] for s in table["students"].values() if "device" in s}),
+        timed=timed_device(table) if len({_device(s) for s in table["students"].values()}) > 1 else None,
         teacher=f"{100 * table['teacher']['top1']:.2f}",
         repeated=len({s["seed"] for s in table["students"].values()}) > 1,
         batch_size=table["batch_size"],

@@ -76,6 +76,15 @@ def train_students(jobs: list[StudentJob], done: int, weights: Shared, cluster: 
     return failed
 
 
+def seconds_before(resume: dict[str, Any] | None, device: str) -> float | None:
+    """What the training that is gone on with has taken; None if part of it was on another device: seconds of two have
+    no sum that says what the student costs."""
+    if resume is None:
+        return 0.0
+    seconds: float | None = resume["seconds"] if resume.get("device") == device else None
+    return seconds
+
+
 @ray.remote(max_retries=3)
 def _train_student(job: StudentJob, weights: bytes, start: bytes | None) -> None:
     """Writes the student and then its result; a retried task goes on from the last state it kept."""
@@ -108,23 +117,28 @@ def _train_student(job: StudentJob, weights: bytes, start: bytes | None) -> None
         kept = load_state(folder.read_bytes(state_file))
         if kept.get("inputs") == job.training:  # else its settings have changed since
             resume = kept
-    before = resume["seconds"] if resume else 0.0
+    device = name_of(worker.device)
+    before = seconds_before(resume, device)
+
+    def spent() -> float | None:
+        return None if before is None else before + time.monotonic() - began
 
     def save(state: dict[str, Any]) -> None:
         sink = io.BytesIO()
-        torch.save({**state, "inputs": job.training, "seconds": before + time.monotonic() - began}, sink)
+        torch.save({**state, "inputs": job.training, "device": device, "seconds": spent()}, sink)
         folder.write_bytes(state_file, sink.getvalue())
 
     run = Distillation(config, images, teacher, normalise, class_weights, settings.steps, worker, start)
     history, students = distil(run, resume, save)
     folder.write_bytes(f"students/{job.key}.pt", dump_state(students[""]))
+    seconds = spent()
     result = {
         **job.facts,
         "images": images.count,
         "steps": settings.steps,
         "images_seen": settings.steps * settings.batch_size,
-        "device": name_of(worker.device),
-        "seconds": round(before + time.monotonic() - began, 2),
+        "device": device,
+        "seconds": None if seconds is None else round(seconds, 2),
         "class_weights": class_weights.tolist(),
         "effective_classes": effective_classes(sums.numpy()),
         "loss": history,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -20,8 +21,10 @@ from synthetic import labelled, write_config, write_task
 from pukd_ray import ConfigError
 from pukd_ray.cli import parse_arguments
 from pukd_ray.commands import paper_table
+from pukd_ray.errors import RunError
 from pukd_ray.networks.teacher import new_network
 from pukd_ray.run.folder import RunFolder
+from pukd_ray.studies import paper, students
 from pukd_ray.studies.config import PaperConfig, load_paper_table
 from pukd_ray.studies.paper import _run_config, make_table, train_missing_teacher, write_page
 from pukd_ray.studies.paper_page import (
@@ -38,6 +41,7 @@ from pukd_ray.studies.paper_page import (
     table_rows,
 )
 from pukd_ray.studies.rows import own_columns, rows_of, students_of
+from pukd_ray.studies.students import StudentJob, seconds_before
 
 DOCS = Path(__file__).parents[2] / "docs"
 JOB = Path(__file__).parents[2] / "jobs" / "paper_table.py"
@@ -208,7 +212,13 @@ def test_rows_and_faults_of_the_config(tmp_path: Path) -> None:
     assert unknown.startswith("teacher.weights: cannot read nowhere://teacher.pt")
     assert faults(table__more=[{"name": "all"}]) == ["table.more: the name all is there already"]
     assert faults(table__more=[{"name": "x", "distill": {"temperatur": 2}}]) == [
-        "table.more.0.distill.temperatur: unknown key"
+        "table.more.0.distill.temperatur: unknown key; did you mean temperature?"
+    ]
+    same = {"epochs": 60, "baseline": "positives", "memory_gib": 1.0}
+    assert faults(table__more=[{"name": "x", "distill": {"steps": 9}}, {"name": "y", "distill": same}]) == [
+        "table.more.1.distill.epochs: cannot differ from row to row: use steps",
+        "table.more.1.distill.baseline: cannot differ from row to row: leave it out",
+        "table.more.1.distill.memory_gib: cannot differ from row to row: leave it out",
     ]
     assert faults(positives=[{"uri": "p.parquet"}, {"uri": "p.parquet"}]) == [
         "positives: the table draws P from one source: give one"
@@ -263,9 +273,97 @@ def test_a_row_costs_what_it_needs() -> None:
         "random": ("", "", "10", "10", ""),
         "knn": ("", "30", "10", "130", "60"),
         "pu_s1": ("100", "30", "10", "532", "261"),
-        "kd": ("", "", "20", "10", "10"),
+        "kd": ("", "", "20", "20", ""),
     }
     assert cost_rows(table)[-1]["rate"] == "4.000"
+
+
+def test_seconds_of_two_devices_make_no_mean() -> None:
+    """A student of 30 s on a GPU and one of 700 s on a CPU are none of 365 s."""
+    runs = {f"9-seed{s}": {"seconds": {"selector": 100.0, "score": 50.0}} for s in range(4)}
+    known = {"average_precision": None, "prior": {"value": 0.25}, "relevant": 0.5}
+    took = {"pu_s1": (30.0, 40.0, 700.0), "all": (60.0, 50.0, 40.0), "p_only": (600.0,), "T=9": (20.0, 800.0)}
+    took["random"] = (45.0, None)  # gone on with on another device
+    students = [
+        student(row, 9, s, 0.5, seconds=seconds, device="H100" if not seconds or seconds < 100 else "CPU")
+        for row, values in took.items()
+        for s, seconds in enumerate(values)
+    ]
+    table = {
+        "name": "x",
+        "students": dict(enumerate(students)),
+        "runs": {key: run | known for key, run in runs.items()},
+        "machine": {"cpus": 4, "gpus": 1, "platform": "", "date": ""},
+        "teacher": {"top1": 0.9},
+        "networks": {},
+        "batch_size": 64,
+        "failed": {},
+    }
+    seconds = {r["title"]: r["seconds"] for r in [*table_rows(table, "steps"), *further_rows(table)]}
+    assert seconds == {"pu_s1": "35", "all": "50", "p_only": "", "T=9": "20", "random": "45"}
+    costs = {r["title"]: (r["selector"], r["training"], r["cpu"], r["gpu"], r["rate"]) for r in cost_rows(table)}
+    assert costs == {
+        "pu_s1": ("100", "35", "600", "185", "0.064"),
+        "all": ("", "50", "", "50", "1.000"),
+        "p_only": ("", "", "", "", ""),
+        "random": ("", "45", "", "45", "1.111"),
+    }
+    assert "Seconds are of one student, means over those trained on H100 alone;" in render_table(table, "")
+    alike = {key: s | {"device": "CPU", "seconds": None} for key, s in table["students"].items()}
+    unknown = table | {"students": alike}
+    assert {r["seconds"] for r in table_rows(unknown, "steps")} == {""}
+    assert "Seconds are of one student;" in render_table(unknown, "")
+
+
+def test_a_student_gone_on_with_on_another_device_has_no_seconds() -> None:
+    assert seconds_before(None, "CPU") == 0.0
+    assert seconds_before({"seconds": 5.0, "device": "CPU"}, "CPU") == 5.0
+    assert seconds_before({"seconds": 5.0, "device": "H100"}, "CPU") is None
+    assert seconds_before({"seconds": 5.0}, "CPU") is None  # a state of an earlier version does not say
+    assert seconds_before({"seconds": None, "device": "CPU"}, "CPU") is None  # it was on another before that
+
+
+@pytest.mark.usefixtures("ray_cluster", "one_thread")
+def test_a_training_that_moves_keeps_no_seconds_of_two_devices(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_paper_table(write_paper_task(tmp_path, rows=["p_only"], per_class=[12], equal_epochs=False))
+    jobs: list[StudentJob] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(paper, "train_students", lambda missing, *_: jobs.extend(missing) or {"p_only-12-seed0": "later"})
+        with pytest.raises(RunError, match="none of the table's students could be made: later"):
+            make_table(config)
+    (job,) = jobs
+    states: list[dict[str, Any]] = []
+    write = RunFolder.write_bytes
+
+    def keep(folder: RunFolder, path: str, data: bytes) -> None:
+        if path.endswith(".state.pt"):
+            states.append(torch.load(io.BytesIO(data), weights_only=True))
+        write(folder, path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "write_bytes", keep)
+        students._train_student._function(job, (tmp_path / "teacher.pt").read_bytes(), None)
+    assert states[0]["device"] == "CPU"
+    for device, before in (("CPU", 1000.0), ("H100", None)):
+        torch.save(states[-1] | {"device": device, "seconds": 1000.0}, tmp_path / f"table/students/{job.key}.state.pt")
+        students._train_student._function(job, (tmp_path / "teacher.pt").read_bytes(), None)
+        result = json.loads((tmp_path / f"table/students/{job.key}.json").read_text())
+        assert result["device"] == "CPU"
+        assert result["seconds"] is None if before is None else result["seconds"] > before
+    capsys.readouterr()
+
+
+def test_the_table_at_equal_epochs_has_the_original_data_at_the_usual_length() -> None:
+    run = {"average_precision": None, "prior": {"value": 0.25}}
+    made = [student("kd", 9, 0, 0.9, steps=10), student("kd", 9, 0, 0.5, steps=5, equal="length")]
+    made += [student("all", 9, 0, 0.8, steps=30, equal="epochs"), student("all", 9, 0, 0.7)]
+    rows = table_rows({"students": dict(enumerate(made)), "runs": {"9-seed0": run}}, "epochs")
+    assert [(r["title"], r["top1"], r["steps"], r["difference"]) for r in rows] == [
+        ("kd", "90.00", "10", ""),
+        ("all", "80.00", "30", "-10.00"),
+    ]
 
 
 def test_all_rows_of_the_first_number_of_positives_are_drawn() -> None:
