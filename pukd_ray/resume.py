@@ -7,14 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow.compute as pc
+
 from pukd_ray.config import ConfigError, RunConfig, to_plain
 from pukd_ray.corpus.listing import Drift, Listing, compare_listing, list_inputs, read_files
 from pukd_ray.corpus.sources import sources_by_role
-from pukd_ray.run.folder import RunFolder, changed_inputs
+from pukd_ray.run.folder import RETIRING, RunFolder, changed_inputs
 from pukd_ray.run.stages import STAGE_NAMES, STAGES, Stage, stages_from
 from pukd_ray.runtime.console import say
 from pukd_ray.selection.chunks import lacks_hashes, missing_column, missing_columns, rules_of_pass
 from pukd_ray.storage import read_file
+
+TARS = "format.tars"
+"""Input of a plan whose rows of tars are counted with the links in them; no input of older ones."""
 
 
 class StaleResultsError(ConfigError):
@@ -57,6 +62,8 @@ def fingerprints(config: RunConfig, weights: bytes) -> dict[str, dict[str, Any]]
         if mine.get("student.start"):
             mine["student.start"] = hashlib.sha256(read_file(mine["student.start"])).hexdigest()
         inputs[stage.name] = known | mine | {f"format.{stage.name}": stage.format_version}
+        if stage.name == "plan":
+            inputs["plan"][TARS] = 2
         if stage.asked_by is None:
             known = inputs[stage.name]
     return inputs
@@ -88,12 +95,20 @@ def check_progress(
     If `dry` it only says what it would move.
     StaleResultsError if the folder's results are of other inputs and no `redo` covers it.
     """
+    if folder.exists(RETIRING) and not dry:  # a driver died while it moved: its stages are neither here nor there
+        take()
+        say(f"          earlier results that a stopped run began to move are moved to {folder.retire_on()}")
     weights = read_file(config.teacher.weights)
     inputs = fingerprints(config, weights)
     listing = list_inputs(sources_by_role(config))
     done = {name for name in STAGE_NAMES if folder.marker(name) is not None}
     stale = _changed_keys(folder, config, inputs)
     drift = Drift(0, ())
+    plan = folder.marker("plan")
+    if plan is not None and TARS not in plan["inputs"] and _has_tars(listing):
+        stale.setdefault("plan", []).append(
+            f"output: {folder.display} was planned by a version that did not count links in tars: rows are others now"
+        )
     if "plan" in done and "plan" not in stale:
         drift = compare_listing(read_files(folder), listing.table)
     if drift.faults:
@@ -120,13 +135,15 @@ def check_progress(
             f"          warning: {len(gone)} files of the corpus are gone since it was planned, such as {min(gone)}: "
             "what is not scored of them becomes unreadable rows (--redo plan plans without them)"
         )
-    if drift.added and redo != "plan":
+    if (drift.added or _is_unscored(folder, done)) and redo != "plan":
         grown = stages_from("select")
+        what = f"the corpus has {drift.added} new files" if drift.added else "files were new when this run was stopped"
         if _has_results(folder, grown):
-            say(
-                f"          the corpus has {drift.added} new files: only they are scored; what was made without "
-                f"them {_move(folder, grown, take, dry)}"
-            )
+            moved = _move(folder, grown, take, dry)
+            say(f"          {what}: only they are scored; what was made without them {moved}")
+        if plan is not None and not dry:
+            take()
+            folder.write_json("markers/plan.json", {**plan, "grows": True})
         done -= {"plan", "score", *(stage.name for stage in grown)}
     for stage in stages:
         later = stages_from(stage.name)[1:]
@@ -135,6 +152,18 @@ def check_progress(
             done -= {s.name for s in later}
     pending = tuple(stage for stage in stages if stage.name not in done and stage.is_asked(config))
     return Progress(pending, inputs, listing, weights, gone)
+
+
+def _has_tars(listing: Listing) -> bool:
+    return "webdataset" in pc.unique(listing.table.column("format")).to_pylist()
+
+
+def _is_unscored(folder: RunFolder, done: set[str]) -> bool:
+    """Whether a run that grew was stopped before all of it was scored: the score's marker is of fewer images."""
+    planned, scored = folder.marker("plan"), folder.marker("score")
+    if planned is None or scored is None or not {"plan", "score"} <= done:
+        return False
+    return planned.get("grows", False) or planned["counts"]["corpus"] != scored["counts"]["n_corpus"]
 
 
 def _move(folder: RunFolder, stages: Sequence[Stage], take: Callable[[], object], dry: bool) -> str:
@@ -166,8 +195,9 @@ def _changed_keys(folder: RunFolder, config: RunConfig, inputs: dict[str, dict[s
         before = marker["inputs"] if marker is not None else None
         if before is None and stage.resumable:
             before = folder.read_json(f"markers/{stage.name}.inputs.json")
-        if before is not None and (keys := changed_inputs(before, inputs[stage.name])):
-            changed[stage.name] = keys
+        if before is not None:
+            keys = changed_inputs({TARS: 2, **before}, inputs[stage.name])
+            changed |= {stage.name: keys} if keys else {}
     for rule in missing_columns(folder, rules_of_pass(config)):  # columns that are there and not asked for do no harm
         key = "selection.rule" if rule == config.selection.rule else "score.also"
         changed.setdefault("score", []).append(f"{key}: {missing_column(folder, rule)}")

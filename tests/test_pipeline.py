@@ -382,12 +382,24 @@ def test_a_finetuned_trunk_is_trained_by_two_workers_and_scores(finished: Path, 
     assert table.column("relevant").to_numpy(zero_copy_only=False).mean() > 0.9
 
 
-def test_new_files_are_the_only_ones_scored(task: Path, finished: Path, tmp_path: Path) -> None:
+def test_new_files_are_the_only_ones_scored(
+    task: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config, again = copy_of(finished, tmp_path)
     before = {p.name for p in (again / "scores").iterdir()}
     new = task / "lake" / "part-9.parquet"
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
     try:
         pq.write_table(pq.read_table(task / "lake" / "part-1.parquet").slice(0, 50), new)
+        # Wherever a driver dies: the scores that were there are not taken for all.
+        for place in ("run.folder.RunFolder.finish", "selection.scoring.score_corpus"):
+            with monkeypatch.context() as broken:
+                broken.setattr(f"pukd_ray.{place}", dies)
+                with pytest.raises(KeyboardInterrupt):
+                    run_pipeline(config, until="select")
         run_pipeline(config, until="select")
         after = {p.name for p in (again / "scores").iterdir()}
         assert before < after

@@ -80,6 +80,15 @@ def split_by_name(name: str) -> str:
     return shard[1] if shard else "train"
 
 
+def folders_below_split(folders: tuple[str, ...], split: str) -> tuple[str, ...]:
+    """Folders of an image without those that are its split, if any are left: of `data/train/cat` it is `cat`."""
+    *configs, name = split.split("/")
+    words = {name, *_KEYWORDS.get(name, ())}
+    at = next((i for i, folder in enumerate(folders) if folder not in ("data", *configs)), len(folders))
+    is_split = at < len(folders) - 1 and folders[at].lower() in words
+    return folders[at + 1 :] if is_split else folders
+
+
 def _patterns(given: Any) -> list[tuple[str, list[str]]]:
     """(split, patterns) of `data_files`: text, a list of texts, a mapping, or a list of {split, path}."""
     if not given:

@@ -71,6 +71,7 @@ def list_inputs(sources: dict[str, tuple[SourceConfig, ...]]) -> Listing:
                 if len(left_out) > len(shown):
                     what += f", and {left_out.total() - sum(n for _, n in shown):,} of other names"
                 remarks.append(f"{key}: left out, not {format_name} by name: {what}")
+            remarks += files.remarks
             found.append((role, index, format_name, files.table))
     if faults:
         raise ConfigError(faults)

@@ -94,6 +94,7 @@ _LOW_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 
 # Types 1 to 12 of TIFF: the sizes of all, and the numbers of those that offsets and lengths come in.
 _TIFF_TYPES = dict(enumerate("BBHIQBBHIQIQ", 1))
+_PHOTOMETRIC = 262
 _STRIP_OFFSETS, _STRIP_LENGTHS, _TILE_OFFSETS, _TILE_LENGTHS = 273, 279, 324, 325
 
 # Where Pillow finds the orientation; except a TIFF's, which it applies by itself.
@@ -289,6 +290,8 @@ def _eight_bits(image: ImageFile.ImageFile, data: bytes, kind: str) -> Image.Ima
     image.load()
     if image.mode.startswith("I;16") or (image.mode == "I" and kind == "PPM"):
         values = np.asarray(image).astype(np.uint16)[:, :, None]
+        if kind == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0:  # type: ignore[attr-defined]
+            values = 65535 - values  # 0 is white, which Pillow heeds up to 8 bits
         return _divide_by_257(values, image.info.get("transparency"))
     if image.mode == "F" and not np.isfinite(np.asarray(image)).all():
         raise Unreadable("nonfinite", "NaN or infinite pixels")

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
@@ -79,14 +79,31 @@ def expand_braces(uris: Sequence[str]) -> list[str]:
     return expanded
 
 
+_ASKS_FOR_HIDDEN = re.compile(r"(^|/)[._]")
+
+
 def _hidden(relative: str, pattern: str | None) -> bool:
     """Hidden files and writers' leftovers (`_SUCCESS`, `_temporary/`), by the lakes' convention."""
-    if pattern is not None and re.search(r"(^|/)[._]", pattern):
-        return False  # asked for
+    if pattern is not None and _ASKS_FOR_HIDDEN.search(pattern):
+        return False
     *folders, name = relative.split("/")
     # Cameras write `_DSC0001.JPG`: a file with a leading underscore goes by its type.
     leftover = name.startswith("_") and format_of(name) is None
     return name.startswith(".") or leftover or any(folder.startswith((".", "_")) for folder in folders)
+
+
+_LEFTOVERS = ("_temporary", "_delta_log", "__MACOSX")
+"""Folders in which nobody misses an image."""
+
+
+def _folder_missed(relative: str) -> str | None:
+    """The folder, such as the class `_other`, for whose name alone a single image is hidden."""
+    *folders, name = relative.split("/")
+    kind = format_of(name)
+    if kind is None or not FORMATS[kind].single_images or any(part.startswith(".") for part in (*folders, name)):
+        return None
+    at = next((i for i, folder in enumerate(folders) if folder.startswith("_")), None)
+    return None if at is None or not {*_LEFTOVERS}.isdisjoint(folders) else "/".join(folders[: at + 1])
 
 
 @dataclass(frozen=True)
@@ -95,6 +112,8 @@ class Files:
 
     table: pa.Table
     """`FOUND_SCHEMA`."""
+    remarks: tuple[str, ...] = ()
+    """What the user may not expect of this listing."""
 
     def __len__(self) -> int:
         return len(self.table)
@@ -111,8 +130,38 @@ FOUND_SCHEMA = pa.schema(
         ("size", pa.int64()),
         ("mtime", pa.string()),
         ("kind", pa.string()),  # format that the name stands for
+        ("named", pa.bool_()),  # by a URI of its own
     ]
 )
+
+
+@dataclass
+class _Unseen:
+    """What a listing passes over."""
+
+    links: dict[str, str] = field(default_factory=dict)
+    """Those that lead out of a folder, and where to."""
+    images: Counter[str] = field(default_factory=Counter)
+    """By the path of the hidden folder that they are in."""
+    asked_for: set[str] = field(default_factory=set)
+    """Hidden folders that another URI reads."""
+    unmatched: list[str] = field(default_factory=list)
+    """Given URIs under which there is no file."""
+
+    def remarks(self, key: str, single_images: bool) -> Iterator[str]:
+        """For a source of single images, or another."""
+        images = Counter({folder: n for folder, n in self.images.items() if folder not in self.asked_for})
+        if images and single_images:
+            ((first, n),) = images.most_common(1)
+            rest, folders = images.total() - n, len(images) - 1
+            more = f", and {rest:,} in {folders:,} more" if rest else ""
+            yield (
+                f"{key}: left out, images in folders whose names begin with _: {n:,} in {first}{more}; "
+                "rename them if they are meant"
+            )
+        if self.unmatched:
+            more = f" (and {len(self.unmatched) - 1:,} more)" if self.unmatched[1:] else ""
+            yield f"{key}.uri: no files under {self.unmatched[0]}{more}, only under the others"
 
 
 @dataclass(frozen=True)
@@ -146,12 +195,21 @@ def _found(info: pafs.FileInfo) -> _Found:
 def _remote_files(fs: pafs.FileSystem, folder: str) -> Iterator[_Found]:
     """By prefix, some at a time: the first folders on the way down that are enough of them."""
     files: list[pafs.FileInfo] = []
+    endless: list[str] = []
     folders = [folder]
     with ThreadPoolExecutor(LISTED_AT_ONCE) as pool:
         while folders and len(folders) <= LISTED_AT_ONCE:
-            below = [info for infos in pool.map(partial(_children, fs), folders) for info in infos]
-            files += [info for info in below if info.type == pafs.FileType.File]
-            folders = [info.path for info in below if info.type == pafs.FileType.Directory]
+            below = list(zip(folders, pool.map(partial(_children, fs), folders), strict=True))
+            folders = []
+            for parent, infos in below:
+                deeper = [info.path for info in infos if info.type == pafs.FileType.Directory]
+                # Of a key with an empty part, `a//1.png`, Arrow gives `a` as a folder in `a`; all below `a` is right.
+                if any(len(path.rstrip("/")) <= len(parent.rstrip("/")) for path in deeper):
+                    endless.append(parent)
+                    continue
+                files += [info for info in infos if info.type == pafs.FileType.File]
+                folders += deeper
+        folders += endless
         # As all paths below a folder begin with its own and a slash, this is the order of all paths.
         order = sorted([*((info.path, info) for info in files), *((f"{path}/", None) for path in folders)], key=_first)
         listed = _listed(pool, fs, [path[:-1] for path, info in order if info is None])
@@ -231,7 +289,7 @@ def _card_of(fs: pafs.FileSystem, folder: str) -> Mapping[str, Any] | None:
 
 def _of_split(infos: Iterable[_Found], root: str, card: Mapping[str, Any], split: str | None, key: str) -> list[_Found]:
     """The files of one split of a data set, which are few."""
-    relative = {item.path[len(root) :].lstrip("/"): item for item in infos}
+    relative = {item.path[len(root) :].removeprefix("/"): item for item in infos}
     data = [name for name in relative if not _hidden(name, None) and format_of(name) is not None]
     return [relative[name] for name in choose_split(card, data, split, key)]
 
@@ -258,8 +316,8 @@ def list_source(source: SourceConfig, key: str) -> tuple[str, Files, Counter[str
 
     Raises ConfigError naming `key` when nothing is found or the format cannot be told.
     """
-    links: dict[str, str] = {}
-    found = spool_rows(_find(source, key, links), FOUND_SCHEMA)
+    unseen = _Unseen()
+    found = spool_rows(_find(source, key, unseen), FOUND_SCHEMA)
     kinds = Counter[str]({kind: n for kind, n in _counted(found.column("kind")) if kind is not None})
     where = ", ".join(source.uris)
     format_name: str = source.format
@@ -272,18 +330,18 @@ def list_source(source: SourceConfig, key: str) -> tuple[str, Files, Counter[str
         mix = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
         raise ConfigError([f"{key}.format: {where} holds several formats ({mix}): name one"])
     form = FORMATS[format_name]
-    # Files of other names belong to it if the config names it; single images, if all of them have such names.
-    any_name = source.format != "auto" and not (kinds[format_name] and form.single_images)
+    # Files of other names belong to it if the config names it, and they are named too or all of them have such names.
+    any_name = source.format != "auto" and not kinds[format_name]
+    named_too = source.format != "auto" and not form.single_images
     left_out: Counter[str] = Counter()
 
     def chosen(piece: pa.Table) -> pa.Table:
         kind = piece.column("kind")
         mine = pc.equal(kind, format_name).fill_null(False).to_numpy(zero_copy_only=False).copy()
         others = np.flatnonzero(~mine)
-        for row, name, other in zip(
-            others.tolist(), *(piece.column(c).take(others).to_pylist() for c in ("relative", "kind")), strict=True
-        ):
-            if any_name and other is None and form.any_name(_base(name)):
+        columns = (piece.column(c).take(others).to_pylist() for c in ("relative", "kind", "named"))
+        for row, name, other, named in zip(others.tolist(), *columns, strict=True):
+            if (any_name or (named_too and named)) and other is None and form.any_name(_base(name)):
                 mine[row] = True
             elif not form.side_file(_base(name)):
                 left_out[PurePosixPath(name).suffix.lower() or PurePosixPath(name).name] += 1
@@ -292,9 +350,10 @@ def list_source(source: SourceConfig, key: str) -> tuple[str, Files, Counter[str
     files = found if kinds[format_name] == len(found) else spool(map(chosen, pieces(found)), FOUND_SCHEMA)
     if not len(files):
         raise ConfigError([f"{key}.uri: no {format_name} files under {where}"])
+    links = unseen.links
     mine = files.column("uri").filter(pc.is_in(files.column("uri"), pa.array(links, pa.string()))).to_pylist()
     _refuse_links({link: to for link, to in links.items() if link in mine or Path(to).is_dir()}, key)
-    return format_name, Files(files), left_out
+    return format_name, Files(files, tuple(unseen.remarks(key, form.single_images))), left_out
 
 
 def _counted(column: pa.ChunkedArray) -> list[tuple[str | None, int]]:
@@ -302,15 +361,17 @@ def _counted(column: pa.ChunkedArray) -> list[tuple[str | None, int]]:
     return [(each["values"], each["counts"]) for each in column.value_counts().to_pylist()]
 
 
-def _find(source: SourceConfig, key: str, links: dict[str, str]) -> Iterator[tuple[str, str, int, str, str | None]]:
-    """Rows of `FOUND_SCHEMA` of all that its URIs name, none twice; fills `links` that lead out of a folder."""
-    uris = expand_braces(source.uris)
+def _find(source: SourceConfig, key: str, unseen: _Unseen) -> Iterator[tuple[str, str, int, str, str | None, bool]]:
+    """Rows of `FOUND_SCHEMA` of all that its URIs name, none twice; fills `unseen`."""
+    givens = [(given, uri) for given in source.uris for uri in expand_braces([given])]
+    uris = [uri for _, uri in givens]
     siblings = Counter(uri.rpartition("/")[0] for uri in uris)
     listed: dict[str, dict[str, pafs.FileInfo]] = {}
     missing: list[str] = []
     several, some = len(uris) > 1, False
     seen: set[str] = set()
-    for uri in uris:
+    matched: dict[str, bool] = dict.fromkeys(source.uris, False)
+    for given, uri in givens:
         base, pattern = _split_glob(uri)
         scheme, base_path, query = split_uri(base)
         fs, path = open_storage(base)
@@ -326,24 +387,35 @@ def _find(source: SourceConfig, key: str, links: dict[str, str]) -> Iterator[tup
             continue
         infos: Iterable[_Found]
         is_file = info.type == pafs.FileType.File
+        if source.split is not None and (is_file or pattern is not None):
+            raise ConfigError(
+                [f"{key}.split: needs the folder of a data set, and {uri} is a file or a pattern: name its folder"]
+            )
         if is_file:
             infos, root = [_found(info)], folder
         else:
             deep = pattern is None or "/" in pattern or "**" in pattern
             infos = _files_below(fs, path, deep, local=is_local(uri), follow=source.follow_links)
             root = path
+            unseen.asked_for.add(root)
             card = _card_of(fs, path) if pattern is None else None
-            if card is not None or (source.split is not None and pattern is None):
+            if card is not None or source.split is not None:
                 infos = _of_split(infos, root, card or {}, source.split, key)
         glob = None if pattern is None else glob_pattern(pattern)
+        asks = pattern is not None and _ASKS_FOR_HIDDEN.search(pattern) is not None
         for item in infos:
-            relative = item.path[len(root) :].lstrip("/")
+            relative = item.path[len(root) :].removeprefix("/")
             if item.leads_to and not _hidden(relative, pattern):
-                links[item.path] = item.leads_to
+                unseen.links[item.path] = item.leads_to
             if glob is not None and not glob.fullmatch(relative):
                 continue
-            if not is_file and _hidden(relative, pattern):
+            is_hidden = not is_file and _hidden(relative, pattern)
+            if (is_hidden or asks) and (missed := _folder_missed(relative)) is not None:
+                unseen.images[f"{root}/{missed}"] += is_hidden
+                unseen.asked_for.update([f"{root}/{missed}"] if asks else [])
+            if is_hidden:
                 continue
+            matched[given] = True
             if is_local(uri):
                 full = item.path
             elif is_file:
@@ -355,7 +427,8 @@ def _find(source: SourceConfig, key: str, links: dict[str, str]) -> Iterator[tup
                     continue
                 seen.add(full)
             some = True
-            yield full, relative, item.size, item.mtime, format_of(relative)
+            yield full, relative, item.size, item.mtime, format_of(relative), is_file
+    unseen.unmatched += [given for given, is_matched in matched.items() if not is_matched]
     if missing and some:
         more = f" (and {len(missing) - 1:,} more)" if missing[1:] else ""
         raise ConfigError([f"{key}.uri: no such file or folder: {missing[0]}{more}"])

@@ -37,6 +37,8 @@ from pukd_ray.storage import (
 )
 
 LEASES = "markers/lease"
+RETIRING = "markers/retiring.json"
+"""What is being moved to `old/`, and where to."""
 
 A = TypeVar("A")
 
@@ -291,16 +293,31 @@ class RunFolder:
         names += [name for stage in stages for name in stage.outputs]
         # What a stage began with goes last: what it left half done must not be taken for that of other settings.
         names += [f"markers/{stage.name}.inputs.json" for stage in stages]
-        return self.set_aside(names)
+        self.write_json(RETIRING, {"names": names, "to": self._old()})
+        return self.retire_on()
+
+    def retire_on(self) -> str:
+        """Go on with what `retire` began; a run whose driver died in between has to, before it looks at its stages."""
+        plan = self.read_json(RETIRING)
+        self._set_aside(plan["names"], plan["to"])
+        self.delete(RETIRING)
+        to: str = plan["to"]
+        return to
 
     def set_aside(self, names: Sequence[str]) -> str:
         """Rename those of the files and folders `names` that are there, in this order, to `old/<time>/`; that name."""
+        old = self._old()
+        self._set_aside(names, old)
+        return old
+
+    def _old(self) -> str:
         now = time.strftime("%Y%m%d-%H%M%S")
-        old = next(n for i in count(1) if not self.exists(n := f"old/{now}" + (f"-{i}" if i > 1 else "")))
+        return next(n for i in count(1) if not self.exists(n := f"old/{now}" + (f"-{i}" if i > 1 else "")))
+
+    def _set_aside(self, names: Sequence[str], old: str) -> None:
         for name in names:
             if self.exists(name):
                 self.patiently(name, partial(self._move, name, f"{old}/{name}"))
-        return old
 
     def _move(self, name: str, target: str) -> None:
         self.fs.create_dir(self.path(target).rpartition("/")[0], recursive=True)

@@ -478,6 +478,8 @@ class StageMarker(TypedDict):
     """What the stage returned."""
     inputs: dict[str, Any]
     """What its result depends on, by config key."""
+    grows: NotRequired[bool]
+    """Of the plan: it is being made anew for files that are new, and the score's marker is of fewer."""
 
 
 class DoingRecord(TypedDict):

@@ -237,6 +237,36 @@ def test_a_tar_without_images_says_what_it_holds(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_links_in_a_tar_are_rows_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    monkeypatch.setattr(units, "UNIT_ROWS", 2)
+    with tarfile.open(tmp_path / f"a.tar{suffix}", f"w:{suffix[1:]}") as tar:
+        for i, name in enumerate(("0.png", "1.png", "1.cls", "2.png", "3.png", "4.txt", "5.png")):
+            member = tarfile.TarInfo(name)
+            data = b"7" if name == "1.cls" else PNG[i]
+            member.type = {"1.png": tarfile.LNKTYPE, "3.png": tarfile.SYMTYPE, "4.txt": tarfile.LNKTYPE}.get(
+                name, tarfile.REGTYPE
+            )
+            member.linkname = "" if member.isreg() else "0.png"
+            member.size = len(data) if member.isreg() else 0
+            tar.addfile(member, io.BytesIO(data))
+    said = "unsupported: a link in a tar: make it with tar "
+    for images in (True, False):
+        rows = read(tmp_path / f"a.tar{suffix}", images=images)
+        assert [(row.image_id[len(f"a.tar{suffix}#") :], row.row, row.label, row.error) for row in rows] == [
+            ("0.png", 0, None, None),
+            ("1.png", 1, 7, f"{said}--hard-dereference"),
+            ("2.png", 2, None, None),
+            ("3.png", 3, None, f"{said}-h"),
+            ("5.png", 4, None, None),
+        ]
+    assert [row.image for row in read(tmp_path / f"a.tar{suffix}")] == [PNG[0], None, PNG[3], None, PNG[6]]
+    source = SourceConfig(uri=str(tmp_path / f"a.tar{suffix}"))
+    assert [unit.rows for unit in units_of(source)] == ([5] if suffix else [2, 2, 1])
+    last = units_of(source)[-1]
+    assert [row.image for row in read_rows(last, source, np.array([last.rows - 1]))] == [PNG[6]]
+
+
 def test_files_without_a_usual_extension(tmp_path: Path) -> None:
     for i in range(300):
         (tmp_path / f"{i:04}-{'x' * 60}").write_bytes(PNG[i % 40])
@@ -336,6 +366,27 @@ def test_hive_partitions(tmp_path: Path) -> None:
         assert [(row.label, row.relevant) for row in rows] == [(None, True), ("big dog", False), ("cat", True)]
 
 
+@pytest.mark.parametrize(("name", "truth"), [("1.0", True), ("0.0", False), ("False", False), ("", None)])
+def test_hive_partitions_of_truth(tmp_path: Path, name: str, truth: bool | None) -> None:
+    for place in (f"rel={name}", "rel=yes"):
+        (tmp_path / place).mkdir()
+        pq.write_table(pa.table({"image": PNG[:1]}), tmp_path / place / "x.parquet")
+    rows = read(tmp_path, relevant_column="rel")
+    assert [(row.relevant, row.error) for row in rows] == [
+        (truth, None),
+        (None, "corrupt: relevant_column: a str is neither true nor false"),
+    ]
+
+
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()])
+def test_truth_that_pandas_made_floats_beside_a_null(tmp_path: Path, kind: pa.DataType) -> None:
+    truth = pa.array([1.0, 0.0, None, float("nan"), 0.5, 2.0]).cast(kind)
+    pq.write_table(pa.table({"image": PNG[:6], "r": truth}), tmp_path / "a.parquet")
+    rows = read(tmp_path, relevant_column="r")
+    assert [row.relevant for row in rows] == [True, False, None, None, None, None]
+    assert reasons(rows) == [None] * 4 + ["corrupt"] * 2
+
+
 def test_kaggles_idx(tmp_path: Path) -> None:
     images = np.zeros((4, 2, 2), np.uint8)
     folder = tmp_path / "train-images-idx3-ubyte"
@@ -359,6 +410,18 @@ def test_kaggles_idx(tmp_path: Path) -> None:
         assert [row.label for row in read(tmp_path)] == [3, 1, 2, 0]
         (tmp_path / place).unlink()
     assert [row.label for row in read(tmp_path)] == [None] * 4
+
+
+def test_two_columns_of_images_are_told(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_arrays([pa.array(PNG[:1])] * 2, names=["image"] * 2), tmp_path / "a.parquet")
+    assert [row.error for row in read(tmp_path)] == ["unsupported: column image is there 2 times"]
+
+
+def test_base64_in_lines_as_mime_has_it(tmp_path: Path) -> None:
+    text = base64.encodebytes(PNG[0])
+    assert text.count(b"\n") > 1
+    pq.write_table(pa.table({"image": [text.decode(), text.replace(b"\n", b"\r\n").decode()]}), tmp_path / "a.parquet")
+    assert [row.image for row in read(tmp_path)] == [PNG[0]] * 2
 
 
 def test_parquet_with_paths_and_base64(tmp_path: Path) -> None:

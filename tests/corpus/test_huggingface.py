@@ -17,7 +17,7 @@ from hub_server import serve_dataset
 from small_files import units_of
 
 from pukd_ray.config import ConfigError, SourceConfig, TeacherConfig
-from pukd_ray.corpus.huggingface import front_matter, named_columns, split_by_name, splits_of
+from pukd_ray.corpus.huggingface import folders_below_split, front_matter, named_columns, split_by_name, splits_of
 from pukd_ray.corpus.labelled import LabelError, Labelled, index_labelled
 from pukd_ray.corpus.listing import list_inputs
 from pukd_ray.corpus.pixels import encode_png
@@ -100,6 +100,50 @@ def test_a_folder_that_is_no_such_data_set_is_read_whole(pets: Path) -> None:
     assert len(relatives(uri=str(pets), split="train")) == 2  # by the files' names
     (pets / "README.md").write_text("---\nlicense: mit\n---\n")
     assert len(relatives(uri=str(pets))) == 3
+
+
+def test_a_split_needs_a_folder(pets: Path) -> None:
+    file = f"{pets}/data/test-00000-of-00001.parquet"
+    for uri in (file, f"{pets}/data/*.parquet", [str(pets), file]):
+        with pytest.raises(ConfigError) as caught:
+            relatives(uri=uri, split="train")
+        named = uri if isinstance(uri, str) else file
+        assert caught.value.faults == [
+            f"test.split: needs the folder of a data set, and {named} is a file or a pattern: name its folder"
+        ]
+
+
+@pytest.mark.parametrize("card", [True, False])
+@pytest.mark.parametrize("above", ["", "data/"])
+def test_the_label_in_a_folder_of_images_is_below_the_split(tmp_path: Path, above: str, card: bool) -> None:
+    for place in ("train/cat", "train/dog/1", "train", "test/cat"):
+        (tmp_path / above / place).mkdir(parents=True, exist_ok=True)
+        (tmp_path / above / place / "1.png").write_bytes(PNG)
+    if card:
+        patterns = f"{{train: '{above}train/**', test: '{above}test/**'}}"
+        (tmp_path / "README.md").write_text(f"---\nconfigs: [{{config_name: a, data_files: {patterns}}}]\n---\n")
+    source = SourceConfig(uri=str(tmp_path), split="train")
+    rows = [row for unit in units_of(source) for row in read_rows(unit, source)]
+    assert [(row.image_id, row.label) for row in rows] == [
+        (f"{above}train/1.png", above[:-1] or "train"),
+        (f"{above}train/cat/1.png", "cat"),
+        (f"{above}train/dog/1/1.png", "dog"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("folders", "split", "left"),
+    [
+        ("val/cat", "validation", "cat"),
+        ("pets/Train/cat/1", "pets/train", "cat/1"),
+        ("cat/train/1", "train", "cat/train/1"),
+        ("data/cat/1", "train", "data/cat/1"),
+        ("data", "train", "data"),
+        ("mine/cat", "mine", "cat"),
+    ],
+)
+def test_folders_below_a_split(folders: str, split: str, left: str) -> None:
+    assert "/".join(folders_below_split(tuple(folders.split("/")), split)) == left
 
 
 def test_a_data_set_with_one_split_needs_no_name(pets: Path) -> None:

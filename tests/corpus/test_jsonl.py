@@ -249,6 +249,19 @@ def test_only_wanted_lines_are_parsed_and_their_files_opened(
     assert seen == list(range(walked))
 
 
+def test_a_path_in_the_wrong_key_is_told_and_an_empty_image_leaves_the_path(tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(PNG[1])
+    lines = [{"image": "1.PNG"}, {"image": "?"}, {"image": "", "path": "1.png"}, {"image": ""}]
+    source = SourceConfig(uri=str(write_jsonl(tmp_path / "a.jsonl", lines)))
+    rows = [row for unit in units_of(source) for row in read_rows(unit, source)]
+    said = [str(row.error) for row in rows]
+    assert said[0].startswith("corrupt: image is not base64: ")
+    assert said[0].endswith("; the path of a file goes into path")
+    assert said[1].startswith("corrupt: image is not base64: ")
+    assert "goes into" not in said[1]
+    assert [row.image for row in rows[2:]] == [PNG[1], b""]
+
+
 def test_images_beside_the_file_are_not_reported_as_left_out(tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(PNG[1])
     (tmp_path / "notes.txt").write_text("x")

@@ -257,6 +257,14 @@ def test_deep_gray() -> None:
         assert_equal(data, np.concatenate([expected] * 3))
 
 
+def test_gray_tiff_whose_0_is_white() -> None:
+    black, white = (struct.pack("<HHIHH", 262, 3, 1, is_black, 0) for is_black in (1, 0))
+    for samples in (DEEP, SHALLOW):
+        data = saved(Image.fromarray(samples.reshape(16, 16)), "TIFF")
+        assert data.count(black) == 1
+        assert_equal(data.replace(black, white), 255 - SHALLOW.reshape(1, 16, 16))
+
+
 @pytest.mark.parametrize(("colour_type", "channels"), [(2, 3), (4, 2), (6, 4)])
 def test_deep_colour_and_alpha_png(colour_type: int, channels: int) -> None:
     values = RANDOM.permuted(np.tile(DEEP[:, None], channels), axis=0).reshape(16, 16, channels)

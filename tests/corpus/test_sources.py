@@ -3,9 +3,14 @@
 from collections import Counter
 from pathlib import Path
 
+import boto3
 import pytest
+from s3_server import serve_bucket
+from small_files import PNG, units_of
 
 from pukd_ray.config import ConfigError, SourceConfig
+from pukd_ray.corpus.listing import list_inputs
+from pukd_ray.corpus.reading import read_rows
 from pukd_ray.corpus.sources import check_reachable, format_of, list_source
 from pukd_ray.storage import open_storage, read_bytes
 
@@ -137,8 +142,26 @@ def test_several_formats_need_a_name(tmp_path: Path) -> None:
         f"corpus.format: {tmp_path} holds several formats (2 images, 1 parquet): name one",
     ]
     assert relatives(str(tmp_path), format="images") == ["1.jpg", "2.jpg"]
-    # Named, Parquet may be called anything that no other format claims.
-    assert relatives(str(tmp_path), format="parquet") == ["shard-000", "t.parquet"]
+    assert relatives(str(tmp_path), format="parquet") == ["t.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("form", "name"), [("parquet", "00000.parquet"), ("webdataset", "00000.tar"), ("cifar", "data_batch_1.bin")]
+)
+def test_files_of_unusual_names_are_read_where_no_file_has_one_of_the_format(
+    tmp_path: Path, form: str, name: str
+) -> None:
+    """As img2dataset, Hadoop and people leave them beside the data."""
+    others = ["00000_stats.json", "README.md", "data_$folder$", "shard-000", "stats.csv"]
+    make(tmp_path, name, *others)
+    for uri in (str(tmp_path), f"{tmp_path}/*"):
+        _, files, left_out = list_source(SourceConfig(uri=uri, format=form), "corpus")
+        assert [f.relative for f in files] == [name]
+        assert left_out == Counter({".json": 1, ".md": 1, "data_$folder$": 1, "shard-000": 1, ".csv": 1})
+    # Named one by one they are meant.
+    assert relatives([f"{tmp_path}/{name}", f"{tmp_path}/shard-000"], format=form) == [name, "shard-000"]
+    (tmp_path / name).unlink()
+    assert relatives(str(tmp_path), format=form) == others
 
 
 def test_nothing_found_is_a_fault_of_the_key(tmp_path: Path) -> None:
@@ -184,6 +207,56 @@ def test_links_that_lead_out_of_the_folder_are_followed_only_if_that_is_meant(tm
     (tmp_path / "also").symlink_to(lake)
     (lake / "deep").unlink()
     assert names(tmp_path / "also") == ["a.png", "inside.png", "more/b.png"]
+
+
+def remarks(uri: str | list[str], **more: object) -> tuple[str, ...]:
+    return list_inputs({"corpus": (SourceConfig(uri=uri, **more),)}).remarks
+
+
+def test_images_in_folders_that_are_hidden_by_an_underscore_are_told(tmp_path: Path) -> None:
+    make(tmp_path, "cat/1.png", "_temporary/0/2.png", "__MACOSX/3.png", "_delta_log/4.png", ".git/_x/5.png", "_SUCCESS")
+    make(tmp_path, "_notes/a.txt", "_other/._6.png", "_other/.cache/7.png")
+    assert remarks(str(tmp_path)) == ()
+    make(tmp_path, "_other/1.png", "_other/deep/2.jpg")
+    told = f"corpus: left out, images in folders whose names begin with _: 2 in {tmp_path}/_other"
+    assert remarks(str(tmp_path)) == (f"{told}; rename them if they are meant",)
+    make(tmp_path, "a/_b/1.png", "_c/2.png")
+    assert remarks(str(tmp_path)) == (f"{told}, and 2 in 2 more; rename them if they are meant",)
+    assert relatives(str(tmp_path)) == ["cat/1.png"]
+    told = f"corpus: left out, images in folders whose names begin with _: 1 in {tmp_path}/a/_b"
+    for more in ("_*/**/*", "_*/**"):
+        assert remarks([str(tmp_path), f"{tmp_path}/{more}"])[-1] == f"{told}; rename them if they are meant"
+    assert "_other" not in remarks([str(tmp_path), f"{tmp_path}/_other"])[-1]
+    assert remarks(f"{tmp_path}/ca*/*.png") == remarks(f"{tmp_path}/cat") == ()
+    make(tmp_path, "a.parquet")
+    assert remarks(str(tmp_path), format="parquet") == ("corpus: left out, not parquet by name: 1 .png",)
+
+
+def test_a_given_uri_under_which_there_is_no_file_is_told(tmp_path: Path) -> None:
+    make(tmp_path, "a/1.png", "b/1.jpeg")
+    (tmp_path / "c").mkdir()
+    uris = [f"{tmp_path}/a/*.{{jpg,png}}", f"{tmp_path}/a", f"{tmp_path}/b/*.png", f"{tmp_path}/c"]
+    assert remarks(uris[:2]) == remarks(uris[0]) == ()
+    told = f"corpus.uri: no files under {tmp_path}/b/*.png"
+    assert remarks(uris[:3]) == (f"{told}, only under the others",)
+    assert remarks(uris) == (f"{told} (and 1 more), only under the others",)
+
+
+@pytest.mark.timeout(60)
+def test_keys_of_s3_with_an_empty_part_end_the_listing() -> None:
+    with serve_bucket("odd"):
+        keys = ["x/a//b.png", "x/a/c.png", "x/a/d/e.png", "x/f.png", "x/g///h.png", "y//1.png", "y/1.png", "z/a/"]
+        for key in keys:
+            boto3.client("s3").put_object(Bucket="odd", Key=key, Body=PNG[1])
+        assert relatives("s3://odd/x") == [key[2:] for key in keys[:5]]
+        assert relatives("s3://odd/x/**/*.png") == [key[2:] for key in keys[:5]]
+        assert relatives("s3://odd/x/a") == ["/b.png", "c.png", "d/e.png"]
+        source = SourceConfig(uri="s3://odd/y")
+        rows = [row for unit in units_of(source) for row in read_rows(unit, source)]
+        assert [(row.image_id, row.source, row.error) for row in rows] == [
+            ("/1.png", "s3://odd/y//1.png", "io: an empty part (//) in the key: it cannot be asked for"),
+            ("1.png", "s3://odd/y/1.png", None),
+        ]
 
 
 def test_unreachable_sources_are_named(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 import pickle
 import shutil
+import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,8 +15,10 @@ from synthetic import write_config, write_task
 
 from pukd_ray import ConfigError, load_config
 from pukd_ray.config import StudentConfig
+from pukd_ray.corpus.listing import list_inputs
+from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.errors import PlaceError
-from pukd_ray.resume import check_progress, fingerprints
+from pukd_ray.resume import TARS, check_progress, fingerprints
 from pukd_ray.run.folder import (
     SCORES_SCHEMA,
     SELECTED_SCHEMA,
@@ -24,6 +28,7 @@ from pukd_ray.run.folder import (
     scores_schema,
 )
 from pukd_ray.run.stages import STAGE_NAMES, STAGES, stages_from
+from pukd_ray.storage import move_tree
 
 
 @pytest.fixture
@@ -222,6 +227,31 @@ def test_a_retirement_cut_short_leaves_no_stage_that_seems_done(
     assert run.marker("score") is not None
 
 
+def test_a_retirement_cut_short_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan of another corpus that was left behind would be taken for this one's."""
+    config = load_config(write_config(tmp_path, write_task(tmp_path, images=20)))
+    run = RunFolder(config.output)
+    fill(run)
+    before = tree(run)
+
+    def move(*where: Any) -> None:
+        if where[1].endswith("plan.parquet"):
+            raise KeyboardInterrupt
+        move_tree(*where)
+
+    with monkeypatch.context() as broken:
+        broken.setattr("pukd_ray.run.folder.move_tree", move)
+        with pytest.raises(KeyboardInterrupt):
+            run.retire(STAGES)
+    assert run.exists("plan.parquet")
+    progress = check_progress(run, config, None, STAGES)
+    assert "plan" in [stage.name for stage in progress.pending]
+    assert not any(run.has_outputs(stage) or run.marker(stage.name) for stage in STAGES)
+    assert {
+        path.partition("/")[2].partition("/")[2] if path.startswith("old/") else path for path in tree(run)
+    } == before
+
+
 def test_names_for_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert RunFolder(absolute("runs/x")).display == f"{tmp_path}/runs/x"
@@ -237,3 +267,19 @@ def test_encoded_images_are_not_compressed_again(tmp_path: Path) -> None:
     assert [group.column(i).compression for i in range(2)] == ["ZSTD", "UNCOMPRESSED"]
     assert not {"RLE_DICTIONARY", "PLAIN_DICTIONARY"} & set(group.column(1).encodings)
     assert pq.read_table(tmp_path / "x.parquet").equals(table)
+
+
+def test_tars_planned_before_their_links_were_counted_are_planned_anew(tmp_path: Path) -> None:
+    config = load_config(write_config(tmp_path, write_task(tmp_path, images=20)))
+    folder, inputs = RunFolder(config.output), fingerprints(config, (tmp_path / "teacher.pt").read_bytes())
+    folder.write_table("files.parquet", list_inputs(sources_by_role(config)).table)
+    older = {stage: {k: v for k, v in mine.items() if k != TARS} for stage, mine in inputs.items()}
+    for stage in ("plan", "selector"):
+        folder.finish(stage, older[stage], 1.0, {"corpus": 20})
+    assert "plan" not in [stage.name for stage in check_progress(folder, config, None, STAGES).pending]  # Parquet
+    with tarfile.open(tmp_path / "lake" / "a.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("a.png"))
+    tars = load_config(tmp_path / "config.yaml", {"corpus.uri": "lake/*.tar", "corpus.relevant_column": None})
+    folder.finish("plan", {k: v for k, v in fingerprints(tars, b"")["plan"].items() if k != TARS}, 1.0, {})
+    with pytest.raises(ConfigError, match="did not count links in tars"):
+        check_progress(folder, tars, None, STAGES)

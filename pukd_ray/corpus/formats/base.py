@@ -63,7 +63,8 @@ class Format:
     read_to_count: bool = False
     """Whether counting a file's rows takes as long as reading it."""
     any_name: Callable[[str], bool] = _none
-    """Which files that no format claims, by name, belong to a source whose config names this format."""
+    """Which files that no format claims, by name, belong to a source whose config names this format: where it claims
+    none there, or where they are named one by one."""
     side_file: Callable[[str], bool] = _none
     """Whether a file that is not claimed, by its name as above, is of use to one that is: not reported as left out."""
     single_images: bool = False

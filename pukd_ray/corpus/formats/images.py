@@ -16,6 +16,7 @@ import numpy as np
 from pukd_ray.config import SourceConfig
 from pukd_ray.corpus.files import IMAGE_BYTES, FileFacts, SourceFile, read_whole
 from pukd_ray.corpus.formats.base import Format
+from pukd_ray.corpus.huggingface import folders_below_split
 from pukd_ray.corpus.pixels import IMAGE_EXTENSIONS
 from pukd_ray.corpus.rows import ImageRow
 from pukd_ray.corpus.units import GONE, Unit, groups_of_files
@@ -52,13 +53,14 @@ def _measure(file: SourceFile, source: SourceConfig) -> FileFacts:
 
 def _read(unit: Unit, source: SourceConfig, positions: np.ndarray, images: bool) -> Iterator[ImageRow]:
     """Opens the wanted files only."""
-    del source
     places = positions.tolist()
     with ThreadPoolExecutor(READ_THREADS) as pool:
         load = partial(_load, unit.gone)
         loaded = pool.map(load, [unit.files[p] for p in places]) if images else [(None, None)] * len(places)
         for position, (image, error) in zip(places, loaded, strict=True):
             folders = PurePosixPath(unit.ids[position]).parts[:-1]
+            if source.split is not None:
+                folders = folders_below_split(folders, source.split)
             label = folders[0] if folders else None
             yield ImageRow(unit.ids[position], unit.files[position], 0, image, label, error=error)
 

@@ -183,13 +183,14 @@ def _parse(
 def _image(values: dict[str, Any], source: SourceConfig, uri: str) -> tuple[bytes | None, str | None]:
     """(encoded bytes, None) or (None, reason) of a line's image."""
     text, path = values.get(source.image_column), values.get("path")
-    if text is not None:
+    if text is not None and (text != "" or path is None):
         if not isinstance(text, str):
             return None, f"corrupt: {source.image_column} is not text"
         try:
             return base64.b64decode(text, validate=True), None
         except ValueError as error:
-            return None, f"corrupt: {source.image_column} is not base64: {one_line(error)}"
+            more = "; the path of a file goes into path" if _is_image(text.lower()) else ""
+            return None, f"corrupt: {source.image_column} is not base64: {one_line(error)}{more}"
     if path is None:
         return None, f"empty: neither {source.image_column} nor path"
     if not isinstance(path, str):

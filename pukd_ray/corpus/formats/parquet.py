@@ -39,6 +39,10 @@ COLUMN_BYTES = 16 << 30
 """A column of a row group may unpack to so much, or to `UNPACKED_TIMES` its size: it passes page by page."""
 
 
+_TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False, "": None}
+"""By the name of a folder."""
+
+
 def _claims(name: str) -> bool:
     return name.endswith((".parquet", ".pq"))
 
@@ -80,6 +84,8 @@ def _measure(file: SourceFile, source: SourceConfig) -> FileFacts:
 
 def _column_fault(schema: pa.Schema, source: SourceConfig) -> str | None:
     """Why the columns cannot be what the config takes them for."""
+    if (times := schema.names.count(source.image_column)) > 1:
+        return f"column {source.image_column} is there {times} times"
     column = kind = schema.field(source.image_column).type
     if pa.types.is_struct(kind):
         data, path = (kind.field(i).type if (i := kind.get_field_index(n)) >= 0 else None for n in ("bytes", "path"))
@@ -94,7 +100,8 @@ def _column_fault(schema: pa.Schema, source: SourceConfig) -> str | None:
         )
     if source.relevant_column is not None and source.relevant_column in schema.names:
         truth = schema.field(source.relevant_column).type
-        if not (pa.types.is_boolean(truth) or pa.types.is_integer(truth) or pa.types.is_null(truth)):
+        of_truth = (pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_null)
+        if not any(is_kind(truth) for is_kind in of_truth):
             return f"column {source.relevant_column} is {truth}, not boolean"
     return None
 
@@ -167,7 +174,7 @@ def _read_group(
     # What is no column may be in the path.
     in_path = _partitions(uri)
     others: list[Any] = [None if name in there else in_path.get(name) for name in names]
-    others[3] = {"true": True, "1": True, "false": False, "0": False}.get(str(others[3]).lower())
+    others[3] = _TRUTH.get(str(others[3]).lower(), others[3])
     columns = [name if name in there else None for name in names]
     read = list(dict.fromkeys(name for name in columns if name is not None))
     failure, done = None, 0
@@ -251,7 +258,7 @@ def _image(uri: str, value: Any, follow_links: bool) -> tuple[bytes | None, str 
     if not isinstance(value, str):
         return value, None
     try:
-        return base64.b64decode(value, validate=True), None
+        return base64.b64decode("".join(value.split()), validate=True), None  # MIME breaks it into lines
     except ValueError as error:
         if PurePosixPath(value).suffix.lower() in IMAGE_EXTENSIONS:
             return _beside(uri, value, follow_links)

@@ -116,13 +116,17 @@ def _key_and_stem(name: str) -> tuple[str, str]:
 
 def _is_image(member: tarfile.TarInfo, chosen: Collection[str]) -> bool:
     name = PurePosixPath(member.name)
-    if not member.isfile() or name.name.startswith("."):
+    if not (member.isfile() or _is_link(member)) or name.name.startswith("."):
         return False
     if chosen:
         key, stem = _key_and_stem(member.name)
         numbered = re.fullmatch(r"(\.[0-9]+)*", stem[len(key) :])  # a key with dots, not the name of a mask
         return member.name[len(stem if numbered else key) :].lower() in chosen
     return name.suffix.lower() in IMAGE_EXTENSIONS
+
+
+def _is_link(member: tarfile.TarInfo) -> bool:
+    return member.islnk() or member.issym()
 
 
 def _chosen(source: SourceConfig) -> frozenset[str]:
@@ -167,7 +171,7 @@ def _walk(
             if _is_image(member, chosen):
                 again = repeats(member.name, row)
                 if wanted(row):
-                    data, fault = _extract(tar, member) if images else (None, None)
+                    data, fault = _extract(tar, member) if images or _is_link(member) else (None, None)
                     sample.found.append((row, member.name, data, fault, again))
                 sample.rows, sample.pictured, row = sample.rows + 1, stem, row + 1
             elif member.isfile() and member.name.lower().endswith((".cls", ".json")):
@@ -190,6 +194,9 @@ def _walk(
 
 def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[bytes | None, str | None]:
     """(bytes of a member, None), or (None, reason)."""
+    if _is_link(member):  # the member that it leads to may be anywhere in the tar, or in none
+        option = "--hard-dereference" if member.islnk() else "-h"
+        return None, f"unsupported: a link in a tar: make it with tar {option}"
     if member.size > IMAGE_BYTES:
         return None, f"too_large: {member.size:,} bytes, more than {IMAGE_BYTES >> 20} MiB"
     try:
