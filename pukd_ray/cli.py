@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
+import math
 import re
 import sys
 import traceback
@@ -13,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pukd_ray.config import ConfigError
+from pukd_ray.config import ConfigError, RunConfig, TeacherTrainingConfig
 from pukd_ray.errors import RunError
 from pukd_ray.preflight import parse_value
 from pukd_ray.run.stages import STAGE_NAMES
@@ -60,7 +62,9 @@ def parse_arguments(
     parser = Parser(
         prog=prog,
         description=description,
-        epilog="Any config key can be set as --key.sub VALUE, for example --selector.prior 0.2.",
+        epilog="Any config key can be set as --key.sub VALUE, for example --selector.prior 0.2. Paths of inputs are "
+        "relative to the config's folder, in the file and here alike; `output` is to the working directory. "
+        "pukd_ray/config.py has all keys, with their defaults and meaning.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -81,6 +85,8 @@ def parse_arguments(
         if not re.match(r"--\w", flag):
             raise ConfigError([f"arguments: unexpected {flag!r}"])
         key, equals, value = flag[2:].partition("=")
+        if meant := _flag_like(parser, key):
+            raise ConfigError([f"arguments: --{key} is unknown; did you mean {meant}?"])
         if not equals:
             if not rest or rest[0].startswith("--"):
                 raise ConfigError([f"arguments: --{key} needs a value"])
@@ -94,6 +100,14 @@ def parse_arguments(
     return Arguments(known.config or DEMO_CONFIG, overrides, known, "".join(operands))
 
 
+def _flag_like(parser: argparse.ArgumentParser, key: str) -> str | None:
+    """The flag that `key`, which is the name of no config key, is nearly."""
+    if key in RunConfig.__dataclass_fields__ or key in TeacherTrainingConfig.__dataclass_fields__:
+        return None
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+    return next(iter(difflib.get_close_matches(f"--{key}", flags, n=1, cutoff=0.8)), None)
+
+
 def parse_flags(
     argv: Sequence[str], description: str | None, prog: str, add_flags: Callable[[argparse.ArgumentParser], None]
 ) -> argparse.Namespace:
@@ -101,6 +115,22 @@ def parse_flags(
     parser = Parser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser)
     return parser.parse_args(argv)
+
+
+def at_least(least: int, kind: Callable[[str], float] = int) -> Callable[[str], float]:
+    """For `type` of an argument: a finite number from `least` on."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value < math.inf:
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text} should be {what}, at least {least}")
+        return value
+
+    return parse
 
 
 def add_redo(parser: argparse.ArgumentParser) -> None:

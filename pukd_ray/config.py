@@ -418,8 +418,8 @@ class ExportConfig:
 
 @dataclass(frozen=True, kw_only=True, config=OPTIONS)
 class ResourcesConfig:
-    """What the run may take of the cluster; never affects results, but for rounding, and for BatchNorm, which has the
-    statistics of each worker where several train on CPUs."""
+    """What the run may take of the cluster; never affects results, but for rounding, for BatchNorm, which has the
+    statistics of each worker where several train on CPUs, and for dropout, of which each worker draws its own."""
 
     gpus_per_actor: Literal["auto"] | Annotated[Float, Field(ge=0)] = "auto"
     """auto: 1 if the CLUSTER has GPUs, 0 if it has none and no autoscaler."""

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +19,14 @@ from pukd_ray.corpus.plan import measure
 from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.corpus.tables import pieces
 from pukd_ray.estimate import lines_of
+from pukd_ray.preflight import check_folder
 from pukd_ray.resume import Progress, check_progress
 from pukd_ray.run.ahead import duration, expected_seconds
 from pukd_ray.run.folder import RunFolder
 from pukd_ray.run.records import ESTIMATE
 from pukd_ray.run.stages import STAGES
+from pukd_ray.selection.near import NEAR_FILE
+from pukd_ray.storage import is_local
 
 FOOTERS = 64
 """Files of a source whose footers are read; what there is beyond them is concluded from their sizes."""
@@ -31,6 +35,8 @@ READ_THREADS = 16
 
 def outline_run(folder: RunFolder, config: RunConfig, redo: str | None = None) -> list[str]:
     """Inputs with counts, stages, resources and cost, for people; faults as the run itself would raise them."""
+    if is_local(folder.uri):
+        check_folder("output:", Path(folder.root))
     progress = check_progress(folder, config, redo, STAGES, dry=True)
     r = config.resources
     cluster = os.environ.get("RAY_ADDRESS")
@@ -39,7 +45,7 @@ def outline_run(folder: RunFolder, config: RunConfig, redo: str | None = None) -
     lines += _inputs(folder, config, progress)
     start = f" from {config.student.start}" if config.student.start else ""
     lines.append(f"networks  teacher {config.teacher.arch}, student {config.student.arch}{start}")
-    lines += _stages(folder, progress)
+    lines += _stages(folder, config, progress)
     lines.append(
         f"resources gpus_per_actor {_shown(r.gpus_per_actor)}, score_actors {_shown(r.score_actors)}, train_workers "
         f"{_shown(r.train_workers)}; on "
@@ -54,7 +60,7 @@ def _shown(value: object) -> str:
     return " to ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _stages(folder: RunFolder, progress: Progress) -> Iterator[str]:
+def _stages(folder: RunFolder, config: RunConfig, progress: Progress) -> Iterator[str]:
     """A line for each: done, or what it will take and leave."""
     found = folder.find_record(ESTIMATE)
     expected = expected_seconds(found)
@@ -67,7 +73,8 @@ def _stages(folder: RunFolder, progress: Progress) -> Iterator[str]:
         if stage.name not in pending:  # not asked for
             continue
         seconds = f", estimated {duration(expected[stage.name])}" if stage.name in expected else ""
-        yield f"{stage.name:<9} to do{seconds}: leaves {', '.join(stage.outputs)}"
+        left = [name for name in stage.outputs if name != NEAR_FILE or config.selection.deduplicate == "near"]
+        yield f"{stage.name:<9} to do{seconds}: leaves {', '.join(left)}"
 
 
 def _inputs(folder: RunFolder, config: RunConfig, progress: Progress) -> Iterator[str]:

@@ -187,7 +187,7 @@ def check_unchanged(folder: RunFolder, config: RunConfig) -> None:
 
 def _changed_keys(folder: RunFolder, config: RunConfig, inputs: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
     """By stage: the keys in which what it was made with, or began with, differs from what it would be made with."""
-    changed = {}
+    changed: dict[str, list[str]] = {}
     for stage in STAGES:
         if stage.name not in inputs:
             continue

@@ -5,12 +5,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from ray.exceptions import RayTaskError
 
 from pukd_ray import load_config, run_pipeline
-from pukd_ray.cli import DEMO_CONFIG, add_redo, parse_arguments, run_job
-from pukd_ray.commands import COMMANDS, Command, main
+from pukd_ray.cli import DEMO_CONFIG, add_redo, at_least, parse_arguments, run_job
+from pukd_ray.commands import COMMANDS, Command, main, paper_table
 from pukd_ray.config import ConfigError
 from pukd_ray.errors import RunError
 
@@ -56,6 +58,9 @@ def test_the_demo_needs_no_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         ("--config a --=3", "arguments: unexpected '--=3'"),
         ("--config a --redo", "arguments: argument --redo: expected one argument"),
         ("--config a --redo training", "arguments: argument --redo: invalid choice: 'training'"),
+        ("--confg a", "arguments: the following arguments are required: --config"),
+        ("--config a --rdo score", "arguments: --rdo is unknown; did you mean --redo?"),
+        ("--config a --redoo", "arguments: --redoo is unknown; did you mean --redo?"),
     ],
 )
 def test_arguments_that_are_faults(line: str, fault: str) -> None:
@@ -91,11 +96,76 @@ def test_redo_is_no_key_where_a_job_has_none() -> None:
     assert parse_arguments(["--config", "a", "--redo", "score"], "A job.").overrides == {"redo": "score"}
 
 
+def test_a_flag_that_is_nearly_one_is_no_key(capsys: pytest.CaptureFixture[str]) -> None:
+    for line, meant in (("--dryrun", "--dry-run"), ("--confg x", "--config")):
+        assert main(["run", *line.split()]) == 2
+        assert capsys.readouterr().err == f"arguments: {line.split()[0]} is unknown; did you mean {meant}?\n"
+    assert parse_arguments(["--config", "a", "--seed", "3"], None, add_flags=paper_table.add_flags).overrides == {
+        "seed": 3  # not --seeds
+    }
+
+
+def test_redo_of_a_stage_that_the_config_does_not_ask_for_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--redo", "export", "--dry-run"]) == 2
+    assert capsys.readouterr().err == "--redo export: the config has no `export`\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("estimate --cpu-hour -1", "--cpu-hour: -1 should be a number, at least 0"),
+        ("estimate --gpu-hour nan", "--gpu-hour: nan should be a number, at least 0"),
+        ("estimate --gib-month inf", "--gib-month: inf should be a number, at least 0"),
+        ("soak --minutes -1", "--minutes: -1 should be a number, at least 0"),
+        ("soak --faults 0", "--faults: 0 should be a whole number, at least 1"),
+        ("measure-decoding --images 0", "--images: 0 should be a whole number, at least 1"),
+        ("measure-decoding --rounds 1.5", "--rounds: 1.5 should be a whole number, at least 1"),
+        ("measure-near --images x --size 0", "--size: 0 should be a whole number, at least 8"),
+        ("measure-near --images x --copied 0", "--copied: 0 should be a whole number, at least 1"),
+        ("measure-near --images x --rows -1", "--rows: -1 should be a whole number, at least 0"),
+    ],
+)
+def test_amounts_that_make_no_sense_are_refused(line: str, fault: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(line.split()) == 2
+    assert capsys.readouterr().err == f"arguments: argument {fault}\n"
+
+
+def test_amounts_are_numbers() -> None:
+    assert [at_least(0, float)("0.5"), at_least(1)("3")] == [0.5, 3]
+
+
+@pytest.mark.parametrize("command", ["make-pools", "make-demo-data", "selector-study", "coverage-study"])
+def test_data_that_are_not_there_are_a_fault_of_the_arguments(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in (tmp_path / "nope", tmp_path):
+        assert main([command, "--source", str(folder), "--output", str(tmp_path / "out")]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"arguments: --source {folder}: train-images-idx3-ubyte.gz is not there: install ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["nope", "notes.txt", "x.parquet", "folder"])
+def test_images_that_cannot_be_read_measure_nothing(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    pq.write_table(pa.table({"jpeg": [b"x"]}), tmp_path / "x.parquet")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/a.png").write_text("no image")
+    assert main(["measure-near", "--images", str(tmp_path / name)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"arguments: --images {tmp_path}/{name}: no image can be read there: ")
+
+
 def test_help_ends_well(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parse_arguments(["--help"], "What the job does.")
     assert caught.value.code == 0
-    assert "What the job does." in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "What the job does." in said
+    assert "relative to the config's folder" in said
+    assert "pukd_ray/config.py has all keys" in said
 
 
 def failing(error: BaseException) -> Callable[[], None]:

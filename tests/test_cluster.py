@@ -126,6 +126,11 @@ def test_nothing_is_open_but_ssh_from_one_address(stack: dict[str, str], aws: di
     assert "--autoscaling-config=" in start
 
 
+def test_nothing_is_installed_on_a_node(aws: dict[str, Any]) -> None:
+    kinds = ("setup_commands", "head_setup_commands", "worker_setup_commands")
+    assert {kind: aws[kind] for kind in kinds} == {kind: [] for kind in kinds}
+
+
 def test_the_raw_file_cannot_be_used_by_accident() -> None:
     """What must be changed is no valid name: AWS refuses it, and never falls back to an open group of Ray's."""
     (raw,) = documents("aws.yaml")

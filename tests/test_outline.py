@@ -35,10 +35,28 @@ def test_a_run_that_has_not_begun(task: Path, capsys: pytest.CaptureFixture[str]
     assert said["positives"].endswith(": 80 images")
     assert said["networks"] == "teacher lenet5, student lenet5_half"
     assert said["plan"] == "to do: leaves plan.parquet, files.parquet, environment.json"
+    assert "near.parquet" not in said["select"]
     assert set(EVERY_RUN) <= said.keys()
     assert said["resources"].startswith("gpus_per_actor auto, score_actors 1 to 4, train_workers 1; on a private Ray")
     assert said["cost"].startswith("not estimated")
     assert sorted(task.parent.rglob("*")) == before
+
+
+def test_near_copies_are_left_where_they_are_asked_for(task: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--config", str(task), "--dry-run", "--selection.deduplicate", "near"]) == 0
+    assert ", near.parquet\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("below", ["", "/run"])
+def test_an_output_that_cannot_be_made_is_told(
+    task: Path, tmp_path: Path, below: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("x")
+    assert main(["run", "--config", str(task), "--dry-run", "--output", f"{tmp_path}/file{below}"]) == 2
+    assert capsys.readouterr().err == (
+        f"output: {tmp_path}/file{below} cannot be written into, for {tmp_path}/file is no folder that this user may "
+        "write to: name another\n"
+    )
 
 
 def test_it_starts_no_ray(task: Path) -> None:
@@ -54,8 +72,9 @@ def test_redo_moves_nothing(task: Path, tmp_path: Path, capsys: pytest.CaptureFi
     from pukd_ray.corpus.listing import list_inputs
     from pukd_ray.corpus.sources import sources_by_role
 
+    counts = {"plan": {"corpus": 29, "positives": 80, "test": 80}, "score": {"n_corpus": 29}}
     for stage in EVERY_RUN:
-        folder.finish(stage, inputs[stage], 1.0, {"corpus": 29, "positives": 80, "test": 80} if stage == "plan" else {})
+        folder.finish(stage, inputs[stage], 1.0, counts.get(stage, {}))
     folder.write_table("files.parquet", list_inputs(sources_by_role(config)).table)
     said = outline_run(folder, config)
     assert sum("done in 1 s: skipped" in line for line in said) == len(EVERY_RUN)

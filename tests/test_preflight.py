@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,14 +18,16 @@ import torch
 import yaml
 from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
+from synthetic import write_config, write_task
 
 from pukd_ray import RunError, load_config
 from pukd_ray.cli import run_job
-from pukd_ray.config import OPTIONS, ConfigError, Listed, RunConfig
+from pukd_ray.config import OPTIONS, ConfigError, Listed, RunConfig, SourceConfig
 from pukd_ray.networks.teacher import dump_safetensors
 from pukd_ray.networks.zoo import build_network
 from pukd_ray.preflight import load_teacher_training, parse_value, to_yaml
 from pukd_ray.preflight.faults import validate
+from pukd_ray.preflight.files import output_faults
 from pukd_ray.storage import redact
 
 SHAPE = {"num_classes": 5, "channels": 1, "input_size": 28}
@@ -110,12 +113,12 @@ def test_every_kind_of_fault_is_told_in_one_go(home: Path) -> None:
     found = faults(home, {"teacher.weights": "half.pt", "score.keep.images": "all"})
     assert all("\n" not in fault for fault in found)
     expected = {
-        "selctor": "unknown key",
-        "selector.priro": "unknown key",
+        "selctor": "unknown key; did you mean selector or ",
+        "selector.priro": "unknown key; did you mean selector.prior?",
         "selector.prior": "1.5 should be auto or audit or below 1",
         "selector.steps": "true should be a whole number",
         "selector.lr": '"fast" should be a number',
-        "corpus.0.formt": "unknown key",
+        "corpus.0.formt": "unknown key; did you mean corpus.0.format?",
         "corpus.1.uri": f"no such file or folder: {home}/data/none.parquet",
         "corpus.1.rows": "[5, 2] is not 0 <= start < stop",
         "distill.epochs": "1.5 should be a whole number",
@@ -191,6 +194,10 @@ def test_required_keys(home: Path) -> None:
         ("output", "", "is empty"),
         ("name", "", "is empty"),
         ("a.b.c", 1, "unknown key"),
+        ("selector.prio", 0.2, "unknown key; did you mean selector.prior?"),
+        ("corpus.uir", "x", "unknown key; did you mean corpus.uri?"),
+        ("selecter.prior", 0.2, "unknown key; did you mean selector or selection?"),
+        ("budget", 9, "unknown key; did you mean selection.budget?"),
         ("", 1, "there is no such key to set"),
         ("teacher.", 1, "there is no such key to set"),
     ],
@@ -280,6 +287,13 @@ def test_numbers_and_words_of_yaml(home: Path) -> None:
         ("2026-01-01", "2026-01-01"),
         ("", ""),
         ("a: b: c", "a: b: c"),
+        ("010", 10),
+        ("-08", -8),
+        ("0o17", 15),
+        ("0x1F", 31),
+        ("200_000", 200_000),
+        ("1:30", "1:30"),
+        ("1:30.5", "1:30.5"),
     ],
 )
 def test_values_of_the_command_line(text: str, value: Any) -> None:
@@ -438,9 +452,31 @@ def test_the_config_that_a_run_writes_loads_again(home: Path, tmp_path: Path) ->
 
 
 def test_text_that_looks_like_a_number_stays_text(home: Path) -> None:
-    config = load(home, teacher__classes="classes.txt", name="5e5")
-    (home / "config.yaml").write_text(to_yaml(config))
-    assert load_config(home / "config.yaml") == config
+    for name in ("5e5", "08", "010", "0o17", "1:30"):
+        config = load(home, teacher__classes="classes.txt", name=name)
+        (home / "config.yaml").write_text(to_yaml(config))
+        assert load_config(home / "config.yaml") == config
+
+
+def test_a_key_that_is_there_twice_is_refused(home: Path) -> None:
+    text = (home / "run.yaml").read_text()
+    more = "selector: {prior: 0.2}\nseed: 3\nselector:\n  steps: 9\n"
+    line = text.count("\n") + 1
+    (home / "run.yaml").write_text(text + more)
+    assert faults(home) == [
+        f"--config: {home}/run.yaml line {line + 2} is not YAML: the key selector is there twice, on line {line} too"
+    ]
+    (home / "run.yaml").write_text(text + "selector: {lr: 0.1,\n  lr: 0.2}\n")
+    assert faults(home) == [
+        f"--config: {home}/run.yaml line {line + 1} is not YAML: the key lr is there twice, on line {line} too"
+    ]
+
+
+def test_what_is_merged_may_be_set_again(home: Path) -> None:
+    text = (home / "run.yaml").read_text()
+    (home / "run.yaml").write_text(f"{text}selector: &a {{lr: 0.1, steps: 5}}\ndistill: {{<<: *a, lr: 0.2}}\n")
+    config = load(home)
+    assert (config.selector.lr, config.distill.lr, config.distill.steps) == (0.1, 0.2, 5)
 
 
 def test_a_student_that_begins_with_weights(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -544,3 +580,21 @@ def test_a_fault_of_another_key_quotes_no_credentials(home: Path, capsys: pytest
 )
 def test_what_holds_no_credentials_is_left_as_it_is(uri: str) -> None:
     assert redact(uri) == uri
+
+
+@pytest.mark.parametrize(
+    ("uri", "output", "fault"),
+    [
+        ("lake", "lake/run", True),
+        ("lake/**/*.parquet", "lake/deep/run", True),
+        ("lake/*.parquet", "lake/run", False),  # does not look into folders
+        ("lake", "lake/_runs/a", False),  # nobody lists what is hidden
+        ("lake", "lake-runs/a", False),
+        ("s3://bucket/lake", "s3://bucket/lake/run?region=x", True),
+    ],
+)
+def test_a_run_does_not_write_where_it_reads(tmp_path: Path, uri: str, output: str, fault: bool) -> None:
+    config = load_config(write_config(tmp_path, write_task(tmp_path, images=20)))
+    place = output if "://" in output else str(tmp_path / output)
+    source = SourceConfig(uri=uri if "://" in uri else str(tmp_path / uri))
+    assert bool(output_faults(replace(config, output=place, corpus=source))) == fault

@@ -29,7 +29,16 @@ from pukd_ray.audit.drawing import check_selection
 from pukd_ray.audit.forms import parse_labels, read_labels
 from pukd_ray.audit.record import DESIGN, SAMPLE, load_sample
 from pukd_ray.cli import DEMO_CONFIG, parse_arguments
-from pukd_ray.commands import coverage_study, soak
+from pukd_ray.commands import (
+    audit,
+    coverage_study,
+    make_pools,
+    measure_decoding,
+    measure_near,
+    run,
+    show,
+    soak,
+)
 from pukd_ray.config import SourceConfig
 from pukd_ray.corpus.huggingface import choose_split
 from pukd_ray.corpus.labelled import Labelled, check_same_names, index_sources
@@ -42,6 +51,7 @@ from pukd_ray.demo.pools import Bank
 from pukd_ray.estimate import Prices, estimate_run
 from pukd_ray.export.formats import trace
 from pukd_ray.networks.zoo import build_network, find_weights, load_weights
+from pukd_ray.outline import outline_run
 from pukd_ray.pipeline import _check_cluster, open_folder, run_pipeline
 from pukd_ray.preflight import config_of_run
 from pukd_ray.report.publish import publish
@@ -121,6 +131,12 @@ several(
     lambda _: parse_arguments(["--config", "a.yaml", "stray"], None),
     lambda _: parse_arguments(["--config", "a.yaml", "--seed"], None),
     lambda _: parse_arguments(["--config", "a.yaml"], None, operand="FILE"),
+    lambda _: parse_arguments(["--confg", "a.yaml"], None, demo=True),
+    lambda _: run.main(["--redo", "export"]),
+    lambda _: measure_decoding.main(["--images", "0"]),
+    lambda _: measure_near.main(["--images", "nowhere"]),
+    lambda _: make_pools.main(["--source", "nowhere"]),
+    lambda home: show.main([str(home.path), "a", "--pictures", str(home.file("file", "x"))]),
     lambda _: coverage_study.parse_part("3/2"),
     lambda home: estimate_run(home.config, Prices(0, 0, 0), 10),
     lambda home: soak.main(["--folder", str(home.file("full/x", "x").parent)]),
@@ -139,6 +155,7 @@ several(
     "Config",
     lambda home: load_config(home.path / "none.yaml"),
     lambda home: load_config(home.file("a.yaml", "a: [")),
+    lambda home: load_config(home.file("a.yaml", "seed: 1\nname: a\nseed: 2")),
     lambda home: load_config(home.file("a.yaml", "- a")),
     lambda home: load_config(home.file("a.yaml", b"\xff")),
     lambda home: load_config(home.file("a.yaml", "base: 3")),
@@ -198,6 +215,16 @@ def an_output_that_cannot_be_made(home: Home) -> None:
     run_pipeline(replace(home.config, output=str(home.file("file", "x") / "run")))
 
 
+@under("Config")
+def an_output_that_is_read(_: Home) -> None:
+    load_config(DEMO_CONFIG, {"output": str(DEMO_CONFIG.parent / "corpus" / "run")})
+
+
+@under("Config")
+def an_output_that_a_dry_run_could_not_make(home: Home) -> None:
+    outline_run(RunFolder(str(home.file("file", "x") / "run")), home.config)
+
+
 def lenet() -> torch.nn.Module:
     return build_network("lenet5", num_classes=5, channels=1, input_size=28)
 
@@ -246,6 +273,7 @@ several(
     "Corpus and labelled images",
     lambda _: choose_split(SPLITS, ["train.parquet", "test.parquet"], None, "corpus"),
     lambda _: choose_split(SPLITS, ["train.parquet", "test.parquet"], "all", "corpus"),
+    with_files(listing("lake/a.parquet", split="train"), "lake/a.parquet"),
 )
 
 
@@ -461,6 +489,12 @@ def published_already(home: Home) -> None:
 
 
 @under("Run folder")
+def damaged(home: Home) -> None:
+    home.file("run/markers/plan.json", "")
+    home.run.marker("plan")
+
+
+@under("Run folder")
 def in_use(home: Home) -> None:
     with Lease(home.run) as lease:
         lease.take()
@@ -504,6 +538,7 @@ def of_other_settings(home: Home) -> RunFolder:
 several(
     "Run folder",
     lambda home: check_unchanged(of_other_settings(home), home.config),
+    lambda home: audit.main(["draw", "--output", of_other_settings(home).uri]),
 )
 
 
@@ -558,6 +593,7 @@ several(
     table(table__rows=[]),
     table(table__more=[{"name": "pu_s1"}]),
     table(table__more=[{"name": "x", "distill": {"lr": -1}}]),
+    table(table__more=[{"name": "x", "distill": {"epochs": 60, "baseline": "positives"}}]),
     table(teacher_training={"epochs": 1}),
     table(teacher_training={"epochs": 0}),
     table(test=None),

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pukd_ray.cli import DEMO_CONFIG, Arguments, Parser, parse_arguments
-from pukd_ray.config import RunConfig
+from pukd_ray.config import ConfigError, RunConfig
 from pukd_ray.preflight import load_config
 from pukd_ray.run.folder import RunFolder
 
@@ -79,8 +79,11 @@ def _open(arguments: Arguments) -> tuple[RunFolder, RunConfig]:
     config = load_config(arguments.config, arguments.overrides)
     # After the checks: a bad config should not wait for Ray.
     from pukd_ray.pipeline import open_folder
-    from pukd_ray.resume import check_unchanged
+    from pukd_ray.resume import StaleResultsError, check_unchanged
 
     folder = open_folder(config)
-    check_unchanged(folder, config)
+    try:
+        check_unchanged(folder, config)
+    except StaleResultsError as error:  # its own advice is a flag of `pukd run`
+        raise ConfigError([fault.replace("--redo ", "pukd run --redo ") for fault in error.faults]) from error
     return folder, config

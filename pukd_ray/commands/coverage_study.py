@@ -5,13 +5,12 @@ Runs that the output file has already are not made again. Fashion-MNIST is read 
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pukd_ray.demo
 from pukd_ray.cli import parse_flags
-from pukd_ray.commands.make_pools import add_source
+from pukd_ray.commands.make_pools import add_source, check_source
 from pukd_ray.config import ConfigError
 from pukd_ray.demo.pools import load_photographs
 from pukd_ray.preflight import load_config
@@ -42,8 +41,7 @@ def main(argv: Sequence[str]) -> None:
     """Parse the arguments, make the missing runs, write the tables."""
     arguments = parse_flags(argv, __doc__, "pukd coverage-study", add_flags)
     part = parse_part(arguments.part)
-    if not arguments.source.is_dir():
-        sys.exit(f"{arguments.source} is missing: install dataset-fashion-mnist or name its folder with --source")
+    check_source(arguments.source, "train")
     # After the arguments: help should not wait for torch and Ray.
     from pukd_ray.runtime.engine import engine
     from pukd_ray.studies.coverage import BiasRun, Case, Photographs, bias_runs, draw_cases, run_study

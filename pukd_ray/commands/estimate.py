@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from pukd_ray.cli import parse_arguments
+from pukd_ray.cli import at_least, parse_arguments
 from pukd_ray.preflight import load_config
 
 TRIAL_IMAGES = 2000
@@ -28,5 +28,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         "--images", type=int, default=TRIAL_IMAGES, help="of the corpus, in the largest of three trials (%(default)s)"
     )
     for name, what in (("cpu", "a CPU's hour"), ("gpu", "a GPU's hour")):
-        parser.add_argument(f"--{name}-hour", type=float, default=0.0, help=f"price of {what}, in any currency")
-    parser.add_argument("--gib-month", type=float, default=0.0, help="price of storing a GiB for a month")
+        parser.add_argument(
+            f"--{name}-hour", type=at_least(0, float), default=0.0, help=f"price of {what}, in any currency"
+        )
+    parser.add_argument("--gib-month", type=at_least(0, float), default=0.0, help="price of storing a GiB for a month")

@@ -4,12 +4,12 @@ Fashion-MNIST is read from Debian's package: `apt-get install dataset-fashion-mn
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pukd_ray.demo
 from pukd_ray.cli import parse_flags
+from pukd_ray.commands.make_pools import check_source
 from pukd_ray.demo.build import build_demo, build_full_glyphs
 
 
@@ -41,10 +41,8 @@ def main(argv: Sequence[str]) -> None:
     if arguments.full:
         print(build_full_glyphs(arguments.full))
         return
-    try:
-        manifest = build_demo(arguments.source, arguments.output)
-    except FileNotFoundError as error:
-        sys.exit(f"{error.filename} is missing: install dataset-fashion-mnist or name its folder with --source")
+    check_source(arguments.source, "train", "t10k")
+    manifest = build_demo(arguments.source, arguments.output)
     for name, entry in manifest["files"].items():
         print(f"{arguments.output / name}: {entry.get('rows', 0)} images, {entry['bytes']} bytes")
     print(f"{sum(entry['bytes'] for entry in manifest['files'].values())} bytes in all")

@@ -7,11 +7,11 @@ real images, with 0.5 to 50 % relevant ones: of Tiny ImageNet, for CIFAR-10's ta
 import argparse
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from pukd_ray.cli import parse_flags
+from pukd_ray.config import ConfigError
 from pukd_ray.demo.pools import POOLS, Bank, Pool, draw_pool, load_bank, write_pool
 from pukd_ray.studies.cifar import SHARES, draw_share, load_cifar
 
@@ -21,10 +21,21 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=Path, default=Path("/usr/share/datasets/fashion-mnist"), help="[%(default)s]")
 
 
+def check_source(folder: Path, *parts: str) -> None:
+    """ConfigError unless both files of each part are there."""
+    files = [f"{part}-{kind}-ubyte.gz" for part in parts for kind in ("images-idx3", "labels-idx1")]
+    if missing := [file for file in files if not (folder / file).is_file()]:
+        raise ConfigError(
+            [
+                f"arguments: --source {folder}: {missing[0]} is not there: install dataset-fashion-mnist, or name the "
+                "folder of its four files"
+            ]
+        )
+
+
 def load_source(folder: Path) -> Bank:
-    """All images there; ends the process if there are none."""
-    if not folder.is_dir():
-        sys.exit(f"{folder} is missing: install dataset-fashion-mnist or name its folder with --source")
+    """All images there; ConfigError if there are none."""
+    check_source(folder, "train")
     return load_bank(folder, os.cpu_count() or 1)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from pukd_ray.cli import parse_flags
+from pukd_ray.cli import at_least, parse_flags
 from pukd_ray.corpus.pixels import PixelSpec, decode
 
 # Images per second of ResNet-50 at 224 px, FP32, batch 128, on NVIDIA T4: NVIDIA DeepLearningExamples,
@@ -34,8 +34,10 @@ def photograph(rng: np.random.Generator, width: int = 500, height: int = 375) ->
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """This command's."""
-    parser.add_argument("--images", type=int, default=100, help="[%(default)s]")
-    parser.add_argument("--rounds", type=int, default=5, help="the fastest counts: others share the core [%(default)s]")
+    parser.add_argument("--images", type=at_least(1), default=100, help="[%(default)s]")
+    parser.add_argument(
+        "--rounds", type=at_least(1), default=5, help="the fastest counts: others share the core [%(default)s]"
+    )
 
 
 def main(argv: Sequence[str]) -> None:

@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageEnhance, ImageOps
 
-from pukd_ray.cli import parse_flags
+from pukd_ray.cli import at_least, parse_flags
+from pukd_ray.config import ConfigError
 from pukd_ray.corpus.perceptual import BANDS, BITS, RADIUS, hash_words, pairs_within, perceptual_hashes
 from pukd_ray.corpus.pixels import IMAGE_EXTENSIONS, PixelSpec, Unreadable, decode
 
@@ -57,9 +59,9 @@ COPIES: dict[str, Callable[[Image.Image], bytes]] = {
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """This command's."""
     parser.add_argument("--images", required=True, help="folder of images, or a Parquet file with a column `image`")
-    parser.add_argument("--size", type=int, default=32, help="pixels that the teacher sees [%(default)s]")
-    parser.add_argument("--copied", type=int, default=1000, help="of the images, are copied [%(default)s]")
-    parser.add_argument("--rows", type=int, default=0, help="of a table whose search is timed; 0: none")
+    parser.add_argument("--size", type=at_least(8), default=32, help="pixels that the teacher sees [%(default)s]")
+    parser.add_argument("--copied", type=at_least(1), default=1000, help="of the images, are copied [%(default)s]")
+    parser.add_argument("--rows", type=at_least(0), default=0, help="of a table whose search is timed; 0: none")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -68,6 +70,13 @@ def main(argv: Sequence[str]) -> None:
     spec = PixelSpec(arguments.size, 3, "crop")
     encoded = _read(Path(arguments.images))
     pixels, kept = _decoded(encoded, spec)
+    if not kept:
+        raise ConfigError(
+            [
+                f"arguments: --images {arguments.images}: no image can be read there: name a folder of images, or a "
+                "Parquet file with a column `image`"
+            ]
+        )
     perceptual_hashes(pixels[:64])
     start = time.process_time()
     hashes, has = perceptual_hashes(pixels)
@@ -106,7 +115,10 @@ def main(argv: Sequence[str]) -> None:
 
 def _read(place: Path) -> list[bytes]:
     if place.is_file():
-        images: list[bytes] = pq.read_table(place, columns=["image"]).column("image").to_pylist()
+        try:
+            images: list[bytes] = pq.read_table(place, columns=["image"]).column("image").to_pylist()
+        except (pa.ArrowException, KeyError):  # no Parquet file; no such column
+            return []
         return images
     return [f.read_bytes() for f in sorted(place.rglob("*")) if f.suffix.lower() in IMAGE_EXTENSIONS]
 
@@ -120,7 +132,7 @@ def _decoded(images: Sequence[bytes], spec: PixelSpec) -> tuple[np.ndarray, list
         except Unreadable:
             continue
         kept.append(i)
-    return np.stack(found), kept
+    return np.stack(found) if found else np.zeros((0, *spec.shape), np.uint8), kept
 
 
 def _rows(hashes: np.ndarray) -> np.ndarray:

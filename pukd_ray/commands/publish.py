@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from pukd_ray.cli import parse_flags
 
@@ -16,9 +17,13 @@ def main(argv: Sequence[str]) -> None:
     """Parse, write, say."""
     arguments = parse_flags(argv, __doc__, "pukd publish", add_flags)
     # After the arguments: help should not wait for Ray.
-    from pukd_ray.preflight import config_of_run
+    from pukd_ray.preflight import check_folder, config_of_run
     from pukd_ray.report.publish import publish
     from pukd_ray.run.folder import open_run
+    from pukd_ray.storage import is_local
 
-    run = open_run(arguments.run)
-    publish(run, config_of_run(run), open_run(arguments.folder))
+    run, target = open_run(arguments.run), open_run(arguments.folder)
+    config = config_of_run(run)
+    if is_local(target.uri):
+        check_folder("arguments: FOLDER", Path(target.root))
+    publish(run, config, target)

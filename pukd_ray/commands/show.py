@@ -22,9 +22,10 @@ def main(argv: Sequence[str]) -> None:
     """Parse, find, print."""
     arguments = parse_flags(argv, __doc__, "pukd show", add_flags)
     # After the arguments: help should not wait for Ray.
-    from pukd_ray.preflight import config_of_run
+    from pukd_ray.preflight import check_folder, config_of_run
     from pukd_ray.report.show import show_lines
     from pukd_ray.run.folder import open_run
 
+    check_folder("arguments: --pictures", arguments.pictures)
     folder = open_run(arguments.run)
     print("\n".join(show_lines(folder, config_of_run(folder), arguments.ids, arguments.pictures)))

@@ -9,14 +9,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from pukd_ray.cli import parse_flags
+from pukd_ray.cli import at_least, parse_flags
 from pukd_ray.config import ConfigError
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """This command's."""
-    parser.add_argument("--minutes", type=float, default=60.0, help="how long [%(default)g]")
-    parser.add_argument("--faults", type=int, help="or how many faults")
+    parser.add_argument("--minutes", type=at_least(0, float), default=60.0, help="how long [%(default)g]")
+    parser.add_argument("--faults", type=at_least(1), help="or how many faults")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the faults [%(default)s]")
     parser.add_argument("--folder", type=Path, help="to work in, empty [a temporary one]")
 

@@ -5,6 +5,7 @@
 """
 
 from pukd_ray.preflight.document import parse_value, to_yaml
+from pukd_ray.preflight.files import check_folder
 from pukd_ray.preflight.loading import config_of_run, load, load_config, load_teacher_training
 
-__all__ = ["config_of_run", "load", "load_config", "load_teacher_training", "parse_value", "to_yaml"]
+__all__ = ["check_folder", "config_of_run", "load", "load_config", "load_teacher_training", "parse_value", "to_yaml"]

@@ -13,11 +13,27 @@ from pukd_ray.config import ConfigError, RunConfig, to_plain
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 where PyYAML's 1.1 surprises: 1e-3 is a number; `no`, `on` and dates are text."""
+    """YAML 1.2 where PyYAML's 1.1 surprises: 1e-3 is a number, 010 is ten; `no`, `on`, 1:30 and dates are text; a key
+    that is there twice is a fault."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        """Looks at the keys before PyYAML drops all but the last of a name."""
+        node = super().compose_mapping_node(anchor)
+        seen: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if first := seen.get((key.tag, key.value)):
+                problem = f"the key {key.value} is there twice, on line {first} too"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen[key.tag, key.value] = key.start_mark.line + 1
+        return node
 
 
+_SIXTIES = ("tag:yaml.org,2002:str", re.compile(r"[^:]*:"))
 _Loader.yaml_implicit_resolvers = {
-    first: [
+    first: [_SIXTIES] * (first in "-+0123456789")
+    + [
         (tag, form)
         for tag, form in resolvers
         if tag != "tag:yaml.org,2002:timestamp" and not (tag == "tag:yaml.org,2002:bool" and first not in "tTfF")
@@ -31,8 +47,18 @@ class _Dumper(yaml.SafeDumper):
 
 
 _FLOAT = ("tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789."))
-_Loader.add_implicit_resolver(*_FLOAT)
-_Dumper.add_implicit_resolver(*_FLOAT)
+_INT = ("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0o[0-7]+|\d+)$"), list("-+0123456789"))
+for _form in (_FLOAT, _INT):
+    _Loader.add_implicit_resolver(*_form)
+    _Dumper.add_implicit_resolver(*_form)
+
+
+def _whole_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    text = str(loader.construct_scalar(node)).replace("_", "")
+    return int(text, 0 if re.match(r"[-+]?0[box]", text) else 10)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
 def to_yaml(config: RunConfig) -> str:

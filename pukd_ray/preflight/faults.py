@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from dataclasses import is_dataclass
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -53,6 +54,8 @@ def _readable(error: ValidationError, raw: Any, kind: Any) -> list[str]:
         values[key] = value
         if item["type"] in _SAYS_ALL:
             said[key] = _SAYS_ALL[item["type"]]
+            if item["type"] == "unexpected_keyword_argument":
+                said[key] += _hint(key, kind)
         elif item["type"] in _SHOULD_BE:
             should.setdefault(key, []).append(_SHOULD_BE[item["type"]].format(**item.get("ctx", {})).replace("'", ""))
         else:
@@ -79,6 +82,24 @@ def _locate(item: Any, raw: Any, kind: Any) -> tuple[str, Any]:
             continue
         parts.append(str(part))
     return ".".join(parts), node
+
+
+def _hint(key: str, kind: Any) -> str:
+    """Keys that an unknown one may be meant for: of this very name elsewhere, else of like names in its section."""
+    *parents, last = key.split(".")
+    section = kind
+    for part in parents:
+        if not part.isdecimal():
+            section = _section(get_type_hints(section).get(part)) if is_dataclass(section) else None
+    if not is_dataclass(section):
+        return ""
+    close = [
+        f"{name}.{last}"
+        for name, hint in get_type_hints(kind).items()
+        if (other := _section(hint)) and last in get_type_hints(other)
+    ]
+    close = close or [".".join([*parents, name]) for name in difflib.get_close_matches(last, get_type_hints(section))]
+    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def _section(hint: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,9 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs as pafs
 
-from pukd_ray.config import NEEDED_BY_FORMATS, RENORMALISING, ExportConfig, StudentConfig
-from pukd_ray.corpus.sources import check_reachable
-from pukd_ray.storage import is_local, local_path, open_storage, read_bytes
+from pukd_ray.config import (
+    NEEDED_BY_FORMATS,
+    RENORMALISING,
+    ConfigError,
+    ExportConfig,
+    RunConfig,
+    StudentConfig,
+)
+from pukd_ray.corpus.sources import check_reachable, sources_by_role
+from pukd_ray.storage import is_local, local_path, open_storage, read_bytes, split_uri
 
 if TYPE_CHECKING:
     from pukd_ray.networks.found import Checkpoint
@@ -134,14 +142,52 @@ def file_faults(
     return faults
 
 
+def output_faults(config: RunConfig) -> list[str]:
+    """An output below a folder that is read: the next start would take the run's own files for images."""
+
+    def parts(uri: str) -> tuple[str, ...]:
+        scheme, path, _ = split_uri(uri)
+        return local_path(uri).parts if is_local(uri) else (scheme, *path.strip("/").split("/"))
+
+    output = parts(config.output)
+    faults = []
+    for role, sources in sources_by_role(config).items():
+        for uri in (uri for source in sources for uri in source.uris):
+            folder, wildcard, _ = uri.partition("/**")
+            mine = parts(folder)
+            below = output[len(mine) :] if output[: len(mine)] == mine else None
+            if below is None or (not wildcard and re.search(r"[*?\[]", uri)):
+                continue
+            if not any(name.startswith((".", "_")) for name in below):  # nobody lists what is hidden
+                faults.append(f"output: {config.output} is below {role}.uri, {folder}: name a folder outside it")
+    return faults
+
+
+def check_folder(key: str, folder: Path) -> None:
+    """ConfigError if a local folder can be neither made nor written into; makes nothing. `key`: what names it."""
+    if above := _in_the_way(folder):
+        raise ConfigError(
+            [
+                f"{key} {folder} cannot be written into, for {above} is no folder that this user may write to: name "
+                "another"
+            ]
+        )
+
+
+def _in_the_way(folder: Path) -> Path | None:
+    """What is there of the path, unless it is a folder that this user may write to."""
+    above = next(place for place in (folder, *folder.parents) if os.access(place, os.F_OK))
+    return None if above.is_dir() and os.access(above, os.W_OK | os.X_OK) else above
+
+
 def _destination_faults(uri: Any) -> list[str]:
     """Of weights that are to be written: what can be told of that before hours of training."""
     try:
         open_storage(uri)
-        above = next(folder for folder in local_path(uri).parents if folder.exists()) if is_local(uri) else None
+        above = _in_the_way(local_path(uri).parent) if is_local(uri) else None
     except (ValueError, OSError) as error:
         return [f"teacher.weights: {error}"]
-    if above and not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+    if above:
         return [f"teacher.weights: {uri} cannot be written, for {above} is no folder that this user may write to"]
     return []
 

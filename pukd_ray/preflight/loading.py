@@ -20,7 +20,7 @@ from pukd_ray.config import (
 )
 from pukd_ray.preflight.document import apply_overrides, build_on, parse_document, read_document
 from pukd_ray.preflight.faults import validate
-from pukd_ray.preflight.files import export_faults, file_faults, read_class_names, resolve_paths
+from pukd_ray.preflight.files import export_faults, file_faults, output_faults, read_class_names, resolve_paths
 from pukd_ray.preflight.secrets import secret_faults
 from pukd_ray.run.folder import RunFolder
 
@@ -51,7 +51,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         ...     for fault in error.faults:
         ...         print(fault)
         selector.prior: 25 should be auto or audit or below 1
-        distill.lrr: unknown key
+        distill.lrr: unknown key; did you mean distill.lr?
     """
     return load(path, overrides, RunConfig)
 
@@ -97,7 +97,9 @@ def load(
     config, value_faults = validate(raw, kind)
     for key in overrides or {}:  # of an override, name all of the key that was given
         value_faults = [
-            f"{key}: unknown key" if f.endswith(": unknown key") and key.startswith(f.partition(":")[0] + ".") else f
+            key + f.removeprefix(f.partition(":")[0])
+            if ": unknown key" in f and key.startswith(f.partition(":")[0] + ".")
+            else f
             for f in value_faults
         ]
     faults += value_faults
@@ -106,7 +108,7 @@ def load(
     if is_run and config is None:
         faults += _worker_faults(raw, at_fault)
     if isinstance(config, RunConfig):
-        faults += _tracking_faults(config.tracking)
+        faults += _tracking_faults(config.tracking) + output_faults(config)
     faults += file_faults(raw, at_fault, source_keys, writes_teacher=writes_teacher(raw), has_student=is_run)
     if isinstance(config, RunConfig) and config.export:
         faults += export_faults(config.export)

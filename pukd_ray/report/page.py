@@ -241,9 +241,7 @@ def _warnings(
     more = "give more of such images in P"
     rule = RULES[selection.rule]
     if "budget" in rule.needs and not rule.per_class and metrics["n_selected"] == selection.budget:
-        more = (
-            "the budget went to other classes: raise selection.budget, or take rule quota, which shares it evenly"
-        )
+        more = "the budget went to other classes: raise selection.budget, or take rule quota, which shares it evenly"
     for counts, what in (
         (meta["positives_per_class"], "P has no image of {}: give some, images of such classes are hardly selected."),
         (summary["class_counts"], f"Nothing is selected for {{}}: look at the gallery; {more}."),

@@ -149,8 +149,16 @@ class RunFolder:
         self.patiently(name, lambda: write_bytes(self.fs, self.path(name), data))
 
     def read_json(self, name: str) -> Any:
-        """Parsed content, or None if there is no such file."""
-        return json.loads(self.read_bytes(name)) if self.exists(name) else None
+        """Parsed content, or None if there is no such file; RunError if it holds something else."""
+        if not self.exists(name):
+            return None
+        try:
+            return json.loads(self.read_bytes(name))
+        except ValueError as error:
+            raise RunError(
+                f"{self.display}/{name} is damaged, as after a power failure ({error}): delete it if it is below "
+                "markers/, else make it anew by --redo of the stage that wrote it"
+            ) from error
 
     def write_json(self, name: str, value: Any) -> None:
         """Write atomically; NaN is refused."""

@@ -96,6 +96,7 @@ def test_a_run_of_another_config_is_refused(folder: RunFolder, capsys: pytest.Ca
     assert pukd(folder, "draw") == 2
     err = capsys.readouterr().err
     assert f"selection.rule: has changed since stage select of {folder.uri} was done" in err
+    assert "; pukd run --redo select moves them to old/" in err
     assert "format" not in err
 
 

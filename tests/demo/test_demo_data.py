@@ -193,7 +193,7 @@ def test_the_job_says_what_is_missing(tmp_path: Path) -> None:
     job = Path(__file__).parents[2] / "jobs" / "make_demo_data.py"
     command = [sys.executable, str(job), "--source", str(tmp_path), "--output", str(tmp_path / "out")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert ended.returncode == 1
-    missing = tmp_path / "train-images-idx3-ubyte.gz"
-    assert ended.stderr == f"{missing} is missing: install dataset-fashion-mnist or name its folder with --source\n"
+    assert ended.returncode == 2
+    said = f"arguments: --source {tmp_path}: train-images-idx3-ubyte.gz is not there: install dataset-fashion-mnist, "
+    assert ended.stderr == f"{said}or name the folder of its four files\n"
     assert not (tmp_path / "out").exists()

@@ -360,6 +360,35 @@ def test_warnings_say_what_to_do(folder: RunFolder, config: RunConfig) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("selection", "advice"),
+    [
+        ({"rule": "positive"}, "give more of such images in P"),
+        (
+            {"rule": "budget", "budget": 20},
+            "the budget went to other classes: raise selection.budget, or take rule quota",
+        ),
+        ({"rule": "budget", "budget": 21}, "give more of such images in P"),  # there were no more positives
+        ({"rule": "quota", "budget": 20}, "give more of such images in P"),
+    ],
+)
+def test_a_class_of_which_nothing_is_selected_has_its_cause(
+    folder: RunFolder, tmp_path: Path, selection: dict[str, Any], advice: str
+) -> None:
+    (warning,) = re.findall(r"<li>(Nothing is .*?)</li>", render(folder, make_config(tmp_path, selection=selection)))
+    assert f": look at the gallery; {advice}" in warning
+
+
+def test_one_image_was_selected(folder: RunFolder, config: RunConfig) -> None:
+    assert "20 images were selected." in render(folder, config)
+    update(folder, "metrics.json", n_selected=1)
+    assert " 1 image was selected." in render(folder, config)
+
+
+def test_estimates_say_what_they_are_from(folder: RunFolder, config: RunConfig) -> None:
+    assert "P(relevant) of every image and from held-out positives" in render(folder, config)
+
+
 def test_without_test_set_and_truth(folder: RunFolder, tmp_path: Path) -> None:
     config = make_config(tmp_path, classes=None)
     metrics = folder.read_json("metrics.json")

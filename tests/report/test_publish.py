@@ -155,6 +155,15 @@ def test_a_run_without_a_student_has_a_data_set(tmp_path: Path, capsys: pytest.C
     assert "6 images, for datasets.load_dataset" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("below", ["", "/hub"])
+def test_a_file_is_no_folder_to_publish_into(
+    published: Path, tmp_path: Path, below: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("x")
+    assert main(["publish", str(published / "run"), f"{tmp_path}/file{below}"]) == 2
+    assert capsys.readouterr().err.startswith(f"arguments: FOLDER {tmp_path}/file{below} cannot be written into, ")
+
+
 def test_nothing_is_overwritten(published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["publish", str(published / "run"), str(published / "hub")]) == 1
     assert f"failed: {published}/hub/dataset is there already" in capsys.readouterr().err

@@ -112,6 +112,16 @@ def test_names_of_strangers_stay_in_the_folder(tmp_path: Path) -> None:
     assert len(file.name) < 100
 
 
+@pytest.mark.parametrize("below", ["", "/pictures"])
+def test_a_file_is_no_folder_for_pictures(
+    run: RunFolder, tmp_path: Path, below: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("x")
+    assert main(["show", run.uri, "part-1.parquet#4", "--pictures", f"{tmp_path}/file{below}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"arguments: --pictures {tmp_path}/file{below} cannot be written into, ")
+
+
 def test_unknown_ids_are_named(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", run.uri, "part-0.parquet#0", "part-9#1", "x"]) == 1
     assert "no image 'part-9#1' (and 1 more) is scored" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 
 import pytest
@@ -68,6 +69,33 @@ def test_a_line_of_a_log_has_the_time_of_all(terminal: bool, monkeypatch: pytest
         bar.update(5)
         bar.refresh()
     assert " left, 60 s in all\n" in out.getvalue() or (terminal and "], 60 s in all" in out.getvalue())
+
+
+def test_a_log_has_lines_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", out := io.StringIO())
+    with progress("selector", 9, "folds") as bar:
+        bar.delay, bar.mininterval = 0, 0
+        for _ in range(2):
+            time.sleep(0.01)
+            bar.update(1)
+            bar.refresh()
+            console.say("a line of another")
+    lines = out.getvalue().split("\n")
+    assert "\r" not in out.getvalue()
+    assert lines.count("a line of another") == 2
+    assert lines.pop() == ""
+    assert all(line == "a line of another" or re.match(r"selector +\d/9 folds  .* left$", line) for line in lines)
+
+
+def test_a_slow_rate_is_of_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    for stream in (io.StringIO(), Terminal()):
+        monkeypatch.setattr("sys.stdout", stream)
+        with progress("selector", 9, "folds") as bar:
+            bar.n, bar.start_t = 2, bar.start_t - 10
+            assert " s/fold" in str(bar)
+            assert "s/ folds" not in str(bar)
+            bar.n = 9000
+            assert " folds/s" in str(bar)
 
 
 def test_colours_are_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
