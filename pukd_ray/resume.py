@@ -163,7 +163,8 @@ def _is_unscored(folder: RunFolder, done: set[str]) -> bool:
     planned, scored = folder.marker("plan"), folder.marker("score")
     if planned is None or scored is None or not {"plan", "score"} <= done:
         return False
-    return planned.get("grows", False) or planned["counts"]["corpus"] != scored["counts"]["n_corpus"]
+    there = planned["counts"].get("corpus")
+    return planned.get("grows", False) or scored["counts"].get("n_corpus", there) != there
 
 
 def _move(folder: RunFolder, stages: Sequence[Stage], take: Callable[[], object], dry: bool) -> str:

@@ -127,4 +127,6 @@ def test_the_loss_of_a_training_of_less_than_a_second_is_recorded(monkeypatch: p
     monkeypatch.setattr(console, "record", lambda name, value, **labels: seen.append((name, value, labels)))
     with remote_progress("head") as counter:
         ray.get(counter.set.remote(5, 5, "selector", 0.25))
-    assert [figure for figure in seen if figure[0] == "loss"] == [("loss", 0.25, {"network": "selector"})]
+    losses = [figure for figure in seen if figure[0] == "loss"]
+    assert losses[:1] == [("loss", 0.25, {"network": "selector"})]
+    assert losses == losses[:1] * len(losses)  # on a slow machine it is asked for more than once
