@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from pukd_ray.config import ConfigError, RunConfig, to_plain
+from pukd_ray.corpus.formats import FORMATS
 from pukd_ray.corpus.listing import Drift, Listing, compare_listing, list_inputs, read_files
 from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.run.folder import RETIRING, RunFolder, changed_inputs
@@ -18,8 +19,8 @@ from pukd_ray.runtime.console import say
 from pukd_ray.selection.chunks import lacks_hashes, missing_column, missing_columns, rules_of_pass
 from pukd_ray.storage import read_file
 
-TARS = "format.tars"
-"""Input of a plan whose rows of tars are counted with the links in them; no input of older ones."""
+LINKS = "format.links"
+"""Input of a plan that counts links in tars as rows; no input of older ones."""
 
 
 class StaleResultsError(ConfigError):
@@ -63,7 +64,7 @@ def fingerprints(config: RunConfig, weights: bytes) -> dict[str, dict[str, Any]]
             mine["student.start"] = hashlib.sha256(read_file(mine["student.start"])).hexdigest()
         inputs[stage.name] = known | mine | {f"format.{stage.name}": stage.format_version}
         if stage.name == "plan":
-            inputs["plan"][TARS] = 2
+            inputs["plan"][LINKS] = 2
         if stage.asked_by is None:
             known = inputs[stage.name]
     return inputs
@@ -105,7 +106,7 @@ def check_progress(
     stale = _changed_keys(folder, config, inputs)
     drift = Drift(0, ())
     plan = folder.marker("plan")
-    if plan is not None and TARS not in plan["inputs"] and _has_tars(listing):
+    if plan is not None and LINKS not in plan["inputs"] and _counts_links(listing):
         stale.setdefault("plan", []).append(
             f"output: {folder.display} was planned by a version that did not count links in tars: rows are others now"
         )
@@ -154,8 +155,8 @@ def check_progress(
     return Progress(pending, inputs, listing, weights, gone)
 
 
-def _has_tars(listing: Listing) -> bool:
-    return "webdataset" in pc.unique(listing.table.column("format")).to_pylist()
+def _counts_links(listing: Listing) -> bool:
+    return any(FORMATS[name].counts_links for name in pc.unique(listing.table.column("format")).to_pylist())
 
 
 def _is_unscored(folder: RunFolder, done: set[str]) -> bool:
@@ -197,7 +198,7 @@ def _changed_keys(folder: RunFolder, config: RunConfig, inputs: dict[str, dict[s
         if before is None and stage.resumable:
             before = folder.read_json(f"markers/{stage.name}.inputs.json")
         if before is not None:
-            keys = changed_inputs({TARS: 2, **before}, inputs[stage.name])
+            keys = changed_inputs({LINKS: 2, **before}, inputs[stage.name])
             changed |= {stage.name: keys} if keys else {}
     for rule in missing_columns(folder, rules_of_pass(config)):  # columns that are there and not asked for do no harm
         key = "selection.rule" if rule == config.selection.rule else "score.also"

@@ -71,6 +71,8 @@ class Format:
     """Whether each file is one row, so that units are groups of files, and may be grouped anew."""
     has_id_column: bool = False
     """Whether `id_column` gives rows ids of the user's."""
+    counts_links: bool = False
+    """Whether links within its files are rows, as they were not to the first versions: their plans are made anew."""
     label_hint: Callable[[Unit, SourceConfig], str] = _no_hint
     """What to do about a row without a label."""
     label_names: Callable[[Unit, SourceConfig], tuple[str, ...] | None] = _unnamed

@@ -430,6 +430,7 @@ WEBDATASET = Format(
     read=_read,
     row_addressable=True,
     read_to_count=True,
+    counts_links=True,
     any_name=every_name,
 )
 """A row costs its sample; in a compressed tar, everything before it."""
