@@ -14,12 +14,13 @@ from pukd_ray.corpus.formats import FORMATS
 from pukd_ray.corpus.listing import Drift, Listing, compare_listing, list_inputs, read_files
 from pukd_ray.corpus.sources import sources_by_role
 from pukd_ray.run.folder import RETIRING, RunFolder, changed_inputs
+from pukd_ray.run.records import StageMarker
 from pukd_ray.run.stages import STAGE_NAMES, STAGES, Stage, stages_from
 from pukd_ray.runtime.console import say
 from pukd_ray.selection.chunks import lacks_hashes, missing_column, missing_columns, rules_of_pass
 from pukd_ray.storage import read_file
 
-LINKS = "format.links"
+LINKS = {"format.links": 2}
 """Input of a plan that counts links in tars as rows; no input of older ones."""
 
 
@@ -64,7 +65,7 @@ def fingerprints(config: RunConfig, weights: bytes) -> dict[str, dict[str, Any]]
             mine["student.start"] = hashlib.sha256(read_file(mine["student.start"])).hexdigest()
         inputs[stage.name] = known | mine | {f"format.{stage.name}": stage.format_version}
         if stage.name == "plan":
-            inputs["plan"][LINKS] = 2
+            inputs["plan"] |= LINKS
         if stage.asked_by is None:
             known = inputs[stage.name]
     return inputs
@@ -102,11 +103,11 @@ def check_progress(
     weights = read_file(config.teacher.weights)
     inputs = fingerprints(config, weights)
     listing = list_inputs(sources_by_role(config))
-    done = {name for name in STAGE_NAMES if folder.marker(name) is not None}
+    markers = {name: marker for name in STAGE_NAMES if (marker := folder.marker(name)) is not None}
+    done, plan = set(markers), markers.get("plan")
     stale = _changed_keys(folder, config, inputs)
     drift = Drift(0, ())
-    plan = folder.marker("plan")
-    if plan is not None and LINKS not in plan["inputs"] and _counts_links(listing):
+    if plan is not None and not LINKS.keys() <= plan["inputs"].keys() and _counts_links(listing):
         stale.setdefault("plan", []).append(
             f"output: {folder.display} was planned by a version that did not count links in tars: rows are others now"
         )
@@ -136,7 +137,8 @@ def check_progress(
             f"          warning: {len(gone)} files of the corpus are gone since it was planned, such as {min(gone)}: "
             "what is not scored of them becomes unreadable rows (--redo plan plans without them)"
         )
-    if (drift.added or _is_unscored(folder, done)) and redo != "plan":
+    is_unscored = {"plan", "score"} <= done and _is_unscored(markers["plan"], markers["score"])
+    if (drift.added or is_unscored) and redo != "plan":
         grown = stages_from("select")
         what = f"the corpus has {drift.added} new files" if drift.added else "files were new when this run was stopped"
         if _has_results(folder, grown):
@@ -159,11 +161,8 @@ def _counts_links(listing: Listing) -> bool:
     return any(FORMATS[name].counts_links for name in pc.unique(listing.table.column("format")).to_pylist())
 
 
-def _is_unscored(folder: RunFolder, done: set[str]) -> bool:
+def _is_unscored(planned: StageMarker, scored: StageMarker) -> bool:
     """Whether a run that grew was stopped before all of it was scored: the score's marker is of fewer images."""
-    planned, scored = folder.marker("plan"), folder.marker("score")
-    if planned is None or scored is None or not {"plan", "score"} <= done:
-        return False
     there = planned["counts"].get("corpus")
     return planned.get("grows", False) or scored["counts"].get("n_corpus", there) != there
 
@@ -198,7 +197,7 @@ def _changed_keys(folder: RunFolder, config: RunConfig, inputs: dict[str, dict[s
         if before is None and stage.resumable:
             before = folder.read_json(f"markers/{stage.name}.inputs.json")
         if before is not None:
-            keys = changed_inputs({LINKS: 2, **before}, inputs[stage.name])
+            keys = changed_inputs(LINKS | before, inputs[stage.name])
             changed |= {stage.name: keys} if keys else {}
     for rule in missing_columns(folder, rules_of_pass(config)):  # columns that are there and not asked for do no harm
         key = "selection.rule" if rule == config.selection.rule else "score.also"

@@ -44,7 +44,7 @@ def _base(name: str) -> str:
     return name.rpartition("/")[2].lower()
 
 
-def _split_glob(uri: str) -> tuple[str, str | None]:
+def split_glob(uri: str) -> tuple[str, str | None]:
     """(folder without wildcards, pattern below it or None)."""
     scheme, path, query = split_uri(uri)
     parts = path.split("/")
@@ -298,7 +298,7 @@ def check_reachable(uris: Sequence[str], key: str) -> list[str]:
     """Faults that show without listing: storage that cannot be opened, a path that does not exist."""
     faults = []
     for uri in dict.fromkeys(each for given in uris for each in expand_braces([given])[:: MANY_SIBLINGS**3]):
-        base, pattern = _split_glob(uri)
+        base, pattern = split_glob(uri)
         try:
             fs, path = open_storage(base)
             info = fs.get_file_info(path)
@@ -372,7 +372,7 @@ def _find(source: SourceConfig, key: str, unseen: _Unseen) -> Iterator[tuple[str
     seen: set[str] = set()
     matched: dict[str, bool] = dict.fromkeys(source.uris, False)
     for given, uri in givens:
-        base, pattern = _split_glob(uri)
+        base, pattern = split_glob(uri)
         scheme, base_path, query = split_uri(base)
         fs, path = open_storage(base)
         folder = path.rpartition("/")[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +18,7 @@ from pukd_ray.config import (
     RunConfig,
     StudentConfig,
 )
-from pukd_ray.corpus.sources import check_reachable, sources_by_role
+from pukd_ray.corpus.sources import check_reachable, sources_by_role, split_glob
 from pukd_ray.storage import is_local, local_path, open_storage, read_bytes, split_uri
 
 if TYPE_CHECKING:
@@ -153,12 +152,11 @@ def output_faults(config: RunConfig) -> list[str]:
     faults = []
     for role, sources in sources_by_role(config).items():
         for uri in (uri for source in sources for uri in source.uris):
-            folder, wildcard, _ = uri.partition("/**")
+            folder, pattern = split_glob(uri)
             mine = parts(folder)
-            below = output[len(mine) :] if output[: len(mine)] == mine else None
-            if below is None or (not wildcard and re.search(r"[*?\[]", uri)):
+            if output[: len(mine)] != mine or (pattern is not None and not pattern.startswith("**")):
                 continue
-            if not any(name.startswith((".", "_")) for name in below):  # nobody lists what is hidden
+            if not any(name.startswith((".", "_")) for name in output[len(mine) :]):  # nobody lists what is hidden
                 faults.append(f"output: {config.output} is below {role}.uri, {folder}: name a folder outside it")
     return faults
 

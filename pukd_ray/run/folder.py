@@ -306,11 +306,10 @@ class RunFolder:
 
     def retire_on(self) -> str:
         """Go on with what `retire` began; a run whose driver died in between has to, before it looks at its stages."""
-        plan = self.read_json(RETIRING)
-        self._set_aside(plan["names"], plan["to"])
+        left = self.read_json(RETIRING)
+        self._set_aside(left["names"], left["to"])
         self.delete(RETIRING)
-        to: str = plan["to"]
-        return to
+        return str(left["to"])
 
     def set_aside(self, names: Sequence[str]) -> str:
         """Rename those of the files and folders `names` that are there, in this order, to `old/<time>/`; that name."""

@@ -273,13 +273,13 @@ def test_tars_planned_before_their_links_were_counted_are_planned_anew(tmp_path:
     config = load_config(write_config(tmp_path, write_task(tmp_path, images=20)))
     folder, inputs = RunFolder(config.output), fingerprints(config, (tmp_path / "teacher.pt").read_bytes())
     folder.write_table("files.parquet", list_inputs(sources_by_role(config)).table)
-    older = {stage: {k: v for k, v in mine.items() if k != LINKS} for stage, mine in inputs.items()}
+    older = {stage: {k: v for k, v in mine.items() if k not in LINKS} for stage, mine in inputs.items()}
     for stage in ("plan", "selector"):
         folder.finish(stage, older[stage], 1.0, {"corpus": 20})
     assert "plan" not in [stage.name for stage in check_progress(folder, config, None, STAGES).pending]  # Parquet
     with tarfile.open(tmp_path / "lake" / "a.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("a.png"))
     tars = load_config(tmp_path / "config.yaml", {"corpus.uri": "lake/*.tar", "corpus.relevant_column": None})
-    folder.finish("plan", {k: v for k, v in fingerprints(tars, b"")["plan"].items() if k != LINKS}, 1.0, {})
+    folder.finish("plan", {k: v for k, v in fingerprints(tars, b"")["plan"].items() if k not in LINKS}, 1.0, {})
     with pytest.raises(ConfigError, match="did not count links in tars"):
         check_progress(folder, tars, None, STAGES)
